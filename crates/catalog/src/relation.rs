@@ -1,0 +1,318 @@
+//! What a relation is: its columns and, per kind, what it was declared with.
+//!
+//! These types are stored in the catalog's log, so a change of shape must stay readable: new fields take
+//! `#[serde(default)]`, and no field changes meaning.
+
+use std::collections::BTreeMap;
+
+use arrow_schema::{DataType, Field, Schema};
+use flow::RelationId;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::types;
+
+/// The five kinds of relation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RelationKind {
+    Table,
+    Source,
+    View,
+    MaterializedView,
+    Sink,
+}
+
+impl RelationKind {
+    pub const ALL: [RelationKind; 5] = [
+        RelationKind::Table,
+        RelationKind::Source,
+        RelationKind::View,
+        RelationKind::MaterializedView,
+        RelationKind::Sink,
+    ];
+
+    /// As in a sentence: `materialized view`.
+    pub fn noun(self) -> &'static str {
+        match self {
+            RelationKind::Table => "table",
+            RelationKind::Source => "source",
+            RelationKind::View => "view",
+            RelationKind::MaterializedView => "materialized view",
+            RelationKind::Sink => "sink",
+        }
+    }
+
+    /// As in a statement: `MATERIALIZED VIEW`.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            RelationKind::Table => "TABLE",
+            RelationKind::Source => "SOURCE",
+            RelationKind::View => "VIEW",
+            RelationKind::MaterializedView => "MATERIALIZED VIEW",
+            RelationKind::Sink => "SINK",
+        }
+    }
+}
+
+/// One column. Its position in [`Relation::columns`] is its number less one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    /// The canonical Arrow type.
+    pub data_type: DataType,
+    /// As PostgreSQL writes the declared type: `character varying(10)`.
+    pub sql_type: String,
+    /// `pg_attribute.atttypid`.
+    pub type_oid: u32,
+    /// `pg_attribute.atttypmod`: length, precision and scale in PostgreSQL's encoding; -1 for none.
+    pub typmod: i32,
+    pub nullable: bool,
+    /// SQL text of the DEFAULT expression.
+    #[serde(default)]
+    pub default: Option<String>,
+}
+
+impl Column {
+    /// A nullable column without a default. `declared` is the type in SQL as the user wrote it, or empty to take the
+    /// usual one for `data_type`.
+    pub fn new(name: impl Into<String>, data_type: DataType, declared: &str) -> Column {
+        let (type_oid, typmod) = types::oid_and_typmod(&data_type, declared);
+        let sql_type = types::format_type(type_oid, typmod);
+        Column { name: name.into(), data_type, sql_type, type_oid, typmod, nullable: true, default: None }
+    }
+
+    pub fn not_null(mut self) -> Column {
+        self.nullable = false;
+        self
+    }
+
+    /// `expression` is SQL text.
+    pub fn with_default(mut self, expression: impl Into<String>) -> Column {
+        self.default = Some(expression.into());
+        self
+    }
+
+    pub fn field(&self) -> Field {
+        Field::new(&self.name, self.data_type.clone(), self.nullable)
+    }
+}
+
+/// A query that is kept as text, with what its names meant when it was written.
+///
+/// The text alone is not enough: a table made later in an earlier schema of the search path must not change what a view
+/// reads, and a view must survive the renaming of its inputs. So `references` pins every name that the text uses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    pub sql: String,
+    /// The schemas in which unqualified names were looked up.
+    #[serde(default)]
+    pub search_path: Vec<String>,
+    /// Relation names as the text writes them, folded and joined by dots (`orders`, `sales.orders`), to what they meant.
+    #[serde(default)]
+    pub references: BTreeMap<String, RelationId>,
+}
+
+/// What an INSERT does with a key that is there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnConflict {
+    #[default]
+    Error,
+    Overwrite,
+    DoNothing,
+}
+
+/// Where rows come from or go to outside of Millstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connector {
+    /// The `WITH (…)` options in the order written, with lower-case names; `connector` is one of them.
+    #[serde(with = "ordered")]
+    pub options: IndexMap<String, String>,
+    /// `FORMAT … ENCODE …`, if given.
+    #[serde(default)]
+    pub format: Option<Format>,
+}
+
+impl Connector {
+    /// The value of option `connector`: `file`.
+    pub fn name(&self) -> Option<&str> {
+        self.options.get("connector").map(String::as_str)
+    }
+}
+
+/// `FORMAT PLAIN ENCODE CSV (…)`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// Upper case: `PLAIN`.
+    pub format: String,
+    /// Upper case: `CSV`, `JSON`.
+    pub encode: String,
+    #[serde(default, with = "ordered")]
+    pub options: IndexMap<String, String>,
+}
+
+/// Options are stored as pairs, because the order written is part of what `SHOW CREATE` gives back.
+mod ordered {
+    use indexmap::IndexMap;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(options: &IndexMap<String, String>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(options.iter())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<IndexMap<String, String>, D::Error> {
+        Ok(Vec::<(String, String)>::deserialize(from)?.into_iter().collect())
+    }
+}
+
+/// What a sink writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SinkInput {
+    /// `FROM relation`.
+    Relation(RelationId),
+    /// `AS SELECT …`.
+    Query(Query),
+}
+
+/// A table's primary key: a constraint with an index of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimaryKey {
+    /// OID of the constraint and of its index in `pg_class`.
+    pub oid: u32,
+    pub name: String,
+}
+
+/// A table's own properties.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Table {
+    /// Positions of the key columns, in key order; empty for a table without a key.
+    pub primary_key: Vec<usize>,
+    /// Name and OID of the key; set by [`Catalog::plan_create`](crate::Catalog::plan_create) whenever there is a key.
+    #[serde(default)]
+    pub key: Option<PrimaryKey>,
+    pub append_only: bool,
+    #[serde(default)]
+    pub on_conflict: OnConflict,
+    /// A table fed by a connector.
+    #[serde(default)]
+    pub connector: Option<Connector>,
+}
+
+/// A sink's own properties.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sink {
+    pub input: SinkInput,
+    /// `SINK INTO table`.
+    #[serde(default)]
+    pub into: Option<RelationId>,
+    #[serde(default)]
+    pub connector: Connector,
+}
+
+/// What a relation was declared as. Its variant is the relation's kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Definition {
+    Table(Table),
+    Source(Connector),
+    View(Query),
+    MaterializedView(Query),
+    Sink(Sink),
+}
+
+impl Definition {
+    pub fn kind(&self) -> RelationKind {
+        match self {
+            Definition::Table(_) => RelationKind::Table,
+            Definition::Source(_) => RelationKind::Source,
+            Definition::View(_) => RelationKind::View,
+            Definition::MaterializedView(_) => RelationKind::MaterializedView,
+            Definition::Sink(_) => RelationKind::Sink,
+        }
+    }
+
+    /// The query of a view, a materialized view or a sink `AS SELECT`.
+    pub fn query(&self) -> Option<&Query> {
+        match self {
+            Definition::View(q) | Definition::MaterializedView(q) => Some(q),
+            Definition::Sink(Sink { input: SinkInput::Query(q), .. }) => Some(q),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn query_mut(&mut self) -> Option<&mut Query> {
+        match self {
+            Definition::View(q) | Definition::MaterializedView(q) => Some(q),
+            Definition::Sink(Sink { input: SinkInput::Query(q), .. }) => Some(q),
+            _ => None,
+        }
+    }
+
+    /// The connector of a source, a sink or a table that has one.
+    pub fn connector(&self) -> Option<&Connector> {
+        match self {
+            Definition::Source(c) => Some(c),
+            Definition::Sink(s) if s.into.is_none() => Some(&s.connector),
+            Definition::Table(t) => t.connector.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// A table, source, view, materialized view or sink.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Relation {
+    pub oid: RelationId,
+    pub database: String,
+    pub schema: String,
+    pub name: String,
+    /// Name of the role that owns it.
+    pub owner: String,
+    pub columns: Vec<Column>,
+    pub definition: Definition,
+    /// What it reads (and, for `SINK INTO`, writes), each once.
+    #[serde(default)]
+    pub depends_on: Vec<RelationId>,
+    /// The catalog version in which it was created; set by [`Catalog::apply`](crate::Catalog::apply).
+    #[serde(default)]
+    pub created_seq: u64,
+}
+
+impl Relation {
+    pub fn kind(&self) -> RelationKind {
+        self.definition.kind()
+    }
+
+    /// `schema.name`, quoted where SQL needs it.
+    pub fn qualified_name(&self) -> String {
+        format!("{}.{}", crate::names::quote_identifier(&self.schema), crate::names::quote_identifier(&self.name))
+    }
+
+    pub fn arrow_schema(&self) -> Schema {
+        Schema::new(self.columns.iter().map(Column::field).collect::<Vec<_>>())
+    }
+
+    /// The 0-based position of the column with this (already folded) name.
+    pub fn column_index(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|c| c.name == name)
+    }
+
+    /// Positions of the primary-key columns; empty when there is no key.
+    pub fn primary_key(&self) -> &[usize] {
+        match &self.definition {
+            Definition::Table(t) => &t.primary_key,
+            _ => &[],
+        }
+    }
+
+    /// The table's own properties, if it is a table.
+    pub fn table(&self) -> Option<&Table> {
+        match &self.definition {
+            Definition::Table(t) => Some(t),
+            _ => None,
+        }
+    }
+
+    /// What a relation name in this object's query text means, if the text was pinned. `name` is folded and dotted.
+    pub fn pinned_reference(&self, name: &str) -> Option<RelationId> {
+        self.definition.query().and_then(|q| q.references.get(name).copied())
+    }
+}

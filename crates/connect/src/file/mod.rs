@@ -1,0 +1,91 @@
+//! The connector `file`: a CSV or NDJSON file as a source, bounded or followed while it grows, and as a sink.
+//!
+//! A source is one split, `0`; its offsets are bytes from the file's start, always where a record starts. The law that equal
+//! ranges give equal rows needs a file that is only appended to; a followed file that shrinks, is replaced, or no longer
+//! continues the bytes that were read is an error, never a silent restart.
+
+mod options;
+mod read;
+mod source;
+
+mod snapshot;
+mod write;
+
+pub use options::{FileSinkOptions, FileSourceOptions, SINK_OPTIONS, SOURCE_OPTIONS, SinkMode};
+pub use read::RECORD_BYTES_MAX;
+
+use std::path::Path;
+
+use arrow::datatypes::SchemaRef;
+use flow::{Error, Result, SqlState};
+
+use crate::options::{OptionSpec, Options};
+use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
+use crate::source::{Source, SourceConnector};
+
+/// `WITH (connector = 'file', …)`.
+pub struct FileConnector;
+
+impl SourceConnector for FileConnector {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        SOURCE_OPTIONS
+    }
+
+    fn infer_schema(&self, options: &Options, sample_rows: usize) -> Result<SchemaRef> {
+        source::infer_schema(&FileSourceOptions::read(options)?, sample_rows)
+    }
+
+    fn open(&self, options: &Options, schema: &SchemaRef) -> Result<Box<dyn Source>> {
+        Ok(Box::new(source::FileSource::open(FileSourceOptions::read(options)?, schema)?))
+    }
+}
+
+impl SinkConnector for FileConnector {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        SINK_OPTIONS
+    }
+
+    fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {
+        write::validate(&FileSinkOptions::read(request.options)?, request)
+    }
+
+    fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
+        write::open(FileSinkOptions::read(request.options)?, request)
+    }
+}
+
+/// What the operating system's refusal means for the user. `action`: a verb phrase, `open file`.
+pub(crate) fn io_error(action: &str, path: &Path, e: &std::io::Error) -> Error {
+    use std::io::ErrorKind as K;
+    let state = match e.kind() {
+        K::NotFound | K::NotADirectory => SqlState::UndefinedFile,
+        K::PermissionDenied | K::ReadOnlyFilesystem => SqlState::InsufficientPrivilege,
+        K::StorageFull | K::QuotaExceeded | K::FileTooLarge => SqlState::DiskFull,
+        K::IsADirectory => SqlState::WrongObjectType,
+        _ => SqlState::IoError,
+    };
+    let error = Error::new(state, format!("could not {action} \"{}\": {}", path.display(), reason(e)));
+    match state {
+        SqlState::UndefinedFile if path.is_relative() => {
+            error.with_hint("A relative path starts at the server's working directory.")
+        }
+        SqlState::DiskFull => error.with_hint("Free space on the disk, then start the job again."),
+        _ => error,
+    }
+}
+
+/// The system's words without Rust's `(os error N)`, in lower case.
+fn reason(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}

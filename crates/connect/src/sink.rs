@@ -1,0 +1,69 @@
+//! The contract of sinks: changes come in epochs and are published when an epoch is finished.
+//!
+//! A [`SinkConnector`] turns a [`SinkRequest`] into a [`SinkWriter`]. One writer receives all changes of the sink. No writer
+//! reads a clock: `now_us` (microseconds since the Unix epoch, or any clock that never goes back) comes from the caller.
+
+use arrow::datatypes::SchemaRef;
+use flow::{ChangeBatch, Epoch, Result};
+
+use crate::options::{OptionSpec, Options};
+
+/// What a sink is asked to write.
+#[derive(Clone, Debug)]
+pub struct SinkRequest<'a> {
+    pub options: &'a Options,
+    /// The columns of the rows, in canonical types.
+    pub schema: SchemaRef,
+    /// Whether the rows are only ever added.
+    pub append_only: bool,
+}
+
+/// A kind of sink, found by name with [`crate::sink`].
+pub trait SinkConnector: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// The table of options, `connector` included.
+    fn options(&self) -> &'static [OptionSpec];
+
+    /// Everything that can be checked at CREATE, without touching the target's content. Errors: `22023`/`42704` options,
+    /// `0A000` a mode or column type that does not fit, `58P01`/`42501` a place that cannot be written.
+    fn validate(&self, request: &SinkRequest<'_>) -> Result<()>;
+
+    /// Starts writing from nothing: the caller will deliver the whole content of the relation, then its changes. Errors as
+    /// [`validate`](Self::validate), and `53100`/`58030` from the target.
+    fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>>;
+}
+
+/// Takes the changes of one sink, from one thread at a time. After an error it is never called again.
+pub trait SinkWriter: Send {
+    /// Takes changes of the epoch that is open: later than every finished one. The batch has the request's schema.
+    /// Errors: `0A000` for a deletion where the mode takes none, `53100` target full.
+    fn write(&mut self, epoch: Epoch, change: &ChangeBatch) -> Result<()>;
+
+    /// All changes of `epoch` have been written; publishes them, or notes that they are due at
+    /// [`next_flush_us`](Self::next_flush_us). Epochs come in ascending order; those without changes may be left out.
+    fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()>;
+
+    /// When [`flush`](Self::flush) wants to be called, on the clock of `now_us`; `None` when everything finished is
+    /// published.
+    fn next_flush_us(&self) -> Option<i64> {
+        None
+    }
+
+    /// Publishes every finished epoch that is not published yet. Changes of an unfinished epoch stay back.
+    fn flush(&mut self, now_us: i64) -> Result<()>;
+
+    /// Publishes what is finished, durably, and drops what is not. The writer is done after it.
+    fn close(&mut self) -> Result<()>;
+
+    /// The last epoch that readers of the target can see, whole.
+    fn published(&self) -> Epoch;
+
+    /// Rows written to the target, for the statistics.
+    fn rows_written(&self) -> u64;
+
+    /// Bytes of memory held for the sink's content, for the memory budget. Cheap.
+    fn state_bytes(&self) -> usize {
+        0
+    }
+}

@@ -1,0 +1,494 @@
+//! The epoch clock: one event loop that cuts epochs, starts and stops jobs, and says which epoch is complete.
+//!
+//! Law: commits join the open epoch under a shared lease; a cut takes the lease exclusively, so an epoch's input is fixed
+//! before anything of it reaches a slot. Rows enter the flow only after the log is synced. An epoch is complete when every
+//! attached job has finished it on every slot; completed epochs only grow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
+use parking_lot::{Mutex, RwLock};
+use plan::ProcessPlan;
+use runtime::{DeploymentId, FromSlot, Tick, ToSlot, Worker};
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::job::{JobBoard, JobState, Phase};
+use crate::time::Time;
+
+/// Epochs that may be on their way through the slots at once.
+const IN_FLIGHT_MAX: usize = 2;
+/// With an epoch under way, the next one is cut no sooner than this after it.
+const CUT_INTERVAL: Duration = Duration::from_millis(5);
+/// Input rows below this go to one slot whole; splitting them would cost more than it gains.
+const SPLIT_ROWS_MIN: usize = 1024;
+/// How far (in epochs) a job may lag when the clock starts to wait for it.
+const ATTACH_LAG_MAX: u64 = 2;
+/// Epoch numbers are reserved in the log in blocks of this size, so that none is used twice.
+pub const EPOCH_BLOCK: u64 = 1 << 20;
+
+/// What the event loop reacts to.
+pub enum Event {
+    /// There is input in the open epoch.
+    Input,
+    FromSlot(FromSlot),
+    Deploy(Deploy),
+    Remove { relations: Vec<RelationId>, reply: oneshot::Sender<()> },
+    /// A back-fill has sent everything, or could not.
+    BackfillFailed { deployment: DeploymentId, error: Error },
+    /// A job has to stop for a cause outside of the slots (its sink, its source).
+    StopJob { relation: RelationId, error: Error },
+    Shutdown,
+}
+
+/// A job to start.
+pub struct Deploy {
+    pub relation: RelationId,
+    pub plan: Arc<ProcessPlan>,
+    /// Relations that the job reads.
+    pub inputs: Vec<RelationId>,
+    /// Whether readers wait for this job (views) or not (sinks).
+    pub is_view: bool,
+    /// Called on the clock thread once the first epoch is known: starts the back-fill, if one is needed.
+    pub start: Box<dyn FnOnce(&Started) -> bool + Send>,
+    pub reply: oneshot::Sender<Result<Started>>,
+}
+
+/// What a starting job is told.
+#[derive(Clone, Debug)]
+pub struct Started {
+    pub deployment: DeploymentId,
+    /// The snapshot that the job starts from: everything up to this epoch.
+    pub snapshot: Epoch,
+    /// The job's first chunk, if it back-fills.
+    pub first: Tick,
+}
+
+/// Durability as committers see it.
+#[derive(Clone, Debug, Default)]
+pub struct Durable {
+    pub epoch: Epoch,
+    /// Set once, when the log cannot be written any more.
+    pub failed: Option<Error>,
+}
+
+/// The side of the clock that sessions, sources and sinks touch.
+pub struct Clock {
+    open: RwLock<Epoch>,
+    pending: Mutex<Pending>,
+    events: Sender<Event>,
+    durable: watch::Sender<Durable>,
+    completed: watch::Sender<Epoch>,
+    pub board: JobBoard,
+}
+
+#[derive(Default)]
+struct Pending {
+    inputs: Vec<(RelationId, ChangeBatch)>,
+    bytes: usize,
+    /// Something in the log belongs to the open epoch.
+    logged: bool,
+}
+
+impl Clock {
+    /// A clock whose first epoch is `first`, and the receiver that its event loop reads.
+    pub fn new(first: Epoch) -> (Arc<Clock>, Receiver<Event>) {
+        let (events, receiver) = crossbeam_channel::unbounded();
+        let before = Epoch(first.0 - 1);
+        let clock = Clock {
+            open: RwLock::new(first),
+            pending: Mutex::default(),
+            events,
+            durable: watch::Sender::new(Durable { epoch: before, failed: None }),
+            completed: watch::Sender::new(before),
+            board: JobBoard::default(),
+        };
+        (Arc::new(clock), receiver)
+    }
+
+    /// Sends an event to the loop.
+    pub fn send(&self, event: Event) {
+        // Fails only when the loop has ended; then nothing waits for the effect.
+        let _ = self.events.send(event);
+    }
+
+    /// Joins the open epoch: `commit` logs and applies its rows for the given epoch and returns what flows to jobs.
+    /// While it runs the epoch cannot be cut.
+    pub fn commit(
+        &self,
+        logged: bool,
+        commit: impl FnOnce(Epoch) -> Result<Vec<(RelationId, ChangeBatch)>>,
+    ) -> Result<Epoch> {
+        if let Some(failed) = &self.durable.borrow().failed {
+            return Err(failed.clone());
+        }
+        let lease = self.open.read();
+        let epoch = *lease;
+        let inputs = commit(epoch)?;
+        let mut pending = self.pending.lock();
+        pending.bytes += inputs.iter().map(|(_, c)| c.bytes()).sum::<usize>();
+        pending.inputs.extend(inputs);
+        pending.logged |= logged;
+        drop(pending);
+        drop(lease);
+        self.send(Event::Input);
+        Ok(epoch)
+    }
+
+    /// Bytes of input that wait for the next cut.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.lock().bytes
+    }
+
+    /// The newest completed epoch.
+    pub fn completed(&self) -> Epoch {
+        *self.completed.borrow()
+    }
+
+    /// A receiver of completed epochs.
+    pub fn watch_completed(&self) -> watch::Receiver<Epoch> {
+        self.completed.subscribe()
+    }
+
+    /// Waits until `epoch` is complete.
+    pub async fn wait_completed(&self, epoch: Epoch) -> Result<()> {
+        if self.completed() >= epoch {
+            return Ok(());
+        }
+        let mut completed = self.completed.subscribe();
+        completed.wait_for(|c| *c >= epoch).await.map(|_| ()).map_err(|_| shutting_down())
+    }
+
+    /// How far the log is durable, and whether it can still be written.
+    pub fn durability(&self) -> Durable {
+        self.durable.borrow().clone()
+    }
+
+    /// Waits until everything committed in `epoch` is durable.
+    pub async fn wait_durable(&self, epoch: Epoch) -> Result<()> {
+        let mut durable = self.durable.subscribe();
+        let state =
+            durable.wait_for(|d| d.epoch >= epoch || d.failed.is_some()).await.map_err(|_| shutting_down())?.clone();
+        match state.failed {
+            Some(failed) if state.epoch < epoch => Err(failed),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The answer to anything that waits when the server stops.
+pub fn shutting_down() -> Error {
+    Error::new(flow::SqlState::AdminShutdown, "the server is shutting down")
+}
+
+/// The event loop's own state. [`run`](ClockLoop::run) drives it on a thread; tests call [`handle`](ClockLoop::handle)
+/// and [`try_cut`](ClockLoop::try_cut) themselves.
+pub struct ClockLoop {
+    clock: Arc<Clock>,
+    worker: Arc<dyn Worker>,
+    log: Arc<checkpoint::Log>,
+    time: Time,
+    jobs: BTreeMap<DeploymentId, JobState>,
+    next_deployment: u64,
+    /// The newest epoch that was cut.
+    cut: Epoch,
+    /// Numbers from here on are not reserved yet.
+    reserved: Epoch,
+    last_cut_us: i64,
+    timers: Vec<Option<i64>>,
+    deliver: Box<dyn Fn(FromSlot) + Send>,
+    on_complete: Box<dyn Fn(Epoch) + Send>,
+    stopped: bool,
+}
+
+impl ClockLoop {
+    /// `deliver` takes what slots send to sinks; `on_complete` is called after an epoch became visible.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        clock: Arc<Clock>,
+        worker: Arc<dyn Worker>,
+        log: Arc<checkpoint::Log>,
+        time: Time,
+        reserved: Epoch,
+        deliver: Box<dyn Fn(FromSlot) + Send>,
+        on_complete: Box<dyn Fn(Epoch) + Send>,
+        ) -> ClockLoop {
+        let cut = Epoch(clock.open.read().0 - 1);
+        let timers = vec![None; worker.slots()];
+        ClockLoop {
+            clock,
+            worker,
+            log,
+            time,
+            jobs: BTreeMap::new(),
+            next_deployment: 1,
+            cut,
+            reserved,
+            last_cut_us: i64::MIN / 2,
+            timers,
+            deliver,
+            on_complete,
+            stopped: false,
+        }
+    }
+
+    /// Runs until [`Event::Shutdown`].
+    pub fn run(mut self, events: Receiver<Event>) {
+        while !self.stopped {
+            let event = match self.wait() {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => events.recv_timeout(wait),
+            };
+            match event {
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while let Ok(event) = events.try_recv() {
+                self.handle(event);
+            }
+            self.try_cut();
+        }
+    }
+
+    /// How long nothing can become due; `None` for ever.
+    fn wait(&self) -> Option<Duration> {
+        let now = self.time.now_us();
+        let mut due = self.timers.iter().flatten().copied().min();
+        if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
+            let cut_at = self.last_cut_us + CUT_INTERVAL.as_micros() as i64;
+            due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
+        }
+        due.map(|at| Duration::from_micros(at.saturating_sub(now).max(0) as u64))
+    }
+
+    fn has_input(&self) -> bool {
+        let pending = self.clock.pending.lock();
+        pending.logged || !pending.inputs.is_empty()
+    }
+
+    fn in_flight(&self) -> usize {
+        (self.cut.0 - self.clock.completed().0) as usize
+    }
+
+    /// Reacts to one event.
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Input => {}
+            Event::FromSlot(FromSlot::Progress { slot, finished, next_timer_us }) => {
+                self.timers[slot.0 as usize] = next_timer_us;
+                for (deployment, tick) in finished {
+                    if let Some(job) = self.jobs.get_mut(&deployment) {
+                        job.finished(slot, tick);
+                    }
+                }
+                self.advance();
+            }
+            Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
+            Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
+            Event::Deploy(deploy) => self.deploy(deploy),
+            Event::Remove { relations, reply } => {
+                for relation in relations {
+                    self.remove(relation);
+                }
+                self.advance();
+                // The statement may have been cancelled; the objects are gone all the same.
+                let _ = reply.send(());
+            }
+            Event::BackfillFailed { deployment, error } => self.fail(deployment, error),
+            Event::StopJob { relation, error } => {
+                if let Some(deployment) = self.deployment_of(relation) {
+                    self.fail(deployment, error);
+                }
+            }
+            Event::Shutdown => {
+                self.worker.broadcast(&ToSlot::Shutdown);
+                self.stopped = true;
+            }
+        }
+    }
+
+    fn deployment_of(&self, relation: RelationId) -> Option<DeploymentId> {
+        self.jobs.values().find(|j| j.relation == relation).map(|j| j.deployment)
+    }
+
+    /// Cuts the open epoch if there is a reason to and room for it.
+    pub fn try_cut(&mut self) {
+        let now = self.time.now_us();
+        let timer_due = self.timers.iter().flatten().any(|at| *at <= now);
+        if !(self.has_input() || timer_due) {
+            return;
+        }
+        let in_flight = self.in_flight();
+        let spaced = now - self.last_cut_us >= CUT_INTERVAL.as_micros() as i64;
+        if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && spaced) {
+            self.cut_epoch(now);
+        }
+    }
+
+    fn cut_epoch(&mut self, now_us: i64) {
+        if self.clock.durable.borrow().failed.is_some() {
+            return;
+        }
+        let pending = {
+            let mut open = self.clock.open.write();
+            let epoch = *open;
+            *open = epoch.next();
+            self.cut = epoch;
+            std::mem::take(&mut *self.clock.pending.lock())
+        };
+        let epoch = self.cut;
+        if let Err(failed) = self.make_durable(epoch, pending.logged) {
+            error!(error = %failed, "the log cannot be written; refusing all writes");
+            self.clock.durable.send_modify(|d| d.failed = Some(failed));
+            return;
+        }
+        self.clock.durable.send_modify(|d| d.epoch = epoch);
+        self.last_cut_us = now_us;
+        for (relation, changes) in pending.inputs {
+            self.send_input(relation, epoch, changes);
+        }
+        self.worker.broadcast(&ToSlot::Barrier { epoch, now_us });
+        self.advance();
+    }
+
+    fn make_durable(&mut self, epoch: Epoch, logged: bool) -> Result<()> {
+        if epoch.next() >= self.reserved {
+            self.reserved = Epoch(epoch.0 + EPOCH_BLOCK);
+            self.log.append(&[&crate::record::reserve_epochs(self.reserved)?])?;
+            self.log.sync()?;
+        } else if logged {
+            self.log.sync()?;
+        }
+        Ok(())
+    }
+
+    fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) {
+        let slots = self.worker.slots();
+        let rows = changes.num_rows();
+        let batch_rows = self.worker.shared().batch_rows;
+        if rows <= SPLIT_ROWS_MIN.min(batch_rows) {
+            let slot = flow::hash::hash_u64(relation.0 as u64) as usize % slots;
+            self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
+            return;
+        }
+        let piece = batch_rows.min(rows.div_ceil(slots));
+        for (n, start) in (0..rows).step_by(piece).enumerate() {
+            let changes = changes.slice(start, piece.min(rows - start));
+            self.worker.send(SlotId((n % slots) as u16), ToSlot::Input { relation, epoch, changes });
+        }
+    }
+
+    fn deploy(&mut self, deploy: Deploy) {
+        let deployment = DeploymentId(self.next_deployment);
+        self.next_deployment += 1;
+        // Epochs up to `cut` have left; the job lives from the open one on.
+        let open = self.cut.next();
+        let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 } };
+        self.worker.shared().stores.remove(deploy.relation);
+        let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
+        let mut job =
+            JobState::new(deployment, deploy.relation, deploy.inputs, deploy.is_view, open, self.worker.slots());
+        if let Some((_, cause)) = broken {
+            self.clock.board.set(&job, Phase::Failed(upstream_failed(&cause)));
+            let _ = deploy.reply.send(Err(upstream_failed(&cause)));
+            return;
+        }
+        // The store exists before anyone can read the view.
+        let backfills = (deploy.start)(&started);
+        let first = if backfills { started.first } else { Tick::end_of(open) };
+        job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
+        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, first });
+        self.clock.board.set(&job, job.phase.clone());
+        if !backfills {
+            // Nothing to catch up with: the job is complete up to the cut by having seen nothing.
+            job.start_at(Tick::end_of(self.cut));
+        }
+        self.jobs.insert(deployment, job);
+        if !backfills {
+            // The first row of a global aggregate, or of constants, needs an epoch to appear in.
+            self.clock.pending.lock().logged |= true;
+        }
+        let _ = deploy.reply.send(Ok(started));
+        self.advance();
+    }
+
+    fn remove(&mut self, relation: RelationId) {
+        if let Some(deployment) = self.deployment_of(relation) {
+            self.worker.broadcast(&ToSlot::Remove { deployment });
+            self.jobs.remove(&deployment);
+        }
+        self.clock.board.forget(relation);
+        self.worker.shared().stores.remove(relation);
+    }
+
+    fn fail(&mut self, deployment: DeploymentId, error: Error) {
+        let Some(job) = self.jobs.remove(&deployment) else { return };
+        warn!(relation = job.relation.0, %error, "job stopped");
+        self.worker.broadcast(&ToSlot::Remove { deployment });
+        self.worker.shared().stores.remove(job.relation);
+        self.clock.board.set(&job, Phase::Failed(error.clone()));
+        let dependants: Vec<DeploymentId> =
+            self.jobs.values().filter(|j| j.inputs.contains(&job.relation)).map(|j| j.deployment).collect();
+        for dependant in dependants {
+            self.fail(dependant, upstream_failed(&error));
+        }
+        self.advance();
+    }
+
+    /// Attaches jobs that have caught up, publishes what is complete now.
+    fn advance(&mut self) {
+        let mut changed = Vec::new();
+        for job in self.jobs.values_mut() {
+            let Some(done) = job.finished_epoch() else {
+                if job.take_progress() {
+                    self.clock.board.progress(job);
+                }
+                continue;
+            };
+            if job.is_view && !job.attached && self.cut.0.saturating_sub(done.0) <= ATTACH_LAG_MAX {
+                job.attached = true;
+                changed.push(job.deployment);
+            }
+            if job.take_progress() {
+                self.clock.board.progress(job);
+            }
+        }
+        for deployment in changed {
+            self.worker.broadcast(&ToSlot::Attach { deployment, attached: true });
+        }
+        let durable = self.clock.durable.borrow().epoch;
+        let completed = self
+            .jobs
+            .values()
+            .filter(|j| j.attached)
+            .filter_map(JobState::finished_epoch)
+            .fold(durable.min(self.cut), Epoch::min);
+        let advanced = self.clock.completed.send_if_modified(|c| {
+            let grown = completed > *c;
+            *c = completed.max(*c);
+            grown
+        });
+        let completed = self.clock.completed();
+        // A job becomes readable when it has finished what is visible.
+        for job in self.jobs.values_mut() {
+            let ready = job.finished_epoch().is_some_and(|done| done >= completed && done >= job.first);
+            if !matches!(job.phase, Phase::Running) && ready && (job.attached || !job.is_view) {
+                job.phase = Phase::Running;
+                info!(relation = job.relation.0, epoch = completed.0, "job is up to date");
+                self.clock.board.set(job, Phase::Running);
+            }
+        }
+        if advanced {
+            (self.on_complete)(completed);
+        }
+    }
+}
+
+fn upstream_failed(cause: &Error) -> Error {
+    Error::new(cause.state(), format!("an input of the view has stopped: {}", cause.message()))
+        .with_hint("Drop and create the input again after removing the cause.")
+}

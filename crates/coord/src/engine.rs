@@ -1,0 +1,629 @@
+//! The engine: catalog, tables, jobs and clock of one server, and the DDL that changes them.
+//!
+//! Law: a catalog change is logged and synced before it takes effect; it is checked so thoroughly before that it cannot
+//! fail after. DDL statements exclude each other; they never wait for data of another job.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SinkInput};
+use checkpoint::{DataDirectory, Log};
+use flow::{Epoch, Error, JobId, RelationId, Result, SqlState};
+use parking_lot::{Mutex, RwLock};
+use plan::process::{Terminal, ViewTraits};
+use plan::stream::{ChangeKind, Distribution};
+use plan::table::RelationSource;
+use plan::{ProcessPlan, StreamNode};
+use runtime::slot::Shared;
+use runtime::{Budget, FromSlot, ThreadWorker, Worker};
+use state::{Pin, Pins, Snapshot};
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use crate::backfill::{Backfill, BackfillInput, InputRows};
+use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Started};
+use crate::into_table::TableSink;
+use crate::job::Phase;
+use crate::record;
+use crate::sinks::Sinks;
+use crate::sources::Sources;
+use crate::table::Table;
+use crate::time::Time;
+
+/// A log above this is rewritten at start when most of it is overwritten.
+const REWRITE_LOG_BYTES_MIN: u64 = 16 << 20;
+
+/// What an engine needs to start.
+#[derive(Clone)]
+pub struct EngineConfig {
+    pub data_dir: PathBuf,
+    pub slots: usize,
+    /// Bytes that jobs and tables may hold.
+    pub memory_limit: usize,
+    /// Rows of a batch under load.
+    pub batch_rows: usize,
+    pub time: Time,
+}
+
+/// A standing query, lowered and ready to deploy once its object has an OID.
+pub struct StandingQuery {
+    pub node: StreamNode,
+    /// Relations that it reads.
+    pub inputs: BTreeSet<RelationId>,
+}
+
+/// Turns stored definitions back into standing queries; implemented by the session layer, which knows SQL.
+pub trait Replanner: Send + Sync {
+    fn replan(&self, engine: &Arc<Engine>, catalog: &Catalog, relation: &Relation) -> Result<StandingQuery>;
+}
+
+/// The log with everything read back from it.
+struct Recovered {
+    log: Log,
+    catalog: Catalog,
+    tables: HashMap<RelationId, Arc<Table>>,
+    reserved: Epoch,
+}
+
+pub struct Engine {
+    pub config: EngineConfig,
+    pub clock: Arc<Clock>,
+    pub pins: Arc<Pins>,
+    pub budget: Budget,
+    pub sources: Arc<Sources>,
+    pub sinks: Arc<Sinks>,
+    pub log: Arc<Log>,
+    pub worker: Arc<dyn Worker>,
+    threads: Arc<ThreadWorker>,
+    catalog: RwLock<Catalog>,
+    ddl: tokio::sync::Mutex<()>,
+    tables: RwLock<HashMap<RelationId, Arc<Table>>>,
+    views: RwLock<HashMap<RelationId, ViewTraits>>,
+    clock_thread: Mutex<Option<JoinHandle<()>>>,
+    /// When this process opened the data directory, in microseconds since the Unix epoch.
+    pub started_us: i64,
+    _directory: DataDirectory,
+}
+
+impl Engine {
+    /// Opens a data directory: replays the log, starts slots and clock. Standing queries are started by
+    /// [`recover_jobs`](Engine::recover_jobs).
+    pub fn open(config: EngineConfig) -> Result<Arc<Engine>> {
+        let directory = DataDirectory::open(&config.data_dir)?;
+        let recovered = recover(&directory)?;
+        // Everything recovered belongs to an epoch before the first one.
+        let first = recovered.reserved.max(Epoch(2));
+        let reserved = Epoch(first.0 + EPOCH_BLOCK);
+        let log = Arc::new(recovered.log);
+        log.append(&[&record::reserve_epochs(reserved)?])?;
+        log.sync()?;
+
+        let budget = Budget::new(config.memory_limit);
+        for table in recovered.tables.values() {
+            // A table that no longer fits must still be readable: the limit then refuses growth.
+            let _ = budget.change(0, table.store.bytes());
+        }
+        let (clock, events) = Clock::new(first);
+        let sender = Arc::clone(&clock);
+        let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
+        let shared = Shared::new(budget.clone(), config.batch_rows);
+        let threads = Arc::new(ThreadWorker::start(config.slots, shared.clone(), reports)?);
+        let worker: Arc<dyn Worker> = Arc::clone(&threads) as Arc<dyn Worker>;
+        let pins = Pins::new();
+        let sources = Arc::new(Sources::new(Arc::clone(&clock)));
+        let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
+
+        let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
+        let (pins_at, floor) = (Arc::clone(&pins), Arc::clone(&shared.floor));
+        let event_loop = ClockLoop::new(
+            Arc::clone(&clock),
+            Arc::clone(&worker),
+            Arc::clone(&log),
+            config.time.clone(),
+            reserved,
+            Box::new(move |message| deliver_to.deliver(message)),
+            Box::new(move |completed| {
+                let oldest = pins_at.min_pinned(completed);
+                floor.store(oldest.0, Ordering::Release);
+                trim.trim(oldest);
+            }),
+        );
+        let clock_thread = std::thread::Builder::new()
+            .name("clock".into())
+            .spawn(move || event_loop.run(events))
+            .map_err(|e| Error::internal(format!("cannot start the clock thread: {e}")))?;
+
+        let started_us = config.time.now_us();
+        let engine = Arc::new(Engine {
+            started_us,
+            config,
+            clock,
+            pins,
+            budget,
+            sources,
+            sinks,
+            log,
+            worker,
+            threads,
+            catalog: RwLock::new(recovered.catalog),
+            ddl: tokio::sync::Mutex::new(()),
+            tables: RwLock::new(recovered.tables),
+            views: RwLock::default(),
+            clock_thread: Mutex::new(Some(clock_thread)),
+            _directory: directory,
+        });
+        engine.open_sources();
+        Ok(engine)
+    }
+
+    fn open_sources(&self) {
+        for relation in self.catalog().relations() {
+            if relation.kind() == RelationKind::Source {
+                if let Err(error) = self.open_source(relation) {
+                    error!(source = relation.name, %error, "source cannot be opened");
+                    self.clock.board.set_failed(relation.oid, error);
+                }
+            }
+        }
+    }
+
+    fn open_source(&self, relation: &Relation) -> Result<()> {
+        let connector =
+            relation.definition.connector().ok_or_else(|| Error::internal("a source without a connector"))?;
+        let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()))?;
+        self.sources.add(relation.oid, source);
+        Ok(())
+    }
+
+    /// Starts every view and sink of the catalog again, each once its inputs are up to date. Returns at once.
+    pub fn recover_jobs(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
+        let catalog = self.catalog();
+        let mut jobs: Vec<Arc<Relation>> = catalog
+            .relations()
+            .filter(|r| matches!(r.kind(), RelationKind::MaterializedView | RelationKind::Sink))
+            .cloned()
+            .collect();
+        // Inputs have lower OIDs, except after CREATE OR REPLACE; order by dependence.
+        let order = catalog.drop_order(&jobs.iter().map(|r| r.oid).collect::<Vec<_>>());
+        jobs.sort_by_key(|r| std::cmp::Reverse(order.iter().position(|oid| *oid == r.oid)));
+        for relation in jobs {
+            self.clock.board.expect(relation.oid);
+            let planned = replanner
+                .replan(self, &catalog, &relation)
+                .and_then(|query| Ok((self.process_plan(&query, &relation)?, query)));
+            match planned {
+                Ok((plan, query)) => {
+                    // Views on this view are planned from its traits before it runs.
+                    let traits = plan::process::view_traits(&query.node);
+                    self.views.write().insert(relation.oid, traits);
+                    let engine = Arc::clone(self);
+                    tokio::spawn(async move {
+                        if let Err(error) = engine.start_job(&relation, plan, query.inputs).await {
+                            error!(relation = relation.name, %error, "job cannot be started");
+                            engine.clock.board.set_failed(relation.oid, error);
+                        }
+                    });
+                }
+                Err(error) => {
+                    error!(relation = relation.name, %error, "job cannot be planned");
+                    self.clock.board.set_failed(relation.oid, error);
+                }
+            }
+        }
+    }
+
+    /// The catalog as it is now.
+    pub fn catalog(&self) -> Catalog {
+        self.catalog.read().clone()
+    }
+
+    pub fn table(&self, relation: RelationId) -> Option<Arc<Table>> {
+        self.tables.read().get(&relation).cloned()
+    }
+
+    pub fn view_traits(&self, relation: RelationId) -> Option<ViewTraits> {
+        self.views.read().get(&relation).cloned()
+    }
+
+    /// The key by which the relation's store can be read directly.
+    pub fn index_key(&self, relation: RelationId) -> Option<Vec<usize>> {
+        match self.table(relation) {
+            Some(table) => table.store.key().map(<[usize]>::to_vec),
+            None => self.view_traits(relation)?.key,
+        }
+    }
+
+    /// The relation as the planner sees it.
+    pub fn relation_source(&self, relation: &Relation) -> RelationSource {
+        let schema = Arc::new(relation.arrow_schema());
+        let name = relation.name.clone();
+        match &relation.definition {
+            Definition::Table(table) => {
+                let kind = if table.append_only { ChangeKind::AppendOnly } else { ChangeKind::Retract };
+                let keys = if table.primary_key.is_empty() { vec![] } else { vec![table.primary_key.clone()] };
+                RelationSource::new(relation.oid, name, schema, kind, keys, Distribution::Arbitrary, false)
+            }
+            Definition::Source(_) => {
+                let bounded = self.sources.get(relation.oid).is_some_and(|s| s.source.bounded());
+                let kind = ChangeKind::AppendOnly;
+                RelationSource::new(relation.oid, name, schema, kind, vec![], Distribution::Arbitrary, bounded)
+            }
+            _ => match self.view_traits(relation.oid) {
+                Some(t) => RelationSource::new(
+                    relation.oid,
+                    name,
+                    schema,
+                    t.change_kind,
+                    t.unique_keys,
+                    t.distribution,
+                    t.bounded,
+                ),
+                None => RelationSource::new(
+                    relation.oid,
+                    name,
+                    schema,
+                    ChangeKind::Retract,
+                    vec![],
+                    Distribution::Arbitrary,
+                    false,
+                ),
+            },
+        }
+    }
+
+    /// Serialises DDL.
+    pub async fn ddl(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.ddl.lock().await
+    }
+
+    /// Logs, syncs and applies a change. The caller holds [`ddl`](Engine::ddl).
+    pub fn change_catalog(&self, change: &CatalogChange) -> Result<()> {
+        let mut next = self.catalog();
+        next.apply(change)?;
+        self.log.append(&[&record::catalog_changes(std::slice::from_ref(change))?])?;
+        self.log.sync()?;
+        *self.catalog.write() = next;
+        Ok(())
+    }
+
+    /// Makes the storage of a relation that was just added to the catalog: a table's store or a source's reader.
+    pub fn create_storage(&self, relation: &Relation) -> Result<()> {
+        match relation.kind() {
+            RelationKind::Table => {
+                self.tables.write().insert(relation.oid, Arc::new(Table::new(relation)?));
+                Ok(())
+            }
+            RelationKind::Source => self.open_source(relation),
+            _ => Ok(()),
+        }
+    }
+
+    /// The process plan of a view or sink.
+    pub fn process_plan(&self, query: &StandingQuery, relation: &Relation) -> Result<ProcessPlan> {
+        let terminal = match relation.kind() {
+            RelationKind::Sink => Terminal::Deliver { sink: relation.oid },
+            _ => Terminal::Materialize { relation: relation.oid },
+        };
+        plan::process::lower(&query.node, JobId(relation.oid.0), terminal)
+    }
+
+    /// Deploys the job of a view or sink that is in the catalog; returns when it has started, not when it has caught up.
+    pub async fn start_job(
+        self: &Arc<Self>,
+        relation: &Arc<Relation>,
+        plan: ProcessPlan,
+        inputs: BTreeSet<RelationId>,
+    ) -> Result<()> {
+        let is_view = relation.kind() == RelationKind::MaterializedView;
+        for input in &inputs {
+            self.wait_ready(*input).await?;
+        }
+        if let Definition::Sink(sink) = &relation.definition {
+            let writer = match sink.into {
+                Some(table) => TableSink::open(self, relation.oid, table)?,
+                None => {
+                    let append_only = plan.tasks.last().is_some_and(|t| t.change_kind == ChangeKind::AppendOnly);
+                    let schema = plan.tasks.last().map(|t| Arc::clone(&t.schema));
+                    let schema = schema.ok_or_else(|| Error::internal("an empty plan"))?;
+                    crate::connectors::open_sink(&sink.connector, schema, append_only)?
+                }
+            };
+            self.sinks.start(relation.oid, writer)?;
+        }
+        let (reply, answer) = oneshot::channel();
+        let engine = Arc::clone(self);
+        let (oid, wanted) = (relation.oid, inputs.clone());
+        let deploy = Deploy {
+            relation: oid,
+            plan: Arc::new(plan),
+            inputs: inputs.iter().copied().collect(),
+            is_view,
+            start: Box::new(move |started| engine.start_backfill(oid, started, &wanted)),
+            reply,
+        };
+        self.clock.send(Event::Deploy(deploy));
+        answer.await.map_err(|_| crate::clock::shutting_down())??;
+        for input in &inputs {
+            self.sources.subscribe(*input, oid)?;
+        }
+        Ok(())
+    }
+
+    /// On the clock thread: decides whether the job must back-fill, and starts the feeder. `None`: nothing to feed.
+    fn start_backfill(self: &Arc<Self>, job: RelationId, started: &Started, inputs: &BTreeSet<RelationId>) -> bool {
+        let mut feeds = Vec::new();
+        for input in inputs {
+            let relation = *input;
+            let epoch = started.snapshot;
+            if let Some(table) = self.table(relation) {
+                if table.store.live_rows() + table.store.dead_rows() > 0 {
+                    let open = Box::new(move || table.store.snapshot(epoch));
+                    feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: false } });
+                }
+            } else if let Some(source) = self.sources.get(relation) {
+                if let Some(positions) = source.positions(epoch) {
+                    let open = Box::new(move || source.rows_until(Some(positions), None));
+                    feeds.push(BackfillInput { relation, rows: InputRows::Source { open } });
+                }
+            } else {
+                let engine = Arc::clone(self);
+                let open = Box::new(move || engine.view_snapshot(relation, epoch));
+                feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: true } });
+            }
+        }
+        if feeds.is_empty() {
+            return false;
+        }
+        let pinned = self.pins.pin(started.snapshot);
+        let feeder = pinned.and_then(|pin| {
+            Backfill {
+                clock: Arc::clone(&self.clock),
+                worker: Arc::clone(&self.worker),
+                relation: job,
+                started: started.clone(),
+                inputs: feeds,
+                pin,
+            }
+            .spawn()
+        });
+        if let Err(error) = feeder {
+            self.clock.send(Event::BackfillFailed { deployment: started.deployment, error });
+        }
+        true
+    }
+
+    /// The rows of a view at a completed epoch.
+    pub fn view_snapshot(&self, relation: RelationId, epoch: Epoch) -> Result<Snapshot> {
+        match self.worker.shared().stores.get(relation) {
+            Some(store) => store.snapshot(epoch),
+            None => Err(self.clock.board.failure(relation).map_or_else(
+                || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
+                |cause| self.failed_view(relation, &cause),
+            )),
+        }
+    }
+
+    /// The error of every read of a view whose job has stopped.
+    pub fn failed_view(&self, relation: RelationId, cause: &Error) -> Error {
+        let catalog = self.catalog();
+        let (noun, name) = catalog
+            .relation(relation)
+            .map_or_else(|| ("relation", relation.to_string()), |r| (r.kind().noun(), r.name.clone()));
+        let mut detail = format!("It stopped with: {} (SQLSTATE {}).", cause.message(), cause.state().code());
+        if let Some(more) = cause.detail() {
+            detail.push(' ');
+            detail.push_str(more);
+        }
+        Error::new(SqlState::ObjectNotInPrerequisiteState, format!("{noun} \"{name}\" has stopped"))
+            .with_detail(detail)
+            .with_hint(match cause.hint() {
+                Some(hint) => hint.to_string(),
+                None => format!("Correct the data or the query, then drop and create the {noun} again."),
+            })
+    }
+
+    /// Waits until a relation can be read: at once for tables and sources, when it has caught up for a view.
+    pub async fn wait_ready(&self, relation: RelationId) -> Result<()> {
+        let outcome = self
+            .clock
+            .board
+            .wait_for(|board| match board.status(relation).map(|s| s.phase) {
+                None | Some(Phase::Running) => Some(Ok(())),
+                Some(Phase::Failed(cause)) => Some(Err(cause)),
+                Some(_) => None,
+            })
+            .await;
+        outcome.map_err(|cause| self.failed_view(relation, &cause))
+    }
+
+    /// Notes the traits of a view that is about to start.
+    pub fn set_view_traits(&self, relation: RelationId, node: &StreamNode) {
+        self.views.write().insert(relation, plan::process::view_traits(node));
+    }
+
+    /// Stops and forgets relations that the catalog no longer has; dependants come first.
+    pub async fn drop_storage(&self, relations: &[Arc<Relation>]) -> Result<()> {
+        let (reply, done) = oneshot::channel();
+        let oids: Vec<RelationId> = relations.iter().map(|r| r.oid).collect();
+        self.clock.send(Event::Remove { relations: oids.clone(), reply });
+        done.await.map_err(|_| crate::clock::shutting_down())?;
+        for relation in relations {
+            self.sources.unsubscribe(relation.oid);
+            match relation.kind() {
+                RelationKind::Table => {
+                    if let Some(table) = self.tables.write().remove(&relation.oid) {
+                        let _ = self.budget.change(table.store.bytes(), 0);
+                    }
+                }
+                RelationKind::Source => self.sources.remove(relation.oid),
+                RelationKind::MaterializedView => {
+                    self.views.write().remove(&relation.oid);
+                }
+                RelationKind::Sink => {
+                    // Joining the writer's thread may take a while.
+                    let (sinks, oid) = (Arc::clone(&self.sinks), relation.oid);
+                    tokio::task::spawn_blocking(move || sinks.stop(oid))
+                        .await
+                        .map_err(|e| Error::internal(format!("stopping a sink: {e}")))?;
+                }
+                RelationKind::View => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins the newest completed epoch.
+    pub fn pin(&self) -> Pin {
+        self.pins.pin_latest(|| self.clock.completed())
+    }
+
+    /// The oldest epoch that a reader may still want.
+    pub fn floor(&self) -> Epoch {
+        Epoch(self.worker.shared().floor.load(Ordering::Acquire))
+    }
+
+    /// The sink that writes into `table`, if there is one.
+    pub fn sink_into(&self, table: RelationId) -> Option<Arc<Relation>> {
+        self.catalog()
+            .relations()
+            .find(|r| matches!(&r.definition, Definition::Sink(s) if s.into == Some(table)))
+            .cloned()
+    }
+
+    /// Waits until every bounded source that is read has ended and every job and sink has seen all of it.
+    pub async fn wait_bounded(&self) -> Result<()> {
+        loop {
+            let mut last = Epoch(0);
+            let mut open = false;
+            for handle in self.sources.all() {
+                let status = handle.status();
+                if let Some(failed) = status.failed {
+                    return Err(failed);
+                }
+                match status.ended {
+                    Some(epoch) => last = last.max(epoch),
+                    None => open |= status.bounded && status.consumers > 0,
+                }
+            }
+            if !open {
+                return self.wait_all(last).await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until epoch `epoch` is complete, visible in every view and published by every sink.
+    pub async fn wait_all(&self, epoch: Epoch) -> Result<()> {
+        self.clock.wait_completed(epoch).await?;
+        for relation in self.catalog().relations() {
+            match relation.kind() {
+                RelationKind::MaterializedView => self.wait_ready(relation.oid).await?,
+                RelationKind::Sink => loop {
+                    if let Some(cause) = self.clock.board.failure(relation.oid) {
+                        return Err(self.failed_view(relation.oid, &cause));
+                    }
+                    match self.sinks.status(relation.oid) {
+                        Some(status) if status.published >= epoch => break,
+                        _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                    }
+                },
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends an epoch and waits for it: everything acknowledged before is visible after. What FLUSH does.
+    pub async fn flush(&self) -> Result<Epoch> {
+        let epoch = self.clock.commit(true, |_| Ok(Vec::new()))?;
+        self.clock.wait_completed(epoch).await?;
+        Ok(epoch)
+    }
+
+    /// Durability as committers see it, for the health check.
+    pub fn durable(&self) -> Durable {
+        self.clock.durability()
+    }
+
+    /// Stops clock, slots, sources and sinks. Acknowledged work is durable already.
+    pub fn shutdown(&self) {
+        for handle in self.sources.all() {
+            self.sources.remove(handle.relation);
+        }
+        self.sinks.stop_all();
+        self.clock.send(Event::Shutdown);
+        if let Some(thread) = self.clock_thread.lock().take() {
+            if thread.join().is_err() {
+                error!("the clock thread failed");
+            }
+        }
+        self.threads.stop();
+        info!("engine stopped");
+    }
+}
+
+/// Relations that a definition's query reads directly.
+pub fn direct_inputs(relation: &Relation) -> Vec<RelationId> {
+    match &relation.definition {
+        Definition::Sink(sink) => match &sink.input {
+            SinkInput::Relation(input) => vec![*input],
+            SinkInput::Query(query) => query.references.values().copied().collect(),
+        },
+        other => other.query().map(|q| q.references.values().copied().collect()).unwrap_or_default(),
+    }
+}
+
+/// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state.
+fn recover(directory: &DataDirectory) -> Result<Recovered> {
+    let mut catalog = Catalog::new();
+    let mut reserved = Epoch(0);
+    Log::open(&directory.log_folder(), |bytes| {
+        let record = record::decode_catalog(bytes)?;
+        if let Some(snapshot) = record.catalog_snapshot {
+            catalog = snapshot;
+        }
+        for change in &record.catalog {
+            catalog.apply(change)?;
+        }
+        reserved = reserved.max(record.reserved_epochs.unwrap_or_default());
+        Ok(())
+    })?;
+    let mut tables = HashMap::new();
+    for relation in catalog.relations().filter(|r| r.kind() == RelationKind::Table) {
+        tables.insert(relation.oid, Arc::new(Table::new(relation)?));
+    }
+    let log = Log::open(&directory.log_folder(), |bytes| {
+        for rows in record::decode(bytes)?.rows {
+            let derived = rows.origin.is_some_and(|sink| catalog.relation(sink).is_some());
+            if let (Some(table), false) = (tables.get(&rows.relation), derived) {
+                table.store.apply(0, Epoch(1), &rows.changes)?;
+                table.store.maintain(Epoch(1))?;
+            }
+        }
+        Ok(())
+    })?;
+    let live: usize = tables.values().map(|t: &Arc<Table>| t.store.bytes()).sum();
+    let log = if log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > live as u64 {
+        info!(bytes = log.len(), "rewriting the log");
+        rewrite(log, &catalog, &tables, reserved)?
+    } else {
+        log
+    };
+    Ok(Recovered { log, catalog, tables, reserved })
+}
+
+/// The log that holds just the present state.
+fn rewrite(log: Log, catalog: &Catalog, tables: &HashMap<RelationId, Arc<Table>>, reserved: Epoch) -> Result<Log> {
+    let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved)];
+    let mut scans = Vec::new();
+    for (relation, table) in tables {
+        scans.push((*relation, table.store.snapshot(Epoch(1))?.scan(None, 65_536)?));
+    }
+    let rows = scans.into_iter().flat_map(|(relation, scan)| {
+        scan.map(move |batch| record::rows(&[(relation, flow::ChangeBatch::insert(batch?))], None))
+    });
+    log.rewrite(head.into_iter().chain(rows))
+}

@@ -1,0 +1,252 @@
+//! What the coordinator knows of each job, and the board on which sessions read it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use flow::{Epoch, Error, RelationId, SlotId};
+use parking_lot::{Condvar, Mutex, RwLock};
+use runtime::{DeploymentId, Tick};
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Reading what its inputs held when it was created.
+    Backfilling,
+    /// Working off the changes that came meanwhile.
+    CatchingUp,
+    /// Up to date with every completed epoch.
+    Running,
+    /// Stopped for good, with the cause.
+    Failed(Error),
+}
+
+impl Phase {
+    /// As `SHOW JOBS` prints it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Backfilling => "back-filling",
+            Phase::CatchingUp => "catching up",
+            Phase::Running => "running",
+            Phase::Failed(_) => "failed",
+        }
+    }
+}
+
+/// The event loop's record of one deployment.
+#[derive(Debug)]
+pub struct JobState {
+    pub deployment: DeploymentId,
+    pub relation: RelationId,
+    pub inputs: Vec<RelationId>,
+    pub is_view: bool,
+    /// The first epoch that the job can show.
+    pub first: Epoch,
+    pub attached: bool,
+    pub phase: Phase,
+    /// The newest tick that each slot has finished.
+    slots: Vec<Option<Tick>>,
+    /// Something changed since the board was last told.
+    news: bool,
+}
+
+impl JobState {
+    pub fn new(
+        deployment: DeploymentId,
+        relation: RelationId,
+        inputs: Vec<RelationId>,
+        is_view: bool,
+        first: Epoch,
+        slots: usize,
+    ) -> JobState {
+        JobState {
+            deployment,
+            relation,
+            inputs,
+            is_view,
+            first,
+            attached: false,
+            phase: Phase::Backfilling,
+            slots: vec![None; slots],
+            news: false,
+        }
+    }
+
+    /// A job without back-fill counts as having finished everything before its first epoch.
+    pub fn start_at(&mut self, tick: Tick) {
+        self.slots.iter_mut().for_each(|s| *s = Some(tick));
+    }
+
+    pub fn finished(&mut self, slot: SlotId, tick: Tick) {
+        if let Some(seen) = self.slots.get_mut(slot.0 as usize) {
+            *seen = (*seen).max(Some(tick));
+            self.news = true;
+        }
+    }
+
+    /// The newest tick finished by every slot.
+    pub fn finished_tick(&self) -> Option<Tick> {
+        self.slots.iter().copied().min().flatten()
+    }
+
+    /// The newest whole epoch finished by every slot; `None` while back-filling.
+    pub fn finished_epoch(&self) -> Option<Epoch> {
+        self.finished_tick().filter(|t| t.is_end()).map(|t| t.epoch)
+    }
+
+    pub fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+}
+
+/// A job as sessions see it.
+#[derive(Clone, Debug)]
+pub struct JobStatus {
+    pub deployment: DeploymentId,
+    pub phase: Phase,
+    pub finished: Option<Tick>,
+    pub inputs: Vec<RelationId>,
+    pub is_view: bool,
+    /// Rows fed and rows to feed of a back-fill.
+    pub backfill: Option<(u64, u64)>,
+}
+
+/// The status of every job, shared between the clock and its readers.
+#[derive(Default)]
+pub struct JobBoard {
+    jobs: RwLock<BTreeMap<RelationId, JobStatus>>,
+    /// Finished ticks of jobs that back-fill; their feeders wait on it.
+    ticks: Mutex<HashMap<DeploymentId, Option<Tick>>>,
+    moved: Condvar,
+    changed: tokio::sync::Notify,
+}
+
+impl JobBoard {
+    pub fn status(&self, relation: RelationId) -> Option<JobStatus> {
+        self.jobs.read().get(&relation).cloned()
+    }
+
+    pub fn all(&self) -> Vec<(RelationId, JobStatus)> {
+        self.jobs.read().iter().map(|(r, s)| (*r, s.clone())).collect()
+    }
+
+    /// The cause, if the relation's job has failed.
+    pub fn failure(&self, relation: RelationId) -> Option<Error> {
+        match self.jobs.read().get(&relation).map(|s| &s.phase) {
+            Some(Phase::Failed(error)) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn set(&self, job: &JobState, phase: Phase) {
+        {
+            let mut jobs = self.jobs.write();
+            let entry = jobs.entry(job.relation).or_insert_with(|| JobStatus {
+                deployment: job.deployment,
+                phase: phase.clone(),
+                finished: None,
+                inputs: job.inputs.clone(),
+                is_view: job.is_view,
+                backfill: None,
+            });
+            entry.deployment = job.deployment;
+            entry.phase = phase.clone();
+            entry.finished = job.finished_tick();
+        }
+        let mut ticks = self.ticks.lock();
+        match phase {
+            Phase::Backfilling => {
+                ticks.entry(job.deployment).or_default();
+            }
+            // A feeder that still waits learns from the missing entry that its job is over.
+            Phase::Failed(_) => {
+                ticks.remove(&job.deployment);
+            }
+            _ => {}
+        }
+        drop(ticks);
+        self.moved.notify_all();
+        self.changed.notify_waiters();
+    }
+
+    /// Announces a job that will start once its inputs are ready: its readers wait.
+    pub fn expect(&self, relation: RelationId) {
+        self.put(relation, Phase::CatchingUp);
+    }
+
+    /// Notes a cause that keeps a relation from being read although no job of it runs.
+    pub fn set_failed(&self, relation: RelationId, error: Error) {
+        self.put(relation, Phase::Failed(error));
+    }
+
+    fn put(&self, relation: RelationId, phase: Phase) {
+        let fresh = JobStatus {
+            deployment: DeploymentId(0),
+            phase: phase.clone(),
+            finished: None,
+            inputs: Vec::new(),
+            is_view: true,
+            backfill: None,
+        };
+        self.jobs.write().entry(relation).or_insert(fresh).phase = phase;
+        self.changed.notify_waiters();
+    }
+
+    pub fn progress(&self, job: &JobState) {
+        let finished = job.finished_tick();
+        if let Some(status) = self.jobs.write().get_mut(&job.relation) {
+            status.finished = finished;
+        }
+        let mut ticks = self.ticks.lock();
+        if let Some(tick) = ticks.get_mut(&job.deployment) {
+            if finished.is_some_and(|t| t.is_end()) {
+                ticks.remove(&job.deployment);
+            } else {
+                *tick = finished;
+            }
+            self.moved.notify_all();
+        }
+        drop(ticks);
+        if !job.is_view {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Notes how far a back-fill is, in rows.
+    pub fn set_backfill(&self, relation: RelationId, done: u64, total: u64) {
+        if let Some(status) = self.jobs.write().get_mut(&relation) {
+            status.backfill = Some((done, total));
+        }
+    }
+
+    pub fn forget(&self, relation: RelationId) {
+        if let Some(status) = self.jobs.write().remove(&relation) {
+            self.ticks.lock().remove(&status.deployment);
+        }
+        self.moved.notify_all();
+        self.changed.notify_waiters();
+    }
+
+    /// Blocks a feeder until its job has finished `tick` on every slot. Returns false when the job is gone.
+    pub fn wait_tick(&self, deployment: DeploymentId, tick: Tick) -> bool {
+        let mut ticks = self.ticks.lock();
+        loop {
+            match ticks.get(&deployment) {
+                None => return false,
+                Some(Some(done)) if *done >= tick => return true,
+                Some(_) => self.moved.wait(&mut ticks),
+            }
+        }
+    }
+
+    /// Waits until `done` gives an answer; asked again after every change of any job.
+    pub async fn wait_for<T>(&self, mut done: impl FnMut(&JobBoard) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(answer) = done(self) {
+                return answer;
+            }
+            changed.await;
+        }
+    }
+}

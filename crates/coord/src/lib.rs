@@ -1,0 +1,26 @@
+//! The coordinator: catalog and tables, the epoch clock and the jobs it drives, sources and sinks, and SQL sessions on top.
+//!
+//! A statement's journey: [`session`] parses and plans it (crate `sql`), a SELECT pins the newest completed epoch and runs
+//! in crate `query`; a write collects a [`table::WriteSet`], which joins the open epoch of the [`clock`]; DDL changes the
+//! catalog through the [`engine`] and deploys or removes jobs. The clock's event loop is the only place that talks to
+//! the slots' control side; [`backfill`], [`sources`] and [`sinks`] are threads around it.
+//!
+//! No network here: slots are behind `runtime::Worker`, whose messages are serialisable.
+
+pub mod clock;
+pub mod job;
+pub mod table;
+pub mod record;
+pub mod backfill;
+pub mod sources;
+pub mod sinks;
+pub mod into_table;
+pub mod connectors;
+pub mod engine;
+pub mod status;
+pub mod session;
+pub mod time;
+
+pub use engine::{Engine, EngineConfig};
+pub use session::Session;
+pub use time::Time;

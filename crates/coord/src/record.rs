@@ -1,0 +1,142 @@
+//! What the log holds: catalog changes, committed row changes, and reserved epochs.
+//!
+//! A record is `header length u32 · header JSON · row changes`, little endian; the header says how long each row change
+//! is. One transaction is one record, so it is durable as a whole or not at all.
+
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
+use serde::{Deserialize, Serialize};
+
+/// The encoding that this build writes.
+const RECORD_VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    catalog: Vec<serde_json::Value>,
+    /// A catalog as a whole, at the start of a rewritten log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    catalog_snapshot: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rows: Vec<RowsHeader>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reserved_epochs: Option<Epoch>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RowsHeader {
+    relation: RelationId,
+    bytes: u64,
+    /// The sink that wrote the rows; they are derived again from its input on restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<RelationId>,
+}
+
+/// A record read back.
+#[derive(Debug, Default)]
+pub struct Record {
+    pub catalog: Vec<catalog::CatalogChange>,
+    pub catalog_snapshot: Option<catalog::Catalog>,
+    pub rows: Vec<LoggedRows>,
+    pub reserved_epochs: Option<Epoch>,
+}
+
+/// Row changes of one table in one transaction.
+#[derive(Debug)]
+pub struct LoggedRows {
+    pub relation: RelationId,
+    pub changes: ChangeBatch,
+    pub origin: Option<RelationId>,
+}
+
+fn damaged(what: impl std::fmt::Display) -> Error {
+    Error::new(SqlState::DataCorrupted, format!("a log record cannot be read: {what}"))
+}
+
+fn assemble(header: &Header, bodies: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(header).map_err(|e| Error::internal(format!("log record: {e}")))?;
+    let mut bytes = Vec::with_capacity(4 + json.len() + bodies.iter().map(Vec::len).sum::<usize>());
+    bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&json);
+    bodies.iter().for_each(|b| bytes.extend_from_slice(b));
+    Ok(bytes)
+}
+
+fn empty() -> Header {
+    Header {
+        version: RECORD_VERSION,
+        catalog: Vec::new(),
+        catalog_snapshot: None,
+        rows: Vec::new(),
+        reserved_epochs: None,
+    }
+}
+
+fn value(bytes: &[u8]) -> Result<serde_json::Value> {
+    serde_json::from_slice(bytes).map_err(|e| Error::internal(format!("log record: {e}")))
+}
+
+/// A record of catalog changes, applied together.
+pub fn catalog_changes(changes: &[catalog::CatalogChange]) -> Result<Vec<u8>> {
+    let catalog = changes.iter().map(|c| value(&c.encode()?)).collect::<Result<_>>()?;
+    assemble(&Header { catalog, ..empty() }, &[])
+}
+
+/// The first record of a rewritten log.
+pub fn catalog_snapshot(catalog: &catalog::Catalog) -> Result<Vec<u8>> {
+    assemble(&Header { catalog_snapshot: Some(value(&catalog.encode()?)?), ..empty() }, &[])
+}
+
+/// A record that says: epochs below `bound` may have been used.
+pub fn reserve_epochs(bound: Epoch) -> Result<Vec<u8>> {
+    assemble(&Header { reserved_epochs: Some(bound), ..empty() }, &[])
+}
+
+/// A committed transaction's row changes.
+pub fn rows(changes: &[(RelationId, ChangeBatch)], origin: Option<RelationId>) -> Result<Vec<u8>> {
+    let bodies: Vec<Vec<u8>> = changes.iter().map(|(_, c)| flow::wire::encode(c)).collect::<Result<_>>()?;
+    let rows = changes
+        .iter()
+        .zip(&bodies)
+        .map(|((relation, _), body)| RowsHeader { relation: *relation, bytes: body.len() as u64, origin })
+        .collect();
+    assemble(&Header { rows, ..empty() }, &bodies)
+}
+
+/// Reads a record back without its rows.
+pub fn decode_catalog(bytes: &[u8]) -> Result<Record> {
+    read(bytes, false)
+}
+
+/// Reads a record back; `XX001` for anything that this module did not write.
+pub fn decode(bytes: &[u8]) -> Result<Record> {
+    read(bytes, true)
+}
+
+fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
+    let length = bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize).ok_or_else(|| damaged("too short"))?;
+    let json = bytes.get(4..4 + length).ok_or_else(|| damaged("header is cut off"))?;
+    let header: Header = serde_json::from_slice(json).map_err(damaged)?;
+    if header.version > RECORD_VERSION {
+        return Err(damaged(format!("version {} is newer than this program", header.version)));
+    }
+    let encoded = |v: &serde_json::Value| serde_json::to_vec(v).map_err(damaged);
+    let mut record = Record { reserved_epochs: header.reserved_epochs, ..Record::default() };
+    for change in &header.catalog {
+        record.catalog.push(catalog::CatalogChange::decode(&encoded(change)?)?);
+    }
+    if let Some(snapshot) = &header.catalog_snapshot {
+        record.catalog_snapshot = Some(catalog::Catalog::decode(&encoded(snapshot)?)?);
+    }
+    let mut at = 4 + length;
+    for rows in header.rows {
+        let body = bytes.get(at..at.saturating_add(rows.bytes as usize)).ok_or_else(|| damaged("rows are cut off"))?;
+        at += body.len();
+        if !with_rows {
+            continue;
+        }
+        let changes = flow::wire::decode(body)?;
+        record.rows.push(LoggedRows { relation: rows.relation, changes, origin: rows.origin });
+    }
+    Ok(record)
+}

@@ -1,0 +1,120 @@
+//! Cursors: DECLARE, FETCH, MOVE, CLOSE. A cursor holds its result's epoch, not its rows: they are read as fetched.
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use flow::{Error, Result, SqlState};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use sql::statement::{DeclareCursor, Fetch, FetchDirection};
+
+use super::{Outcome, Rows, Session, rows_outcome};
+
+/// An open cursor.
+pub struct Cursor {
+    schema: SchemaRef,
+    /// Never locked: the mutex makes the session shareable between threads.
+    rows: Mutex<Rows>,
+    /// Fetched from `rows` but not yet handed out.
+    ahead: Option<RecordBatch>,
+    /// `WITH HOLD`: lives on after the transaction.
+    pub hold: bool,
+}
+
+impl Cursor {
+    /// The next `count` rows, fewer at the end.
+    async fn next(&mut self, count: u64) -> Result<Vec<RecordBatch>> {
+        let mut wanted = usize::try_from(count).unwrap_or(usize::MAX);
+        let mut taken = Vec::new();
+        while wanted > 0 {
+            let batch = match self.ahead.take() {
+                Some(batch) => batch,
+                None => match self.rows.get_mut().next().await {
+                    None => break,
+                    Some(batch) => batch?,
+                },
+            };
+            if batch.num_rows() > wanted {
+                self.ahead = Some(batch.slice(wanted, batch.num_rows() - wanted));
+                taken.push(batch.slice(0, wanted));
+                wanted = 0;
+            } else {
+                wanted -= batch.num_rows();
+                taken.push(batch);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+impl Session {
+    fn cursor(&mut self, name: &str) -> Result<&mut Cursor> {
+        self.cursors.get_mut(name).ok_or_else(|| no_cursor(name))
+    }
+
+    pub(super) fn cursor_columns(&self, name: &str) -> Result<SchemaRef> {
+        self.cursors.get(name).map(|c| SchemaRef::clone(&c.schema)).ok_or_else(|| no_cursor(name))
+    }
+
+    pub(super) async fn declare(&mut self, declare: &DeclareCursor, source: &str) -> Result<Outcome> {
+        if !declare.hold && !self.in_transaction() {
+            return Err(Error::new(
+                SqlState::NoActiveTransaction,
+                "DECLARE CURSOR can only be used in transaction blocks",
+            )
+            .with_hint("Start with BEGIN, or declare the cursor WITH HOLD."));
+        }
+        if declare.scroll == Some(true) {
+            return Err(Error::unsupported("SCROLL cursors are not supported")
+                .with_hint("Declare the cursor without SCROLL and fetch forward."));
+        }
+        if self.cursors.contains_key(&declare.name) {
+            return Err(Error::new(
+                SqlState::InvalidCursorState,
+                format!("cursor \"{}\" already exists", declare.name),
+            ));
+        }
+        let catalog = self.engine.catalog();
+        let plan = self.plan_query(&declare.query, source, &[], &catalog)?;
+        if let Outcome::Rows { schema, rows, .. } = self.run_query(&plan, None, &[]).await? {
+            self.cursors.insert(declare.name.clone(), Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold });
+        }
+        Ok(Outcome::Done("DECLARE CURSOR".into()))
+    }
+
+    pub(super) async fn fetch(&mut self, fetch: &Fetch) -> Result<Outcome> {
+        let count = match fetch.direction {
+            FetchDirection::Forward(n) | FetchDirection::Relative(n) if n >= 0 => n.unsigned_abs(),
+            FetchDirection::ForwardAll => u64::MAX,
+            _ => {
+                return Err(Error::new(
+                    SqlState::ObjectNotInPrerequisiteState,
+                    "cursor can only scan forward",
+                )
+                .with_hint("Fetch NEXT, FORWARD n or ALL."));
+            }
+        };
+        let cursor = self.cursor(&fetch.cursor)?;
+        let schema = SchemaRef::clone(&cursor.schema);
+        let rows = cursor.next(count).await?;
+        if fetch.only_move {
+            let moved: usize = rows.iter().map(RecordBatch::num_rows).sum();
+            return Ok(Outcome::Done(format!("MOVE {moved}")));
+        }
+        Ok(rows_outcome(schema, rows, "FETCH", true))
+    }
+
+    pub(super) fn close_cursor(&mut self, name: Option<&str>) -> Result<Outcome> {
+        match name {
+            None => self.cursors.clear(),
+            Some(name) => {
+                self.cursors.remove(name).ok_or_else(|| no_cursor(name))?;
+            }
+        }
+        Ok(Outcome::Done(if name.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" }.into()))
+    }
+}
+
+fn no_cursor(name: &str) -> Error {
+    // 34000 is PostgreSQL's code for it.
+    Error::new(SqlState::InvalidCursorName, format!("cursor \"{name}\" does not exist"))
+}

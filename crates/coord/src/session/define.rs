@@ -1,0 +1,559 @@
+//! DDL: each statement is planned and checked whole, then logged, then carried out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use catalog::{
+    Catalog, CatalogChange, Column, Connector, Definition, Format, IfExists, NewRelation, OnConflict, Planned, Relation,
+    RelationKind, Scope, Sink, SinkInput, Table,
+};
+use datafusion::logical_expr::{Cast, Expr, LogicalPlanBuilder};
+use flow::{Error, RelationId, Result, SqlState};
+use sql::planner::Settings;
+use sql::{Planner, QueryPlan};
+use sql::statement::{
+    Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, Drop, Name, ObjectKind,
+    Options, Parsed, Query, SinkFrom, Statement,
+};
+
+use super::names::SessionNames;
+use super::replan::{STANDING_ZONE, standing};
+use super::{Outcome, Session};
+use crate::engine::StandingQuery;
+
+/// The folded parts of a name.
+pub fn parts(name: &Name) -> Vec<&str> {
+    [name.database.as_deref(), name.schema.as_deref(), Some(name.name.as_str())].into_iter().flatten().collect()
+}
+
+fn relation_kind(kind: ObjectKind) -> Result<RelationKind> {
+    match kind {
+        ObjectKind::Table => Ok(RelationKind::Table),
+        ObjectKind::Source => Ok(RelationKind::Source),
+        ObjectKind::Sink => Ok(RelationKind::Sink),
+        ObjectKind::View => Ok(RelationKind::View),
+        ObjectKind::MaterializedView => Ok(RelationKind::MaterializedView),
+        other => Err(Error::internal(format!("{other} is not a relation"))),
+    }
+}
+
+fn if_exists(skip: bool, replace: bool) -> IfExists {
+    match (skip, replace) {
+        (true, _) => IfExists::Skip,
+        (_, true) => IfExists::Replace,
+        _ => IfExists::Error,
+    }
+}
+
+fn connector(options: &Options, format: &Option<sql::statement::Format>) -> Connector {
+    let format = format.as_ref().map(|f| Format {
+        format: f.format.clone(),
+        encode: f.encode.clone(),
+        options: f.options.iter().cloned().collect(),
+    });
+    Connector { options: options.iter().cloned().collect(), format }
+}
+
+/// A planned query of a view or sink.
+struct PlannedQuery {
+    query: QueryPlan,
+    stored: catalog::Query,
+    /// Relations named in the text, plain views included.
+    depends_on: Vec<RelationId>,
+}
+
+/// The columns of a view as the catalog keeps them.
+fn catalog_columns(columns: &[sql::Column]) -> Vec<Column> {
+    columns.iter().map(|c| Column::new(&c.name, c.data_type.clone(), "")).collect()
+}
+
+/// The standing query of a view or sink with these columns; one that writes into a table gets the table's types.
+pub fn standing_plan(query: &QueryPlan, columns: &[sql::Column], relation: &Relation) -> Result<StandingQuery> {
+    let plan = query.named(columns)?;
+    let types_differ = plan.schema().fields().iter().zip(&relation.columns).any(|(f, c)| *f.data_type() != c.data_type);
+    if !types_differ {
+        return standing(plan);
+    }
+    let exprs = plan.schema().columns().into_iter().zip(&relation.columns).map(|(column, wanted)| {
+        let name = column.name.clone();
+        Expr::Cast(Cast::new(Box::new(Expr::Column(column)), wanted.data_type.clone())).alias(name)
+    });
+    let exprs: Vec<Expr> = exprs.collect();
+    let plan = LogicalPlanBuilder::from(plan)
+        .project(exprs)
+        .and_then(LogicalPlanBuilder::build)
+        .and_then(|plan| {
+            // The casts are ours to give PostgreSQL's meaning.
+            plan::functions::rules::analyzer().execute_and_check(plan, &sql::session::options(STANDING_ZONE), |_, _| {})
+        })
+        .map_err(plan::error::from_datafusion_error)?;
+    standing(plan)
+}
+
+impl Session {
+    pub(super) async fn define(&mut self, parsed: &Arc<Parsed>) -> Result<Outcome> {
+        let statement = &parsed.statement;
+        // DDL is not part of a transaction here: it takes effect at once and for all.
+        if matches!(self.transaction_status(), super::write::Status::InTransaction) {
+            return Err(Error::new(
+                SqlState::ActiveSqlTransaction,
+                format!("{} cannot run inside a transaction block", statement.tag()),
+            )
+            .with_hint("Run it before BEGIN or after COMMIT."));
+        }
+        // What an implicit transaction wrote before is visible to the view that is created now.
+        self.end_implicit(true).await?;
+        let engine = Arc::clone(&self.engine);
+        let guard = engine.ddl().await;
+        let catalog = engine.catalog();
+        let scope = self.scope();
+        match statement {
+            Statement::CreateTable(create) => self.create_table(create, &catalog, &scope, parsed)?,
+            Statement::CreateSource(create) => self.create_source(create, &catalog, &scope)?,
+            Statement::CreateView(create) if create.materialized => {
+                let started = self.create_materialized_view(create, &catalog, &scope, parsed).await?;
+                // Other DDL may go on while the view catches up.
+                drop(guard);
+                if let Some(relation) = started {
+                    if !self.settings.flag("background_ddl") {
+                        self.engine.wait_ready(relation).await?;
+                    }
+                }
+            }
+            Statement::CreateView(create) => self.create_view(create, &catalog, &scope, parsed)?,
+            Statement::CreateSink(create) => self.create_sink(create, &catalog, &scope, parsed).await?,
+            Statement::CreateSchema { name, if_not_exists } => {
+                let database = name.schema.as_deref().unwrap_or(&self.database);
+                let planned = catalog.plan_create_schema(database, &name.name, &self.user, *if_not_exists)?;
+                self.carry_out(planned)?;
+            }
+            Statement::CreateDatabase { name, if_not_exists } => {
+                let planned = catalog.plan_create_database(name, &self.user, *if_not_exists)?;
+                self.carry_out(planned)?;
+            }
+            Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope).await?,
+            Statement::Alter(alter) => self.alter(alter, &catalog, &scope)?,
+            Statement::Comment(comment) => self.comment(comment, &catalog, &scope)?,
+            other => return Err(Error::unsupported(format!("{} is not supported", other.tag()))),
+        }
+        Ok(Outcome::Done(statement.tag().into()))
+    }
+
+    /// Logs and applies a change; returns it, if there was one.
+    fn carry_out(&mut self, planned: Planned) -> Result<Option<CatalogChange>> {
+        self.catalog_notices(planned.notices);
+        if let Some(change) = &planned.change {
+            self.engine.change_catalog(change)?;
+        }
+        Ok(planned.change)
+    }
+
+    fn columns(&self, definitions: &[ColumnDefinition], source: &str) -> Result<Vec<Column>> {
+        definitions
+            .iter()
+            .map(|d| {
+                let data_type = sql::types::arrow_type(&d.sql_type).map_err(|e| e.with_position(d.position))?;
+                let mut column = Column::new(&d.name, data_type, &d.sql_type.to_string().to_lowercase());
+                if d.not_null {
+                    column = column.not_null();
+                }
+                if let Some(default) = &d.default {
+                    // A default that cannot be evaluated is refused now, not at the first INSERT.
+                    self.constant(&default.expr, source, &column.data_type)?;
+                    column = column.with_default(&default.text);
+                }
+                Ok(column)
+            })
+            .collect()
+    }
+
+    fn create_table(&mut self, create: &CreateTable, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
+        if !create.options.is_empty() || create.format.is_some() {
+            return Err(Error::unsupported("a table with a connector is not supported")
+                .with_hint("Use CREATE SOURCE, and CREATE SINK … INTO to keep its rows in a table."));
+        }
+        let columns = self.columns(&create.columns, &parsed.source)?;
+        let primary_key = create
+            .primary_key
+            .iter()
+            .map(|name| {
+                columns.iter().position(|c| &c.name == name).ok_or_else(|| {
+                    Error::new(SqlState::UndefinedColumn, format!("column \"{name}\" named in key does not exist"))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let on_conflict = match create.on_conflict {
+            sql::statement::OnConflict::Error => OnConflict::Error,
+            sql::statement::OnConflict::Overwrite => OnConflict::Overwrite,
+            sql::statement::OnConflict::DoNothing => OnConflict::DoNothing,
+        };
+        if on_conflict != OnConflict::Error && primary_key.is_empty() {
+            return Err(Error::new(SqlState::InvalidTableDefinition, "ON CONFLICT needs a primary key"));
+        }
+        if create.append_only && on_conflict == OnConflict::Overwrite {
+            return Err(Error::new(
+                SqlState::InvalidTableDefinition,
+                "an append-only table cannot overwrite rows on conflict",
+            ));
+        }
+        let table = Table { primary_key, append_only: create.append_only, on_conflict, ..Table::default() };
+        let existing = if_exists(create.if_not_exists, create.or_replace);
+        if existing == IfExists::Replace {
+            self.refuse_replaced_inputs(catalog, scope, &create.name)?;
+        }
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns,
+            definition: Definition::Table(table),
+            depends_on: Vec::new(),
+        };
+        let planned = catalog.plan_create(scope, new, existing)?;
+        self.create_stored(planned)
+    }
+
+    /// A relation with storage of its own that others read keeps its definition: its readers hold its rows.
+    fn refuse_replaced_inputs(&self, catalog: &Catalog, scope: &Scope, name: &Name) -> Result<()> {
+        if let Some(old) = catalog.lookup(&scope.database, &scope.search_path, &parts(name))? {
+            let readers = catalog.dependants(old.oid);
+            if !readers.is_empty() {
+                let names: Vec<String> = readers
+                    .iter()
+                    .filter_map(|oid| catalog.relation(*oid))
+                    .map(|r| format!("{} {} depends on it.", r.kind().noun(), r.name))
+                    .collect();
+                return Err(Error::new(
+                    SqlState::DependentObjectsExist,
+                    format!("cannot replace {} {} because other objects depend on it", old.kind().noun(), old.name),
+                )
+                .with_detail(names.join("\n"))
+                .with_hint("Drop the dependants first, or use another name."));
+            }
+        }
+        Ok(())
+    }
+
+    fn create_stored(&mut self, planned: Planned) -> Result<()> {
+        match self.carry_out(planned)? {
+            Some(CatalogChange::CreateRelation(relation)) => {
+                // With the applied version, which carries what apply fills in.
+                let catalog = self.engine.catalog();
+                let relation = catalog.relation(relation.oid).ok_or_else(|| Error::internal("relation not applied"))?;
+                self.engine.create_storage(relation)
+            }
+            Some(CatalogChange::Replace(relation)) => {
+                let catalog = self.engine.catalog();
+                let relation = catalog.relation(relation.oid).ok_or_else(|| Error::internal("relation not applied"))?;
+                self.engine.sources.remove(relation.oid);
+                self.engine.create_storage(relation)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn create_source(&mut self, create: &CreateSource, catalog: &Catalog, scope: &Scope) -> Result<()> {
+        let connector = connector(&create.options, &create.format);
+        let columns = if create.columns.is_empty() {
+            let inferred = crate::connectors::infer_source(&connector)?;
+            inferred
+                .fields()
+                .iter()
+                .map(|f| Column::new(f.name(), f.data_type().clone(), ""))
+                .collect()
+        } else {
+            self.columns(&create.columns, "")?
+        };
+        let schema: SchemaRef = Arc::new(Schema::new(columns.iter().map(Column::field).collect::<Vec<_>>()));
+        // Everything that can be refused is refused here: options, missing files, column types.
+        crate::connectors::open_source(&connector, &schema)?;
+        let existing = if_exists(create.if_not_exists, create.or_replace);
+        if existing == IfExists::Replace {
+            self.refuse_replaced_inputs(catalog, scope, &create.name)?;
+        }
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns,
+            definition: Definition::Source(connector),
+            depends_on: Vec::new(),
+        };
+        let planned = catalog.plan_create(scope, new, existing)?;
+        self.create_stored(planned)
+    }
+
+    /// Plans the query of a view or sink and pins the names in it.
+    fn plan_stored_query(
+        &self,
+        query: &Query,
+        catalog: &Catalog,
+        scope: &Scope,
+        source: &str,
+        standing: bool,
+    ) -> Result<PlannedQuery> {
+        let names = SessionNames::new(&self.engine, catalog, scope.clone(), None);
+        let settings = if standing { Settings::standing(STANDING_ZONE) } else { self.planning() };
+        let plan = Planner::new(&names, settings)?.query(query, source, &[])?;
+        if !plan.parameters.is_empty() {
+            return Err(Error::new(SqlState::UndefinedParameter, "there is no parameter $1")
+                .with_hint("A stored query cannot have parameters."));
+        }
+        let definition = sql::definition::qualify(query, source, &names)?;
+        let references =
+            definition.relations.iter().map(|oid| (format!("#{oid}"), *oid)).collect::<BTreeMap<String, RelationId>>();
+        let stored = catalog::Query { sql: definition.text, search_path: scope.search_path.clone(), references };
+        Ok(PlannedQuery { query: plan, stored, depends_on: definition.relations })
+    }
+
+    fn create_view(&mut self, create: &CreateView, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
+        let planned = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, false)?;
+        let columns = catalog_columns(&planned.query.view_columns(&create.columns)?);
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns,
+            definition: Definition::View(planned.stored),
+            depends_on: planned.depends_on,
+        };
+        let existing = if_exists(create.if_not_exists, create.or_replace);
+        if existing == IfExists::Replace {
+            // Standing queries hold the old text's result; they would not follow.
+            self.refuse_replaced_inputs(catalog, scope, &create.name)?;
+        }
+        let planned = catalog.plan_create(scope, new, existing)?;
+        self.carry_out(planned)?;
+        Ok(())
+    }
+
+    async fn create_materialized_view(
+        &mut self,
+        create: &CreateView,
+        catalog: &Catalog,
+        scope: &Scope,
+        parsed: &Parsed,
+    ) -> Result<Option<RelationId>> {
+        if let Some((name, _)) = create.options.first() {
+            return Err(Error::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{name}\""))
+                .with_hint("A materialized view has no options yet."));
+        }
+        let query = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, true)?;
+        let columns = query.query.view_columns(&create.columns)?;
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns: catalog_columns(&columns),
+            definition: Definition::MaterializedView(query.stored),
+            depends_on: query.depends_on,
+        };
+        let existing = if_exists(create.if_not_exists, create.or_replace);
+        if existing == IfExists::Replace {
+            self.refuse_replaced_inputs(catalog, scope, &create.name)?;
+        }
+        let planned = catalog.plan_create(scope, new, existing)?;
+        let relation = match &planned.change {
+            Some(CatalogChange::CreateRelation(relation) | CatalogChange::Replace(relation)) => relation.clone(),
+            _ => {
+                self.carry_out(planned)?;
+                return Ok(None);
+            }
+        };
+        let standing = standing_plan(&query.query, &columns, &relation)?;
+        self.ready_inputs(&standing).await?;
+        let plan = self.engine.process_plan(&standing, &relation)?;
+        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
+            self.engine.drop_storage(&[Arc::new(relation.as_ref().clone())]).await?;
+        }
+        self.engine.clock.board.expect(relation.oid);
+        if let Err(e) = self.carry_out(planned) {
+            self.engine.clock.board.forget(relation.oid);
+            return Err(e);
+        }
+        self.engine.set_view_traits(relation.oid, &standing.node);
+        self.engine.start_job(&Arc::new(*relation.clone()), plan, standing.inputs).await?;
+        Ok(Some(relation.oid))
+    }
+
+    /// A job starts from what its inputs hold, so they must be there; one that has stopped is named now.
+    async fn ready_inputs(&self, query: &StandingQuery) -> Result<()> {
+        for input in &query.inputs {
+            self.engine.wait_ready(*input).await?;
+        }
+        // What this session has written is part of the snapshot that the job starts from.
+        self.engine.clock.wait_completed(self.written).await
+    }
+
+    async fn create_sink(&mut self, create: &CreateSink, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
+        let (from_text, from_query);
+        let (query, source): (&Query, &str) = match &create.from {
+            SinkFrom::Query { query, .. } => (query, &parsed.source),
+            SinkFrom::Relation(name) => {
+                from_text = format!("SELECT * FROM {name}");
+                from_query = sql::parse_query(&from_text)?;
+                (&from_query, &from_text)
+            }
+        };
+        let query = self.plan_stored_query(query, catalog, scope, source, true)?;
+        let output = query.query.view_columns(&[])?;
+        let mut columns = catalog_columns(&output);
+        let mut depends_on = query.depends_on.clone();
+        let connector = connector(&create.options, &create.format);
+        let into = match &create.into {
+            None => None,
+            Some(name) => {
+                let table = super::names::writable(catalog, scope, name)?;
+                columns = into_table(&output, &table)?;
+                if let Some(other) = self.engine.sink_into(table.oid) {
+                    return Err(Error::new(
+                        SqlState::ObjectNotInPrerequisiteState,
+                        format!("table \"{}\" is already written by sink \"{}\"", table.name, other.name),
+                    ));
+                }
+                depends_on.push(table.oid);
+                Some(table)
+            }
+        };
+        let input = match &create.from {
+            SinkFrom::Relation(_) if query.depends_on.len() == 1 => SinkInput::Relation(query.depends_on[0]),
+            _ => SinkInput::Query(query.stored),
+        };
+        let sink = Sink { input, into: into.as_ref().map(|t| t.oid), connector: connector.clone() };
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns,
+            definition: Definition::Sink(sink),
+            depends_on,
+        };
+        let existing = if_exists(create.if_not_exists, create.or_replace);
+        let planned = catalog.plan_create(scope, new, existing)?;
+        let relation = match &planned.change {
+            Some(CatalogChange::CreateRelation(relation) | CatalogChange::Replace(relation)) => relation.clone(),
+            _ => {
+                self.carry_out(planned)?;
+                return Ok(());
+            }
+        };
+        let standing = standing_plan(&query.query, &output, &relation)?;
+        if let Some(table) = &into {
+            if standing.inputs.contains(&table.oid) || catalog.dependants(table.oid).iter().any(|d| standing.inputs.contains(d)) {
+                return Err(Error::new(
+                    SqlState::InvalidTableDefinition,
+                    format!("sink \"{}\" would read what it writes", relation.name),
+                ));
+            }
+            let retracts = standing.node.traits.change_kind != plan::ChangeKind::AppendOnly;
+            if retracts && table.table().is_some_and(|t| t.append_only) {
+                return Err(Error::new(
+                    SqlState::WrongObjectType,
+                    format!("the sink's rows change, and table \"{}\" is append-only", table.name),
+                )
+                .with_hint("Use a table without APPEND ONLY."));
+            }
+        }
+        self.ready_inputs(&standing).await?;
+        let process = self.engine.process_plan(&standing, &relation)?;
+        if into.is_none() {
+            let append_only = standing.node.traits.change_kind == plan::ChangeKind::AppendOnly;
+            crate::connectors::check_sink(&connector, Arc::clone(&standing.node.schema), append_only)?;
+        }
+        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
+            self.engine.drop_storage(&[Arc::new(relation.as_ref().clone())]).await?;
+        }
+        self.carry_out(planned)?;
+        self.engine.start_job(&Arc::new(*relation), process, standing.inputs).await
+    }
+
+    async fn drop_objects(&mut self, drop: &Drop, catalog: &Catalog, scope: &Scope) -> Result<()> {
+        match drop.kind {
+            ObjectKind::Schema | ObjectKind::Database => {
+                for name in &drop.names {
+                    let catalog = self.engine.catalog();
+                    let planned = match drop.kind {
+                        ObjectKind::Schema => catalog.plan_drop_schema(scope, &name.name, drop.if_exists, drop.cascade)?,
+                        _ => catalog.plan_drop_database(&self.database, &name.name, drop.if_exists)?,
+                    };
+                    self.carry_out_drop(planned, &catalog).await?;
+                }
+                Ok(())
+            }
+            kind => {
+                let names: Vec<Vec<&str>> = drop.names.iter().map(parts).collect();
+                let targets: Vec<&[&str]> = names.iter().map(Vec::as_slice).collect();
+                let planned = catalog.plan_drop(scope, relation_kind(kind)?, &targets, drop.if_exists, drop.cascade)?;
+                self.carry_out_drop(planned, catalog).await
+            }
+        }
+    }
+
+    async fn carry_out_drop(&mut self, planned: Planned, catalog: &Catalog) -> Result<()> {
+        if let Some(CatalogChange::Drop { relations, .. }) = self.carry_out(planned)? {
+            let dropped: Vec<Arc<Relation>> = relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect();
+            self.engine.drop_storage(&dropped).await?;
+        }
+        Ok(())
+    }
+
+    fn alter(&mut self, alter: &Alter, catalog: &Catalog, scope: &Scope) -> Result<()> {
+        let name = parts(&alter.name);
+        let planned = match (&alter.action, alter.kind) {
+            (AlterAction::RenameTo(new), ObjectKind::Schema) => {
+                catalog.plan_rename_schema(&self.database, &alter.name.name, new)?
+            }
+            (AlterAction::RenameTo(new), ObjectKind::Database) => {
+                catalog.plan_rename_database(&self.database, &alter.name.name, new)?
+            }
+            // Stored queries have their names pinned, so a renamed relation is still found.
+            (AlterAction::RenameTo(new), kind) => {
+                catalog.plan_rename(scope, relation_kind(kind)?, &name, new, alter.if_exists, Vec::new())?
+            }
+            (AlterAction::RenameColumn { from, to }, kind) => {
+                let kind = relation_kind(kind)?;
+                if let Some(relation) = catalog.lookup(&scope.database, &scope.search_path, &name)? {
+                    let readers = catalog.dependants(relation.oid);
+                    if !readers.is_empty() {
+                        let detail: Vec<String> = readers
+                            .iter()
+                            .filter_map(|oid| catalog.relation(*oid))
+                            .map(|r| format!("{} {} depends on it.", r.kind().noun(), r.name))
+                            .collect();
+                        return Err(Error::new(
+                            SqlState::DependentObjectsExist,
+                            format!("cannot rename column {from} because other objects depend on {}", relation.name),
+                        )
+                        .with_detail(detail.join("\n"))
+                        .with_hint("Drop the dependants first; their queries name the column."));
+                    }
+                }
+                catalog.plan_rename_column(scope, kind, &name, from, to, Vec::new())?
+            }
+        };
+        self.carry_out(planned)?;
+        Ok(())
+    }
+
+    fn comment(&mut self, comment: &sql::statement::Comment, catalog: &Catalog, scope: &Scope) -> Result<()> {
+        use catalog::ObjectRef;
+        let name = parts(&comment.name);
+        let object = match (comment.kind, &comment.column) {
+            (ObjectKind::Column, Some(column)) => ObjectRef::Column(&name, column),
+            (ObjectKind::Schema, _) => ObjectRef::Schema(&comment.name.name),
+            (ObjectKind::Database, _) => ObjectRef::Database(&comment.name.name),
+            (kind, _) => ObjectRef::Relation(relation_kind(kind)?, &name),
+        };
+        let planned = catalog.plan_comment(scope, object, comment.comment.as_deref())?;
+        self.carry_out(planned)?;
+        Ok(())
+    }
+}
+
+/// The columns of a sink into `table`: the table's, which the query's take by position.
+fn into_table(output: &[sql::Column], table: &Relation) -> Result<Vec<Column>> {
+    if output.len() != table.columns.len() {
+        return Err(Error::new(
+            SqlState::DatatypeMismatch,
+            format!("the sink has {} columns, table \"{}\" has {}", output.len(), table.name, table.columns.len()),
+        )
+        .with_hint("Select the table's columns, in its order."));
+    }
+    Ok(table.columns.iter().zip(output).map(|(c, o)| Column::new(&o.name, c.data_type.clone(), &c.sql_type)).collect())
+}

@@ -1,0 +1,385 @@
+//! One client's session: statements in, rows and tags out.
+//!
+//! [`Session::prepare`] looks names up and plans, [`Session::execute`] runs. [`read`] pins epochs, [`write`] holds
+//! transactions and DML, [`define`] is DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors.
+
+pub mod copy;
+pub mod cursor;
+pub mod define;
+pub mod names;
+pub mod read;
+pub mod replan;
+pub mod show;
+pub mod write;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use catalog::{Catalog, Scope, Settings};
+use datafusion::execution::context::SessionState;
+use flow::{Epoch, Error, Result, SqlState};
+use futures::stream::BoxStream;
+use query::PointRead;
+use sql::QueryPlan;
+use sql::statement::{Parsed, SetValue, Statement};
+
+use crate::engine::Engine;
+use self::copy::{CopyFrom, CopyTo};
+use self::cursor::Cursor;
+use self::write::Transaction;
+
+/// Rows of a result as they come.
+pub type Rows = BoxStream<'static, Result<RecordBatch>>;
+
+/// What a statement gives back.
+pub enum Outcome {
+    /// Rows; `tag` is the first word of the command tag, `counted` says whether the number of rows follows it.
+    Rows { schema: SchemaRef, rows: Rows, tag: &'static str, counted: bool },
+    /// Done; the whole command tag.
+    Done(String),
+    CopyFrom(CopyFrom),
+    CopyTo(CopyTo),
+    Deallocate(Option<String>),
+}
+
+/// A message beside the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub warning: bool,
+    pub code: &'static str,
+    pub message: String,
+    pub detail: Option<String>,
+}
+
+/// A statement that has been planned.
+#[derive(Clone)]
+pub struct Prepared {
+    pub parsed: Arc<Parsed>,
+    pub parameters: Vec<DataType>,
+    /// Columns of the result, if it has rows.
+    pub columns: Option<SchemaRef>,
+    body: Body,
+    /// Version of the catalog and scope of names that the plan was made with.
+    version: u64,
+    scope: Scope,
+    declared: Vec<Option<DataType>>,
+}
+
+#[derive(Clone)]
+enum Body {
+    /// Interpreted when executed.
+    Plain,
+    Query { plan: Arc<QueryPlan>, point: Option<Arc<PointRead>> },
+    Write(Arc<write::WritePlan>),
+    /// SQL-level EXECUTE of a statement prepared by PREPARE.
+    Execute { inner: Box<Prepared>, arguments: Vec<ArrayRef> },
+}
+
+/// One client's session.
+pub struct Session {
+    engine: Arc<Engine>,
+    base: SessionState,
+    pub settings: Settings,
+    pub user: String,
+    pub database: String,
+    pub pid: i32,
+    transaction: Transaction,
+    /// Reads wait for it: a session sees its own writes.
+    written: Epoch,
+    notices: Vec<Notice>,
+    prepared: HashMap<String, Prepared>,
+    cursors: HashMap<String, Cursor>,
+    /// Reported settings whose value changed since the client was last told.
+    changed: Vec<&'static str>,
+    limits: sql::Limits,
+}
+
+impl Session {
+    pub fn new(engine: Arc<Engine>, base: SessionState, settings: Settings, user: String, database: String, pid: i32) -> Session {
+        Session {
+            engine,
+            base,
+            settings,
+            user,
+            database,
+            pid,
+            transaction: Transaction::None,
+            written: Epoch(0),
+            notices: Vec::new(),
+            prepared: HashMap::new(),
+            cursors: HashMap::new(),
+            changed: Vec::new(),
+            limits: sql::Limits::default(),
+        }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Where unqualified names are looked up.
+    pub fn scope(&self) -> Scope {
+        Scope::new(self.database.clone(), self.settings.search_path(&self.user))
+    }
+
+    /// Splits text into statements.
+    pub fn parse(&self, text: &str) -> Result<Vec<Parsed>> {
+        sql::with_large_stack(|| sql::parse(text, &self.limits))
+    }
+
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Names and values of reported settings that changed since the last call.
+    pub fn take_parameter_changes(&mut self) -> Vec<(String, String)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|n| (n.to_string(), self.settings.get(n).unwrap_or_default().to_string())).collect()
+    }
+
+    fn notice(&mut self, message: impl Into<String>) {
+        self.notices.push(Notice { warning: false, code: "00000", message: message.into(), detail: None });
+    }
+
+    fn warn(&mut self, code: &'static str, message: impl Into<String>) {
+        self.notices.push(Notice { warning: true, code, message: message.into(), detail: None });
+    }
+
+    fn catalog_notices(&mut self, notices: Vec<catalog::Notice>) {
+        for n in notices {
+            self.notices.push(Notice { warning: false, code: n.code, message: n.message, detail: n.detail });
+        }
+    }
+
+    /// `statement_timeout`, if set.
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        self.settings.duration_ms("statement_timeout").filter(|ms| *ms > 0).map(Duration::from_millis)
+    }
+
+    fn lock_timeout(&self) -> Option<Duration> {
+        self.settings.duration_ms("lock_timeout").filter(|ms| *ms > 0).map(Duration::from_millis)
+    }
+
+    /// Looks names up and plans. `declared` are the client's types for `$1`, `$2`, …
+    pub async fn prepare(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>]) -> Result<Prepared> {
+        let catalog = self.engine.catalog();
+        self.plan(parsed, declared, &catalog)
+    }
+
+    fn plan(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>], catalog: &Catalog) -> Result<Prepared> {
+        let scope = self.scope();
+        let mut prepared = Prepared {
+            parsed: Arc::clone(parsed),
+            parameters: Vec::new(),
+            columns: None,
+            body: Body::Plain,
+            version: catalog.version(),
+            scope,
+            declared: declared.to_vec(),
+        };
+        match &parsed.statement {
+            Statement::Query(query) => {
+                let plan = self.plan_query(query, &parsed.source, declared, catalog)?;
+                let point = PointRead::compile(&plan.plan, |relation| self.engine.index_key(relation)).map(Arc::new);
+                prepared.columns = Some(Arc::clone(&plan.schema));
+                prepared.parameters = plan.parameters.clone();
+                if point.is_none() && !lasts(&parsed.text, &plan) {
+                    prepared.version = NEVER;
+                }
+                prepared.body = Body::Query { plan: Arc::new(plan), point };
+            }
+            Statement::Insert(_) | Statement::Update(_) | Statement::Delete(_) => {
+                let write = self.plan_write(parsed, declared, catalog)?;
+                prepared.columns = write.returning_schema();
+                prepared.parameters = write.parameters().to_vec();
+                prepared.body = Body::Write(Arc::new(write));
+            }
+            Statement::Show(show) => prepared.columns = Some(self.show_columns(show)),
+            Statement::Explain(_) => prepared.columns = Some(text_columns(&["QUERY PLAN"])),
+            Statement::Fetch(fetch) if !fetch.only_move => {
+                prepared.columns = Some(self.cursor_columns(&fetch.cursor)?);
+            }
+            Statement::Execute { name, arguments } => {
+                let mut inner = self.prepared_statement(name)?.clone();
+                if inner.version != catalog.version() || inner.scope != self.scope() {
+                    inner = self.plan(&Arc::clone(&inner.parsed), &inner.declared.clone(), catalog)?;
+                }
+                let arguments = self.evaluate_arguments(name, arguments, &inner.parameters, &parsed.source)?;
+                prepared.columns = inner.columns.clone();
+                prepared.body = Body::Execute { inner: Box::new(inner), arguments };
+            }
+            _ => {}
+        }
+        Ok(prepared)
+    }
+
+    fn prepared_statement(&self, name: &str) -> Result<&Prepared> {
+        self.prepared.get(name).ok_or_else(|| {
+            Error::new(SqlState::InvalidSqlStatementName, format!("prepared statement \"{name}\" does not exist"))
+        })
+    }
+
+    /// Runs a planned statement. `parameters` have one row each.
+    pub async fn execute(&mut self, prepared: &Prepared, parameters: &[ArrayRef]) -> Result<Outcome> {
+        let catalog = self.engine.catalog();
+        let stale = prepared.version != catalog.version() || prepared.scope != self.scope();
+        let planned;
+        let prepared = if stale && !matches!(prepared.body, Body::Plain) {
+            planned = self.plan(&prepared.parsed, &prepared.declared, &catalog)?;
+            &planned
+        } else {
+            prepared
+        };
+        if let Body::Execute { inner, arguments } = &prepared.body {
+            return Box::pin(self.execute(inner, arguments)).await;
+        }
+        self.check_read_only(&prepared.parsed.statement)?;
+        match &prepared.body {
+            Body::Query { plan, point } => self.run_query(plan, point.as_deref(), parameters).await,
+            Body::Write(write) => self.run_write(write, parameters).await,
+            _ => self.run_plain(prepared).await,
+        }
+    }
+
+    async fn run_plain(&mut self, prepared: &Prepared) -> Result<Outcome> {
+        let parsed = &prepared.parsed;
+        match &parsed.statement {
+            Statement::Begin(modes) => self.begin(modes),
+            Statement::Commit { chain } => self.commit(*chain).await,
+            Statement::Rollback { chain } => self.rollback(*chain),
+            Statement::SetTransaction { modes, session } => self.set_transaction(modes, *session),
+            Statement::Set(set) => self.set(&set.name, &set.value, set.local),
+            Statement::Reset(name) => self.reset(name.as_deref()),
+            Statement::Show(show) => self.show(show).await,
+            Statement::Explain(explain) => self.explain(explain, parsed).await,
+            Statement::Flush => {
+                self.refuse_in_transaction("FLUSH")?;
+                let epoch = self.engine.flush().await?;
+                self.written = self.written.max(epoch);
+                Ok(Outcome::Done("FLUSH".into()))
+            }
+            Statement::Prepare { name, types, statement } => {
+                if self.prepared.contains_key(name) {
+                    return Err(Error::new(
+                        SqlState::DuplicatePreparedStatement,
+                        format!("prepared statement \"{name}\" already exists"),
+                    ));
+                }
+                let declared = types.iter().map(|t| sql::types::arrow_type(t).map(Some)).collect::<Result<Vec<_>>>()?;
+                let prepared = self.prepare(&Arc::new(statement.as_ref().clone()), &declared).await?;
+                self.prepared.insert(name.clone(), prepared);
+                Ok(Outcome::Done("PREPARE".into()))
+            }
+            Statement::Deallocate(name) => self.deallocate(name.as_deref()),
+            Statement::Discard(what) => {
+                if *what == sql::statement::Discard::All {
+                    self.refuse_in_transaction("DISCARD ALL")?;
+                    self.prepared.clear();
+                    self.cursors.clear();
+                    self.settings.reset_all();
+                    self.changed = catalog_reported(&self.settings);
+                }
+                Ok(Outcome::Done(parsed.statement.tag().into()))
+            }
+            Statement::DeclareCursor(declare) => self.declare(declare, &parsed.source).await,
+            Statement::Fetch(fetch) => self.fetch(fetch).await,
+            Statement::CloseCursor(name) => self.close_cursor(name.as_deref()),
+            Statement::Copy(copy) => self.copy(copy, parsed).await,
+            Statement::Truncate(names) => self.truncate(names).await,
+            _ => self.define(parsed).await,
+        }
+    }
+
+    fn deallocate(&mut self, name: Option<&str>) -> Result<Outcome> {
+        match name {
+            None => {
+                self.prepared.clear();
+                Ok(Outcome::Deallocate(None))
+            }
+            // A name that SQL did not prepare may be one of the protocol's.
+            Some(name) => match self.prepared.remove(name) {
+                Some(_) => Ok(Outcome::Done("DEALLOCATE".into())),
+                None => Ok(Outcome::Deallocate(Some(name.to_string()))),
+            },
+        }
+    }
+
+    fn set(&mut self, name: &str, value: &SetValue, local: bool) -> Result<Outcome> {
+        if local && !self.in_transaction() {
+            self.warn("25P01", "SET LOCAL can only be used in transaction blocks");
+            return Ok(Outcome::Done("SET".into()));
+        }
+        let before = self.settings.get(name)?.to_string();
+        match value {
+            SetValue::Default => self.settings.reset(name)?,
+            SetValue::Values(values) => {
+                self.settings.set(name, &values.join(", "))?;
+            }
+        }
+        self.remember_setting(name, before, local);
+        self.note_changed(name);
+        Ok(Outcome::Done("SET".into()))
+    }
+
+    fn reset(&mut self, name: Option<&str>) -> Result<Outcome> {
+        match name {
+            Some(name) => {
+                let before = self.settings.get(name)?.to_string();
+                self.settings.reset(name)?;
+                self.remember_setting(name, before, false);
+                self.note_changed(name);
+            }
+            None => {
+                self.settings.reset_all();
+                self.changed = catalog_reported(&self.settings);
+            }
+        }
+        Ok(Outcome::Done("RESET".into()))
+    }
+
+    fn note_changed(&mut self, name: &str) {
+        if let Some(setting) = catalog::settings::find(name) {
+            if self.settings.reported().any(|(n, _)| n == setting.name) {
+                self.changed.push(setting.name);
+            }
+        }
+    }
+
+    fn refuse_in_transaction(&self, what: &str) -> Result<()> {
+        if self.in_transaction() {
+            return Err(Error::new(
+                SqlState::ActiveSqlTransaction,
+                format!("{what} cannot run inside a transaction block"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn catalog_reported(settings: &Settings) -> Vec<&'static str> {
+    settings.reported().map(|(n, _)| n).collect()
+}
+
+/// A version that no catalog has: the plan is made again for each execution.
+const NEVER: u64 = u64::MAX;
+
+/// Whether a plan may be kept: the clock, the session and the system tables are read when planning.
+fn lasts(text: &str, plan: &QueryPlan) -> bool {
+    const MOMENTARY: [&str; 8] = ["now", "current", "local", "timestamp(", "time_of", "random", "pg_", "session"];
+    let text = text.to_lowercase();
+    !plan.relations.is_empty() && !plan.relations.contains(&flow::RelationId(0)) && !MOMENTARY.iter().any(|m| text.contains(m))
+}
+
+/// Nullable text columns.
+fn text_columns(names: &[&str]) -> SchemaRef {
+    Arc::new(Schema::new(names.iter().map(|n| Field::new(*n, DataType::Utf8View, true)).collect::<Vec<_>>()))
+}
+
+/// A result that is at hand.
+fn rows_outcome(schema: SchemaRef, batches: Vec<RecordBatch>, tag: &'static str, counted: bool) -> Outcome {
+    let rows = Box::pin(futures::stream::iter(batches.into_iter().map(Ok)));
+    Outcome::Rows { schema, rows, tag, counted }
+}

@@ -1,0 +1,240 @@
+//! SELECT: planning, pinning an epoch, running.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema};
+use catalog::Catalog;
+use datafusion::common::ScalarValue;
+use datafusion::execution::context::SessionState;
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
+use futures::StreamExt;
+use query::system::{SessionInfo, SystemCatalog};
+use query::{PointRead, ReadView, RelationRows};
+use runtime::ops::consolidate;
+use sql::planner::Settings;
+use sql::statement::Query;
+use sql::{Planner, QueryPlan};
+use state::Pin;
+
+use super::names::{SessionNames, scanned};
+use super::{Outcome, Session, rows_outcome};
+use crate::engine::Engine;
+
+/// What one statement reads: every relation at one epoch, with the transaction's own writes on top.
+pub struct StatementView {
+    pub engine: Arc<Engine>,
+    pub epoch: Epoch,
+    /// Keeps the epoch readable while rows are being read.
+    pub pin: Option<Arc<Pin>>,
+    /// Tables read at their head: those that the statement writes.
+    pub heads: BTreeSet<RelationId>,
+    /// Tables with uncommitted changes of this transaction, as whole contents.
+    pub replaced: HashMap<RelationId, Vec<RecordBatch>>,
+}
+
+impl ReadView for StatementView {
+    fn rows(&self, relation: RelationId) -> Result<RelationRows> {
+        if let Some(batches) = self.replaced.get(&relation) {
+            return Ok(RelationRows::Batches(batches.clone()));
+        }
+        if let Some(table) = self.engine.table(relation) {
+            let head = self.heads.contains(&relation);
+            let snapshot = if head { table.store.head()? } else { table.store.snapshot(self.epoch)? };
+            return Ok(RelationRows::Snapshot(snapshot));
+        }
+        if let Some(source) = self.engine.sources.get(relation) {
+            // A source that no view reads is read as it is now.
+            let until = match source.positions(self.epoch) {
+                Some(positions) => Some(positions),
+                None if source.status().consumers > 0 && !source.status().waiting => {
+                    Some(crate::sources::Positions::new())
+                }
+                None => None,
+            };
+            return Ok(RelationRows::Stream(Box::new(move |columns| source.rows_until(until, columns))));
+        }
+        Ok(RelationRows::Snapshot(self.engine.view_snapshot(relation, self.epoch)?))
+    }
+}
+
+impl Session {
+    /// DataFusion's state for one statement.
+    pub(super) fn statement_state(&self) -> SessionState {
+        query::statement_state(&self.base, self.time_zone())
+    }
+
+    pub(super) fn time_zone(&self) -> &str {
+        self.settings.get("TimeZone").unwrap_or("UTC")
+    }
+
+    /// How an ad-hoc statement is planned.
+    pub(super) fn planning(&self) -> Settings {
+        Settings::at(self.time_zone(), self.engine.config.time.now_us())
+    }
+
+    pub(super) fn system_catalog(&self, catalog: &Catalog) -> SystemCatalog {
+        let info = SessionInfo {
+            database: self.database.clone(),
+            user: self.user.clone(),
+            search_path: self.settings.search_path(&self.user),
+            pid: self.pid,
+            client: None,
+            settings: Arc::new(self.settings.clone()),
+            now_us: self.engine.config.time.now_us(),
+            server_start_us: self.engine.started_us,
+        };
+        SystemCatalog::new(catalog.clone(), info, Arc::new(crate::status::EngineStatus(Arc::clone(&self.engine))))
+    }
+
+    /// Plans an ad-hoc query.
+    pub(super) fn plan_query(
+        &self,
+        query: &Query,
+        source: &str,
+        declared: &[Option<DataType>],
+        catalog: &Catalog,
+    ) -> Result<QueryPlan> {
+        let system = self.system_catalog(catalog);
+        let names = SessionNames::new(&self.engine, catalog, self.scope(), Some(&system));
+        let planner = Planner::new(&names, self.planning())?;
+        if !asks_system(query, source) {
+            return planner.query(query, source, declared);
+        }
+        let mut query = query.clone();
+        let rewritten = sql::with_large_stack(|| query::system::rewrite::rewrite(&mut query));
+        let mut plan = planner.query(&query, source, declared)?;
+        if let Some(names) = rewritten.output_names.filter(|n| n.len() == plan.schema.fields().len()) {
+            let fields: Vec<Field> =
+                plan.schema.fields().iter().zip(names).map(|(f, n)| f.as_ref().clone().with_name(n)).collect();
+            plan.schema = Arc::new(Schema::new(fields));
+        }
+        Ok(plan)
+    }
+
+    /// Waits for what a read of `relations` must see, then fixes its epoch.
+    pub(super) async fn view(&mut self, relations: &BTreeSet<RelationId>) -> Result<StatementView> {
+        for relation in relations {
+            if self.engine.table(*relation).is_none() {
+                self.engine.wait_ready(*relation).await?;
+            }
+        }
+        self.engine.clock.wait_completed(self.written).await?;
+        let pin = self.transaction_pin();
+        let mut replaced = HashMap::new();
+        if let Some(writes) = self.uncommitted() {
+            for relation in relations {
+                let Some(changes) = writes.get(*relation).map(|w| w.changes()).filter(|c| !c.is_empty()) else {
+                    continue;
+                };
+                replaced.insert(*relation, with_changes(&self.engine, *relation, changes)?);
+            }
+        }
+        Ok(StatementView { engine: Arc::clone(&self.engine), epoch: pin.epoch(), pin: Some(pin), heads: BTreeSet::new(), replaced })
+    }
+
+    pub(super) async fn run_query(
+        &mut self,
+        plan: &QueryPlan,
+        point: Option<&PointRead>,
+        parameters: &[ArrayRef],
+    ) -> Result<Outcome> {
+        if let Some(point) = point {
+            let relations = BTreeSet::from([point.relation]);
+            let view = self.view(&relations).await?;
+            if !view.replaced.contains_key(&point.relation) {
+                let row = point.read(parameters, &view)?;
+                let row = conform(row, &plan.schema)?;
+                return Ok(rows_outcome(Arc::clone(&plan.schema), vec![row], "SELECT", true));
+            }
+        }
+        let declared = Arc::clone(&plan.schema);
+        let plan = plan.bind(values(parameters)?)?;
+        let relations = scanned(&plan)?;
+        let view = self.view(&relations).await?;
+        let pin = view.pin.clone();
+        let state = self.statement_state();
+        let (_, rows) = query::execute(&state, &plan, Arc::new(view)).await?;
+        // The rows hold the pin until the last one is read.
+        let schema = Arc::clone(&declared);
+        let rows = rows.map(move |batch| {
+            let _pinned = &pin;
+            batch.and_then(|b| conform(b, &schema))
+        });
+        Ok(Outcome::Rows { schema: declared, rows: Box::pin(rows), tag: "SELECT", counted: true })
+    }
+
+    /// Evaluates the arguments of SQL-level EXECUTE.
+    pub(super) fn evaluate_arguments(
+        &self,
+        name: &str,
+        arguments: &[sql::statement::Expr],
+        types: &[DataType],
+        source: &str,
+    ) -> Result<Vec<ArrayRef>> {
+        if arguments.len() != types.len() {
+            return Err(Error::new(
+                SqlState::SyntaxError,
+                format!("wrong number of parameters for prepared statement \"{name}\""),
+            )
+            .with_detail(format!("Expected {} parameters but got {}.", types.len(), arguments.len())));
+        }
+        arguments.iter().zip(types).map(|(expr, data_type)| self.constant(expr, source, data_type)).collect()
+    }
+
+    /// The value of an expression without columns: one row.
+    pub(super) fn constant(&self, expr: &sql::statement::Expr, source: &str, data_type: &DataType) -> Result<ArrayRef> {
+        let catalog = self.engine.catalog();
+        let system = self.system_catalog(&catalog);
+        let names = SessionNames::new(&self.engine, &catalog, self.scope(), Some(&system));
+        let value = Planner::new(&names, self.planning())?.constant(expr, source, data_type)?;
+        value.to_array_of_size(1).map_err(plan::error::from_datafusion_error)
+    }
+}
+
+/// Whether a query is one of those that tools put to PostgreSQL's catalogs, which need rewriting first.
+fn asks_system(query: &Query, source: &str) -> bool {
+    let text = source.to_lowercase();
+    let named = ["pg_", "::reg", "information_schema", "current_schema", "any(", "any ("].iter().any(|m| text.contains(m));
+    named && (query::system::rewrite::reads_system(query) || text.contains("pg_") || text.contains("::reg"))
+}
+
+/// A table's contents for a transaction that has changed it.
+pub fn with_changes(engine: &Engine, relation: RelationId, changes: &[ChangeBatch]) -> Result<Vec<RecordBatch>> {
+    let table = engine.table(relation).ok_or_else(|| Error::internal("a changed table is gone"))?;
+    let mut all: Vec<ChangeBatch> =
+        table.store.head()?.scan(None, 8192)?.map(|b| b.map(ChangeBatch::insert)).collect::<Result<_>>()?;
+    all.extend(changes.iter().cloned());
+    let net = consolidate(all, table.store.schema())?;
+    let mut indices = Vec::with_capacity(net.num_rows());
+    for row in 0..net.num_rows() {
+        (0..net.weight(row).max(0)).for_each(|_| indices.push(row as u32));
+    }
+    Ok(vec![net.take(&arrow::array::UInt32Array::from(indices))?.rows])
+}
+
+/// Parameters as the planner binds them.
+pub fn values(parameters: &[ArrayRef]) -> Result<Vec<ScalarValue>> {
+    parameters
+        .iter()
+        .map(|p| ScalarValue::try_from_array(p, 0).map_err(plan::error::from_datafusion_error))
+        .collect()
+}
+
+/// A batch under the schema that was announced: operators may know of fewer NULLs, or name columns differently.
+pub fn conform(batch: RecordBatch, schema: &arrow::datatypes::SchemaRef) -> Result<RecordBatch> {
+    let columns = batch
+        .columns()
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| match column.data_type() == field.data_type() {
+            true => Ok(Arc::clone(column)),
+            false => arrow::compute::cast(column, field.data_type()),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let fields: Vec<_> =
+        schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::new(arrow::datatypes::Schema::new(fields)), columns, &options)?)
+}

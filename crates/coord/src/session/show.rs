@@ -1,0 +1,334 @@
+//! SHOW and EXPLAIN.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
+use arrow::datatypes::SchemaRef;
+use catalog::{Definition, Relation, RelationKind, SinkInput};
+use flow::{Error, Result, SqlState};
+use plan::process::Terminal;
+use sql::planner::Settings;
+use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Query, Show, ShowKind, Statement};
+
+use super::names::SessionNames;
+use super::replan::{STANDING_ZONE, standing};
+use super::{Outcome, Session, rows_outcome, text_columns};
+
+/// Rows of text cells.
+type Cells = Vec<Vec<Option<String>>>;
+
+fn text_rows(schema: &SchemaRef, rows: &Cells) -> Result<RecordBatch> {
+    let columns = (0..schema.fields().len())
+        .map(|c| {
+            let values = rows.iter().map(|r| r.get(c).and_then(|v| v.as_deref()));
+            Arc::new(values.collect::<StringViewArray>()) as ArrayRef
+        })
+        .collect();
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}
+
+impl Session {
+    pub(super) fn show_columns(&self, show: &Show) -> SchemaRef {
+        match show {
+            Show::Setting(name) => {
+                let known = catalog::settings::find(name).map_or(name.as_str(), |s| s.name);
+                text_columns(&[known])
+            }
+            Show::All => text_columns(&["name", "setting", "description"]),
+            Show::Objects { kind: ShowKind::Schemas, .. } => text_columns(&["schema"]),
+            Show::Objects { kind: ShowKind::Databases, .. } => text_columns(&["database"]),
+            Show::Objects { kind: ShowKind::Sources, .. } => {
+                text_columns(&["schema", "name", "connector", "status", "rows", "bytes", "error"])
+            }
+            Show::Objects { kind: ShowKind::Sinks, .. } => {
+                text_columns(&["schema", "name", "connector", "status", "rows", "epoch", "error"])
+            }
+            Show::Objects { .. } => text_columns(&["schema", "name", "owner"]),
+            Show::Columns(_) => text_columns(&["name", "type", "nullable", "default"]),
+            Show::Create { .. } => text_columns(&["name", "statement"]),
+            Show::Jobs => {
+                text_columns(&["id", "name", "kind", "status", "progress", "epoch", "lag", "sqlstate", "error"])
+            }
+        }
+    }
+
+    pub(super) async fn show(&mut self, show: &Show) -> Result<Outcome> {
+        let schema = self.show_columns(show);
+        let rows = self.show_rows(show)?;
+        let batch = text_rows(&schema, &rows)?;
+        Ok(rows_outcome(schema, vec![batch], "SHOW", false))
+    }
+
+    fn show_rows(&self, show: &Show) -> Result<Cells> {
+        let catalog = self.engine.catalog();
+        let scope = self.scope();
+        let text = |s: &str| Some(s.to_string());
+        match show {
+            Show::Setting(name) => Ok(vec![vec![text(self.settings.get(name)?)]]),
+            Show::All => Ok(self
+                .settings
+                .all()
+                .map(|(s, value)| vec![text(s.name), text(value), text(s.description)])
+                .collect()),
+            Show::Objects { kind, schema, like } => {
+                let matches = |name: &str| like.as_deref().is_none_or(|pattern| is_like(name, pattern));
+                let kind = match kind {
+                    ShowKind::Schemas => {
+                        let names = catalog.schemas(&self.database).map(|s| s.name.as_str());
+                        return Ok(names.filter(|n| matches(n)).map(|n| vec![text(n)]).collect());
+                    }
+                    ShowKind::Databases => {
+                        let names = catalog.databases().map(|d| d.name.as_str());
+                        return Ok(names.filter(|n| matches(n)).map(|n| vec![text(n)]).collect());
+                    }
+                    ShowKind::Tables => RelationKind::Table,
+                    ShowKind::Sources => RelationKind::Source,
+                    ShowKind::Sinks => RelationKind::Sink,
+                    ShowKind::Views => RelationKind::View,
+                    ShowKind::MaterializedViews => RelationKind::MaterializedView,
+                };
+                let mut found: Vec<&Arc<Relation>> = catalog
+                    .relations()
+                    .filter(|r| r.kind() == kind && r.database == self.database && matches(&r.name))
+                    .filter(|r| match schema {
+                        Some(schema) => &r.schema == schema,
+                        None => scope.search_path.contains(&r.schema),
+                    })
+                    .collect();
+                found.sort_by_key(|r| (&r.schema, &r.name));
+                Ok(found.into_iter().map(|r| self.object_row(r)).collect())
+            }
+            Show::Columns(name) => {
+                let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
+                Ok(relation
+                    .columns
+                    .iter()
+                    .map(|c| {
+                        let nullable = if c.nullable { "yes" } else { "no" };
+                        vec![text(&c.name), text(&c.sql_type), text(nullable), c.default.clone()]
+                    })
+                    .collect())
+            }
+            Show::Create { kind, name } => {
+                let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
+                let wanted = match kind {
+                    ObjectKind::Table => RelationKind::Table,
+                    ObjectKind::Source => RelationKind::Source,
+                    ObjectKind::Sink => RelationKind::Sink,
+                    ObjectKind::View => RelationKind::View,
+                    _ => RelationKind::MaterializedView,
+                };
+                if relation.kind() != wanted {
+                    return Err(Error::new(
+                        SqlState::WrongObjectType,
+                        format!("\"{}\" is a {}", relation.name, relation.kind().noun()),
+                    )
+                    .with_hint(format!("Use SHOW CREATE {}.", relation.kind().keyword())));
+                }
+                let name_of = |oid| catalog.relation(oid).map(|r| sql::Name::qualified(&r.schema, &r.name));
+                let create = create_statement(relation, &name_of)?;
+                Ok(vec![vec![Some(relation.qualified_name()), Some(create)]])
+            }
+            Show::Jobs => {
+                let completed = self.engine.clock.completed();
+                let mut jobs = self.engine.clock.board.all();
+                jobs.retain(|(oid, _)| catalog.relation(*oid).is_some_and(|r| r.database == self.database));
+                Ok(jobs
+                    .into_iter()
+                    .filter_map(|(oid, job)| Some((catalog.relation(oid)?, job)))
+                    .map(|(relation, job)| {
+                        let oid = relation.oid;
+                        let failed = match &job.phase {
+                            crate::job::Phase::Failed(e) => Some(e),
+                            _ => None,
+                        };
+                        let done = job.finished.filter(|t| t.is_end()).map(|t| t.epoch);
+                        let progress = match (&job.phase, job.backfill) {
+                            (crate::job::Phase::Backfilling, Some((done, total))) => {
+                                Some(format!("{done} of {total} rows ({} %)", done * 100 / total.max(1)))
+                            }
+                            _ => None,
+                        };
+                        vec![
+                            Some(oid.to_string()),
+                            Some(relation.qualified_name()),
+                            text(relation.kind().noun()),
+                            text(job.phase.name()),
+                            progress,
+                            done.map(|e| e.to_string()),
+                            done.filter(|_| failed.is_none()).map(|e| completed.0.saturating_sub(e.0).to_string()),
+                            failed.map(|e| e.state().code().to_string()),
+                            failed.map(|e| match e.detail() {
+                                Some(detail) => format!("{} ({detail})", e.message()),
+                                None => e.message().to_string(),
+                            }),
+                        ]
+                    })
+                    .collect())
+            }
+        }
+    }
+
+    fn object_row(&self, relation: &Relation) -> Vec<Option<String>> {
+        let mut row = vec![Some(relation.schema.clone()), Some(relation.name.clone())];
+        let connector = relation.definition.connector().and_then(|c| c.name()).map(str::to_string);
+        let failure = self.engine.clock.board.failure(relation.oid);
+        match relation.kind() {
+            RelationKind::Source => {
+                let status = self.engine.sources.get(relation.oid).map(|s| s.status()).unwrap_or_default();
+                let failed = status.failed.or(failure);
+                let word = match (&failed, status.ended, status.consumers) {
+                    (Some(_), _, _) => "failed",
+                    (None, Some(_), _) => "ended",
+                    (None, None, 0) => "idle",
+                    _ => "running",
+                };
+                row.extend([
+                    connector,
+                    Some(word.into()),
+                    Some(status.rows.to_string()),
+                    Some(format!("{} of {}", status.bytes.0, status.bytes.1)),
+                    failed.map(|e| e.message().to_string()),
+                ]);
+            }
+            RelationKind::Sink => {
+                let status = self.engine.sinks.status(relation.oid);
+                row.extend([
+                    connector,
+                    Some(if failure.is_some() { "failed" } else { "running" }.into()),
+                    status.map(|s| s.rows.to_string()),
+                    status.map(|s| s.published.to_string()),
+                    failure.map(|e| e.message().to_string()),
+                ]);
+            }
+            _ => row.push(Some(relation.owner.clone())),
+        }
+        row
+    }
+
+    pub(super) async fn explain(&mut self, explain: &Explain, parsed: &Arc<Parsed>) -> Result<Outcome> {
+        if explain.analyze {
+            return Err(Error::unsupported("EXPLAIN ANALYZE is not supported")
+                .with_hint("Use EXPLAIN, and SHOW JOBS for running views."));
+        }
+        let (query, ad_hoc): (&Query, bool) = match &explain.statement {
+            Statement::Query(query) => (query, true),
+            Statement::CreateView(view) => (&view.query, false),
+            Statement::CreateSink(sink) => match &sink.from {
+                sql::statement::SinkFrom::Query { query, .. } => (query, false),
+                sql::statement::SinkFrom::Relation(_) => {
+                    return Err(Error::unsupported("EXPLAIN of a sink needs its query").with_hint("Explain the relation that it reads."));
+                }
+            },
+            other => return Err(Error::unsupported(format!("EXPLAIN of {} is not supported", other.tag()))),
+        };
+        let catalog = self.engine.catalog();
+        let table_layer = explain.layer == ExplainLayer::Table;
+        let planned = if ad_hoc && table_layer {
+            self.plan_query(query, &parsed.source, &[], &catalog)?
+        } else {
+            let names = SessionNames::new(&self.engine, &catalog, self.scope(), None);
+            sql::Planner::new(&names, Settings::standing(STANDING_ZONE))?.query(query, &parsed.source, &[])?
+        };
+        use plan::explain as layers;
+        let pretty = |json: serde_json::Value| format!("{json:#}");
+        let text = sql::with_large_stack(|| -> Result<String> {
+            if table_layer {
+                let optimized = self.statement_state().optimize(&planned.plan).map_err(plan::error::from_datafusion_error)?;
+                return Ok(match explain.format {
+                    ExplainFormat::Text => layers::table(&optimized),
+                    ExplainFormat::Json => layers::table_json(&optimized),
+                    ExplainFormat::Dot => layers::table_dot(&optimized),
+                });
+            }
+            let standing = standing(planned.plan.clone())?;
+            if explain.layer == ExplainLayer::Process {
+                let terminal = Terminal::Materialize { relation: flow::RelationId(0) };
+                let process = plan::process::lower(&standing.node, flow::JobId(0), terminal)?;
+                return Ok(match explain.format {
+                    ExplainFormat::Text => layers::process(&process),
+                    ExplainFormat::Json => pretty(layers::process_json(&process)?),
+                    ExplainFormat::Dot => layers::process_dot(&process),
+                });
+            }
+            Ok(match explain.format {
+                ExplainFormat::Text => layers::stream(&standing.node),
+                ExplainFormat::Json => pretty(layers::stream_json(&standing.node)),
+                ExplainFormat::Dot => layers::stream_dot(&standing.node),
+            })
+        })?;
+        let schema = text_columns(&["QUERY PLAN"]);
+        let rows: Cells = text.lines().map(|l| vec![Some(l.to_string())]).collect();
+        let batch = text_rows(&schema, &rows)?;
+        Ok(rows_outcome(schema, vec![batch], "EXPLAIN", false))
+    }
+}
+
+/// SQL's LIKE over names: `%` and `_`.
+fn is_like(name: &str, pattern: &str) -> bool {
+    fn go(name: &[char], pattern: &[char]) -> bool {
+        match pattern.split_first() {
+            None => name.is_empty(),
+            Some(('%', rest)) => (0..=name.len()).any(|skip| go(&name[skip..], rest)),
+            Some(('_', rest)) => name.split_first().is_some_and(|(_, n)| go(n, rest)),
+            Some((c, rest)) => name.split_first().is_some_and(|(n, more)| n == c && go(more, rest)),
+        }
+    }
+    go(&name.chars().collect::<Vec<_>>(), &pattern.chars().collect::<Vec<_>>())
+}
+
+/// The statement that makes a relation again, with the names of now.
+pub fn create_statement(relation: &Relation, name_of: &dyn Fn(flow::RelationId) -> Option<sql::Name>) -> Result<String> {
+    use sql::definition::{ColumnText, create_sink_text, create_source_text, create_table_text, create_view_text, display};
+    let name = sql::Name::qualified(&relation.schema, &relation.name);
+    let columns: Vec<ColumnText> = relation
+        .columns
+        .iter()
+        .map(|c| ColumnText {
+            name: c.name.clone(),
+            sql_type: c.sql_type.clone(),
+            not_null: !c.nullable,
+            default: c.default.clone(),
+        })
+        .collect();
+    let column_names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
+    let options = |connector: &catalog::Connector| -> Vec<(String, String)> {
+        connector.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+    };
+    let format = |connector: &catalog::Connector| {
+        connector.format.as_ref().map(|f| sql::statement::Format {
+            format: f.format.clone(),
+            encode: f.encode.clone(),
+            options: f.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        })
+    };
+    Ok(match &relation.definition {
+        Definition::Table(table) => {
+            let key: Vec<String> = table.primary_key.iter().map(|i| relation.columns[*i].name.clone()).collect();
+            let on_conflict = match table.on_conflict {
+                catalog::OnConflict::Error => sql::statement::OnConflict::Error,
+                catalog::OnConflict::Overwrite => sql::statement::OnConflict::Overwrite,
+                catalog::OnConflict::DoNothing => sql::statement::OnConflict::DoNothing,
+            };
+            create_table_text(&name, &columns, &key, table.append_only, on_conflict)
+        }
+        Definition::Source(connector) => {
+            create_source_text(&name, &columns, &[], &options(connector), format(connector).as_ref())
+        }
+        Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),
+        Definition::MaterializedView(query) => {
+            create_view_text(&name, true, &column_names, &display(&query.sql, name_of)?)
+        }
+        Definition::Sink(sink) => {
+            let from = match &sink.input {
+                SinkInput::Relation(oid) => match name_of(*oid) {
+                    Some(input) => format!("FROM {input}"),
+                    None => return Err(Error::internal("a sink's input is gone")),
+                },
+                SinkInput::Query(query) => format!("AS {}", display(&query.sql, name_of)?),
+            };
+            let into = sink.into.and_then(name_of);
+            create_sink_text(&name, into.as_ref(), &from, &options(&sink.connector), format(&sink.connector).as_ref())
+        }
+    })
+}

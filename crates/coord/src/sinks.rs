@@ -1,0 +1,235 @@
+//! Sinks: one thread each puts the slots' shares of an epoch together and writes whole epochs.
+//!
+//! Law: a writer sees the changes of an epoch only after those of every earlier one, and `finish_epoch` only when every
+//! slot has delivered. A sink is never waited for: what it cannot take yet waits in a bounded backlog, and past the bound
+//! the sink's job stops, alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use connect::SinkWriter;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId, SqlState};
+use parking_lot::Mutex;
+use runtime::{FromSlot, Tick};
+use tracing::warn;
+
+use crate::clock::{Clock, Event};
+use crate::time::Time;
+
+/// Bytes that may wait for a slow sink.
+pub const BACKLOG_BYTES_MAX: usize = 256 << 20;
+
+enum ToSink {
+    Rows { slot: SlotId, tick: Tick, changes: Option<ChangeBatch> },
+    /// A new deployment of the same sink starts from nothing.
+    Close,
+}
+
+/// One running sink.
+struct Running {
+    sender: Sender<ToSink>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<SinkShared>,
+}
+
+/// What a sink's thread tells about itself.
+#[derive(Default)]
+pub struct SinkShared {
+    backlog: AtomicUsize,
+    published: AtomicU64,
+    rows: AtomicU64,
+}
+
+/// For `SHOW SINKS`.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkStatus {
+    pub backlog_bytes: usize,
+    pub published: Epoch,
+    pub rows: u64,
+}
+
+/// All running sinks.
+pub struct Sinks {
+    clock: Arc<Clock>,
+    time: Time,
+    slots: usize,
+    running: Mutex<HashMap<RelationId, Running>>,
+}
+
+impl Sinks {
+    pub fn new(clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
+        Sinks { clock, time, slots, running: Mutex::default() }
+    }
+
+    /// Starts the thread that writes sink `relation`.
+    pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>) -> Result<()> {
+        let (sender, receiver) = unbounded();
+        let shared = Arc::new(SinkShared::default());
+        let thread = SinkThread {
+            writer,
+            shared: Arc::clone(&shared),
+            time: self.time.clone(),
+            finished: vec![None; self.slots],
+            waiting: BTreeMap::new(),
+        };
+        let clock = Arc::clone(&self.clock);
+        let handle = std::thread::Builder::new()
+            .name(format!("sink-{relation}"))
+            .spawn(move || {
+                if let Err(error) = thread.run(&receiver) {
+                    warn!(relation = relation.0, %error, "sink stopped");
+                    clock.send(Event::StopJob { relation, error });
+                }
+            })
+            .map_err(|e| Error::internal(format!("cannot start a sink thread: {e}")))?;
+        self.running.lock().insert(relation, Running { sender, thread: Some(handle), shared });
+        Ok(())
+    }
+
+    /// Takes a slot's share. Called by the clock, so it never blocks.
+    pub fn deliver(&self, message: FromSlot) {
+        let FromSlot::Deliver { slot, sink, tick, changes, .. } = message else { return };
+        let running = self.running.lock();
+        let Some(sink_thread) = running.get(&sink) else { return };
+        let bytes = changes.as_ref().map_or(0, ChangeBatch::bytes);
+        let backlog = sink_thread.shared.backlog.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if backlog > BACKLOG_BYTES_MAX {
+            let error = Error::new(SqlState::OutOfMemory, "the sink does not keep up")
+                .with_detail(format!("{} MiB wait to be written; the limit is {} MiB.", backlog >> 20, BACKLOG_BYTES_MAX >> 20))
+                .with_hint("Drop the sink and create it again on a faster target.");
+            self.clock.send(Event::StopJob { relation: sink, error });
+        }
+        // The thread ends early only after an error, which it has reported.
+        let _ = sink_thread.sender.send(ToSink::Rows { slot, tick, changes });
+    }
+
+    pub fn status(&self, relation: RelationId) -> Option<SinkStatus> {
+        self.running.lock().get(&relation).map(|r| SinkStatus {
+            backlog_bytes: r.shared.backlog.load(Ordering::Relaxed),
+            published: Epoch(r.shared.published.load(Ordering::Acquire)),
+            rows: r.shared.rows.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Publishes what is finished and ends the thread.
+    pub fn stop(&self, relation: RelationId) {
+        let running = self.running.lock().remove(&relation);
+        if let Some(mut running) = running {
+            let _ = running.sender.send(ToSink::Close);
+            if let Some(thread) = running.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    /// Stops every sink.
+    pub fn stop_all(&self) {
+        let all: Vec<RelationId> = self.running.lock().keys().copied().collect();
+        all.into_iter().for_each(|relation| self.stop(relation));
+    }
+}
+
+struct SinkThread {
+    writer: Box<dyn SinkWriter>,
+    shared: Arc<SinkShared>,
+    time: Time,
+    /// The newest tick that each slot has delivered whole.
+    finished: Vec<Option<Tick>>,
+    /// Changes of epochs after the lowest unfinished one.
+    waiting: BTreeMap<Epoch, Vec<ChangeBatch>>,
+}
+
+impl SinkThread {
+    fn run(mut self, inbox: &Receiver<ToSink>) -> Result<()> {
+        loop {
+            let message = match self.writer.next_flush_us() {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => {
+                    let wait = at.saturating_sub(self.time.now_us()).max(0) as u64;
+                    inbox.recv_timeout(Duration::from_micros(wait))
+                }
+            };
+            match message {
+                Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
+                Err(RecvTimeoutError::Timeout) => self.writer.flush(self.time.now_us())?,
+                Ok(ToSink::Close) | Err(RecvTimeoutError::Disconnected) => {
+                    self.writer.close()?;
+                    self.publish();
+                    return Ok(());
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.published.store(self.writer.published().0, Ordering::Release);
+        self.shared.rows.store(self.writer.rows_written(), Ordering::Relaxed);
+    }
+
+    /// The newest epoch that every slot has delivered whole.
+    fn whole(&self) -> Option<Epoch> {
+        let least = self.finished.iter().copied().min().flatten()?;
+        if least.is_end() { Some(least.epoch) } else { least.epoch.0.checked_sub(1).map(Epoch) }
+    }
+
+    fn take(&mut self, slot: SlotId, tick: Tick, changes: Option<ChangeBatch>) -> Result<()> {
+        match changes {
+            Some(changes) => {
+                self.waiting.entry(tick.epoch).or_default().push(changes);
+                Ok(())
+            }
+            None => {
+                let before = self.whole();
+                if let Some(seen) = self.finished.get_mut(slot.0 as usize) {
+                    *seen = (*seen).max(Some(tick));
+                }
+                match self.whole() {
+                    Some(whole) if before.is_none_or(|b| whole > b) && tick.is_end() => self.write_until(whole),
+                    _ => self.write_early(),
+                }
+            }
+        }
+    }
+
+    /// Writes every whole epoch up to `whole`.
+    fn write_until(&mut self, whole: Epoch) -> Result<()> {
+        while let Some(entry) = self.waiting.first_entry() {
+            if *entry.key() > whole {
+                break;
+            }
+            let (epoch, changes) = entry.remove_entry();
+            self.write(epoch, changes)?;
+            self.writer.finish_epoch(epoch, self.time.now_us())?;
+            if epoch == whole {
+                return Ok(());
+            }
+        }
+        self.writer.finish_epoch(whole, self.time.now_us())
+    }
+
+    /// A back-fill is one long epoch: its chunks are written as they come, not kept.
+    fn write_early(&mut self) -> Result<()> {
+        let next = self.whole().map(Epoch::next);
+        match self.waiting.first_entry() {
+            Some(entry) if next.is_none_or(|n| *entry.key() <= n) => {
+                let (epoch, changes) = entry.remove_entry();
+                self.write(epoch, changes)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&mut self, epoch: Epoch, changes: Vec<ChangeBatch>) -> Result<()> {
+        for changes in changes {
+            let bytes = changes.bytes();
+            self.writer.write(epoch, &changes)?;
+            self.shared.backlog.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

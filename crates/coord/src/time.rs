@@ -1,0 +1,28 @@
+//! The one place that reads the machine's clock, handed to whoever needs the time.
+
+use std::sync::Arc;
+
+/// Microseconds since the Unix epoch, from the machine or from a test.
+#[derive(Clone)]
+pub struct Time(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl Time {
+    /// The machine's clock.
+    #[allow(clippy::disallowed_methods)]
+    pub fn system() -> Time {
+        Time(Arc::new(|| {
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+        }))
+    }
+
+    /// A clock that `now_us` answers for.
+    pub fn from_fn(now_us: impl Fn() -> i64 + Send + Sync + 'static) -> Time {
+        Time(Arc::new(now_us))
+    }
+
+    pub fn now_us(&self) -> i64 {
+        (self.0)()
+    }
+}

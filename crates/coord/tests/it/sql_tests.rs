@@ -1,0 +1,367 @@
+//! `sql-tests/**/*.slt`: each file as batch, then its queries as standing views fed in a seeded order.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use catalog::{OnConflict, Relation, RelationKind};
+use coord::session::Session;
+use coord::session::show::create_statement;
+use coord::table::WriteSet;
+use sqllogictest::{DBOutput, DefaultColumnType, QueryExpect, Record};
+
+use crate::harness::{Answer, Instance, Rng, ok, render, rows, run, seed};
+
+/// Files under `sql-tests`, sorted.
+fn files() -> Vec<PathBuf> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "slt") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests"), &mut found);
+    let only = std::env::var("MILLSTREAM_SLT").unwrap_or_default();
+    found.retain(|f| f.to_string_lossy().contains(&only));
+    found.sort();
+    found
+}
+
+/// A session as sqllogictest drives it.
+struct Db(Session);
+
+impl sqllogictest::AsyncDB for Db {
+    type Error = flow::Error;
+    type ColumnType = DefaultColumnType;
+
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, flow::Error> {
+        match run(&mut self.0, sql).await? {
+            Answer::Tag(tag) => {
+                let count = tag.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                Ok(DBOutput::StatementComplete(count))
+            }
+            Answer::Rows(batches) => {
+                let types = batches.first().map(column_types).unwrap_or_default();
+                Ok(DBOutput::Rows { types, rows: batches.iter().flat_map(render).collect() })
+            }
+        }
+    }
+
+    fn engine_name(&self) -> &str {
+        "millstream"
+    }
+
+    async fn shutdown(&mut self) {}
+}
+
+fn column_types(batch: &RecordBatch) -> Vec<DefaultColumnType> {
+    use arrow::datatypes::DataType as T;
+    batch
+        .columns()
+        .iter()
+        .map(|c| match c.data_type() {
+            T::Int16 | T::Int32 | T::Int64 => DefaultColumnType::Integer,
+            T::Float32 | T::Float64 | T::Decimal128(_, _) => DefaultColumnType::FloatingPoint,
+            _ => DefaultColumnType::Text,
+        })
+        .collect()
+}
+
+/// A query that must also hold as a view: its text and sorted rows.
+struct Standing {
+    sql: String,
+    expected: Vec<String>,
+    line: u32,
+}
+
+/// The standing queries of a file, which are those not marked `# batch only`.
+fn standing_queries(path: &Path) -> Vec<Standing> {
+    let records: Vec<Record<DefaultColumnType>> = sqllogictest::parse_file(path).unwrap();
+    let mut found = Vec::new();
+    let mut batch_only = false;
+    for record in records {
+        match record {
+            Record::Comment(lines) => batch_only |= lines.iter().any(|l| l.trim() == "batch only"),
+            Record::Connection(_) | Record::Newline | Record::Condition(_) => {}
+            Record::Query { sql, expected: QueryExpect::Results { results, .. }, loc, .. } => {
+                if !batch_only {
+                    let mut expected = results;
+                    expected.sort();
+                    found.push(Standing { sql, expected, line: loc.line() });
+                }
+                batch_only = false;
+            }
+            _ => batch_only = false,
+        }
+    }
+    found
+}
+
+/// The final contents of a file's tables, and its views.
+struct Contents {
+    tables: Vec<(Arc<Relation>, RecordBatch)>,
+    views: Vec<String>,
+}
+
+async fn contents(instance: &Instance) -> Contents {
+    let catalog = instance.engine.catalog();
+    let mut session = instance.session();
+    let mut tables = Vec::new();
+    let mut views = Vec::new();
+    let mut relations: Vec<_> = catalog.relations().cloned().collect();
+    relations.sort_by_key(|r| r.oid);
+    for relation in relations {
+        match relation.kind() {
+            RelationKind::Table => {
+                let name = relation.qualified_name();
+                let Ok(Answer::Rows(batches)) = run(&mut session, &format!("SELECT * FROM {name}")).await else {
+                    panic!("cannot read {name}")
+                };
+                let schema = Arc::new(arrow::datatypes::Schema::new(
+                    relation.columns.iter().map(|c| c.field().with_nullable(true)).collect::<Vec<_>>(),
+                ));
+                let columns = batches.iter().map(|b| {
+                    RecordBatch::try_new(Arc::clone(&schema), b.columns().to_vec()).unwrap()
+                });
+                let columns: Vec<_> = columns.collect();
+                tables.push((Arc::clone(&relation), arrow::compute::concat_batches(&schema, &columns).unwrap()));
+            }
+            RelationKind::View | RelationKind::MaterializedView => {
+                let name_of = |oid| catalog.relation(oid).map(|r| sql::Name::qualified(&r.schema, &r.name));
+                views.push(create_statement(&relation, &name_of).unwrap());
+            }
+            _ => {}
+        }
+    }
+    Contents { tables, views }
+}
+
+/// One step of a feed.
+enum Step {
+    /// Adds rows (by index into the table's final contents).
+    Insert { table: usize, rows: Vec<u32> },
+    /// Adds a row that will be taken away: the key of `row`, everything else of `other`.
+    Decoy { table: usize, row: u32, other: u32 },
+    /// Takes the decoy away and adds the true row.
+    Correct { table: usize, row: u32, other: u32 },
+    View(usize),
+}
+
+/// A seeded order of inserts, decoys, corrections and view creations that ends in `contents`.
+fn feed(contents: &Contents, views: usize, rng: &mut Rng) -> Vec<Step> {
+    let mut early = Vec::new();
+    let mut late = Vec::new();
+    for (table, (relation, rows)) in contents.tables.iter().enumerate() {
+        let count = rows.num_rows() as u32;
+        let mut open: Vec<u32> = (0..count).collect();
+        let append_only = relation.table().is_some_and(|t| t.append_only);
+        while !open.is_empty() {
+            let row = open.swap_remove(rng.below(open.len()));
+            if !append_only && rng.below(4) == 0 {
+                let other = rng.below(count as usize) as u32;
+                early.push(Step::Decoy { table, row, other });
+                late.push(Step::Correct { table, row, other });
+                continue;
+            }
+            let mut batch = vec![row];
+            while !open.is_empty() && rng.below(3) > 0 {
+                batch.push(open.swap_remove(rng.below(open.len())));
+            }
+            let step = Step::Insert { table, rows: batch };
+            if rng.below(3) == 0 { late.push(step) } else { early.push(step) }
+        }
+    }
+    let mut steps = Vec::new();
+    for part in [&mut early, &mut late] {
+        while !part.is_empty() {
+            steps.push(part.swap_remove(rng.below(part.len())));
+        }
+    }
+    // Before, during and after the rows.
+    for view in 0..views {
+        let at = match rng.below(3) {
+            0 => 0,
+            1 => steps.len(),
+            _ => rng.below(steps.len() + 1),
+        };
+        steps.insert(at, Step::View(view));
+    }
+    steps
+}
+
+fn mixed(relation: &Relation, rows: &RecordBatch, row: u32, other: u32) -> RecordBatch {
+    let key = relation.primary_key();
+    let columns = rows
+        .columns()
+        .iter()
+        .enumerate()
+        .map(|(i, c)| {
+            let from = if key.contains(&i) { row } else { other };
+            arrow::compute::take(c.as_ref(), &UInt32Array::from(vec![from]), None).unwrap()
+        })
+        .collect();
+    RecordBatch::try_new(rows.schema(), columns).unwrap()
+}
+
+async fn write(instance: &Instance, relation: &Arc<Relation>, delete: Option<RecordBatch>, insert: Option<RecordBatch>) {
+    let engine = &instance.engine;
+    let table = engine.table(relation.oid).unwrap();
+    let mut set = WriteSet::default();
+    let writes = set.writes(&table, relation, None).await.unwrap();
+    if let Some(rows) = delete {
+        writes.delete(rows).unwrap();
+    }
+    if let Some(rows) = insert {
+        writes.insert(rows, OnConflict::Error).unwrap();
+    }
+    set.commit(&engine.clock, &engine.log, &engine.budget, engine.floor()).unwrap();
+}
+
+/// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
+async fn check_standing(contents: &Contents, queries: &[Standing], seed: u64) -> Vec<String> {
+    let mut rng = Rng::new(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let slots = 1 + rng.below(4);
+    let instance = Instance::open(folder.path(), slots, rng.pick(&[1, 32, 8192]));
+    let mut session = instance.session();
+    let mut schemas: Vec<&str> = contents.tables.iter().map(|(r, _)| r.schema.as_str()).collect();
+    schemas.dedup();
+    for schema in schemas.into_iter().filter(|s| *s != "public") {
+        ok(&mut session, &format!("CREATE SCHEMA IF NOT EXISTS {schema}")).await;
+    }
+    for (relation, _) in &contents.tables {
+        ok(&mut session, &create_statement(relation, &|_| None).unwrap()).await;
+    }
+    let mut problems = Vec::new();
+    for view in &contents.views {
+        if let Err(e) = run(&mut session, view).await {
+            problems.push(format!("{view}: {e}"));
+        }
+    }
+    let catalog = instance.engine.catalog();
+    let relations: Vec<Arc<Relation>> = contents
+        .tables
+        .iter()
+        .map(|(r, _)| Arc::clone(catalog.relation_named("dev", &r.schema, &r.name).unwrap()))
+        .collect();
+    for step in feed(contents, queries.len(), &mut rng) {
+        match step {
+            Step::Insert { table, rows } => {
+                let batch = take_record_batch(&contents.tables[table].1, &UInt32Array::from(rows)).unwrap();
+                write(&instance, &relations[table], None, Some(batch)).await;
+            }
+            Step::Decoy { table, row, other } => {
+                let decoy = mixed(&relations[table], &contents.tables[table].1, row, other);
+                write(&instance, &relations[table], None, Some(decoy)).await;
+            }
+            Step::Correct { table, row, other } => {
+                let all = &contents.tables[table].1;
+                let decoy = mixed(&relations[table], all, row, other);
+                let row = take_record_batch(all, &UInt32Array::from(vec![row])).unwrap();
+                write(&instance, &relations[table], Some(decoy), Some(row)).await;
+            }
+            Step::View(view) => {
+                let query = &queries[view];
+                let create = format!("CREATE MATERIALIZED VIEW standing_{view} AS {}", query.sql);
+                if let Err(e) = run(&mut session, &create).await {
+                    problems.push(format!("line {}: {e} {:?}\n  {}", query.line, e.hint(), query.sql));
+                }
+            }
+        }
+    }
+    instance.engine.flush().await.unwrap();
+    for (view, query) in queries.iter().enumerate() {
+        if instance.engine.catalog().relation_named("dev", "public", &format!("standing_{view}")).is_none() {
+            continue;
+        }
+        match run(&mut session, &format!("SELECT * FROM standing_{view}")).await {
+            Ok(Answer::Rows(batches)) => {
+                let normal = |s: String| s.split_whitespace().collect::<Vec<_>>().join(" ");
+                let mut found: Vec<String> =
+                    batches.iter().flat_map(render).map(|r| normal(r.join(" "))).collect();
+                found.sort();
+                let mut expected: Vec<String> = query.expected.iter().map(|e| normal(e.clone())).collect();
+                expected.sort();
+                if found != expected {
+                    problems.push(format!(
+                        "line {}: as a view ({slots} slots)\n  {}\n  expected {expected:?}\n  found    {found:?}",
+                        query.line, query.sql
+                    ));
+                }
+            }
+            Ok(Answer::Tag(_)) => problems.push(format!("line {}: no rows", query.line)),
+            Err(e) => problems.push(format!("line {}: view stopped: {e}\n  {}", query.line, query.sql)),
+        }
+    }
+    instance.close().await;
+    problems
+}
+
+/// Runs a file in both ways; returns what went wrong.
+async fn check_file(path: &Path, seed: u64) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let instance = Instance::open(folder.path(), 2, 8192);
+    let mut runner = sqllogictest::Runner::new(|| async { Ok(Db(instance.session())) });
+    runner.with_column_validator(sqllogictest::strict_column_validator);
+    let records: Vec<Record<DefaultColumnType>> = sqllogictest::parse_file(path).unwrap();
+    let mut problems = Vec::new();
+    for record in records {
+        if let Err(e) = runner.run_async(record).await {
+            problems.push(format!("as batch: {}", e.display(false)));
+        }
+    }
+    let queries = standing_queries(path);
+    let contents = contents(&instance).await;
+    drop(runner);
+    instance.close().await;
+    if !queries.is_empty() {
+        problems.extend(check_standing(&contents, &queries, seed).await);
+    }
+    problems
+}
+
+#[test]
+fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
+    let files = files();
+    assert!(files.len() >= 120 || std::env::var("MILLSTREAM_SLT").is_ok(), "only {} files", files.len());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .thread_stack_size(16 << 20)
+        .build()
+        .unwrap();
+    let mut failed = 0;
+    let mut report = String::new();
+    for (n, path) in files.iter().enumerate() {
+        let seed = seed() + n as u64;
+        let name = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
+        let name = name.collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/");
+        let file = path.clone();
+        // On a thread of the runtime, whose stack is large.
+        let problems = runtime.block_on(async { tokio::spawn(async move { check_file(&file, seed).await }).await });
+        let problems = problems.unwrap_or_else(|e| vec![format!("panicked: {e}")]);
+        if !problems.is_empty() {
+            failed += 1;
+            report.push_str(&format!("== {name} (seed {seed})\n"));
+            problems.iter().for_each(|p| report.push_str(&format!("{p}\n")));
+        }
+    }
+    assert!(failed == 0, "{report}{failed} of {} files failed", files.len());
+}
+
+/// `rows` is used by other tests of this binary; here it proves that rendering follows PostgreSQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_are_rendered_as_postgres_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let instance = Instance::open(folder.path(), 1, 8192);
+    let mut session = instance.session();
+    let found = rows(&mut session, "SELECT true, '' AS e, NULL::int AS n, 1.50::numeric(10,2) AS d, DATE '2024-02-29' AS x").await;
+    assert_eq!(found, [["t", "(empty)", "NULL", "1.50", "2024-02-29"]]);
+    instance.close().await;
+}

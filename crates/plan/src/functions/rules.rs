@@ -1,0 +1,277 @@
+//! The analyser of every plan, ad-hoc or standing: DataFusion's, with Postgres' meaning of literals, operators and casts.
+//!
+//! Order matters: operators become functions before types are coerced, so that the functions' own typing counts; casts
+//! are rewritten after, so that those which coercion put in are included. All of it runs before constants are folded.
+//! Running the rules on an analysed plan changes nothing.
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchema, DFSchemaRef, Result, ScalarValue};
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::utils::merge_schema;
+use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator, Values, lit};
+use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
+use datafusion::sql::sqlparser::ast::BinaryOperator;
+
+use super::arithmetic::{Negate, Op};
+use super::{cast, scalar};
+
+/// DataFusion's analyser with our rules in it.
+pub fn analyzer() -> Analyzer {
+    Analyzer::with_rules(vec![
+        Arc::new(ResolveGroupingFunction::new()),
+        Arc::new(PostgresOperators),
+        Arc::new(TypeCoercion::new()),
+        Arc::new(PostgresCasts),
+    ])
+}
+
+fn call(name: &str, args: Vec<Expr>) -> Option<Expr> {
+    scalar(name).map(|function| Expr::ScalarFunction(ScalarFunction::new_udf(function, args)))
+}
+
+/// The integer literal as Postgres types it: `integer` where it fits.
+fn narrow(value: &ScalarValue) -> Option<ScalarValue> {
+    match value {
+        ScalarValue::Int64(Some(v)) => i32::try_from(*v).ok().map(|v| ScalarValue::Int32(Some(v))),
+        _ => None,
+    }
+}
+
+fn narrowed(expr: Expr) -> Expr {
+    match &expr {
+        Expr::Literal(value, metadata) => match narrow(value) {
+            Some(value) => Expr::Literal(value, metadata.clone()),
+            None => expr,
+        },
+        _ => expr,
+    }
+}
+
+/// Plans `+ - * / %` as calls of our functions; folds them at once where both sides are literals, so that a long sum of
+/// literals is no deep tree.
+#[derive(Debug)]
+pub struct ArithmeticPlanner;
+
+impl ExprPlanner for ArithmeticPlanner {
+    fn plan_binary_op(&self, raw: RawBinaryExpr, _: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+        let op = match raw.op {
+            BinaryOperator::Plus => Op::Add,
+            BinaryOperator::Minus => Op::Sub,
+            BinaryOperator::Multiply => Op::Mul,
+            BinaryOperator::Divide => Op::Div,
+            BinaryOperator::Modulo => Op::Rem,
+            _ => return Ok(PlannerResult::Original(raw)),
+        };
+        let (left, right) = (narrowed(raw.left), narrowed(raw.right));
+        if let Some(folded) = fold(op, &left, &right) {
+            return Ok(PlannerResult::Planned(folded));
+        }
+        match call(op.sign(), vec![left, right]) {
+            Some(call) => Ok(PlannerResult::Planned(call)),
+            None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),
+        }
+    }
+}
+
+/// The value of an operation on two integer literals, unless it fails: then it is left to fail where it is evaluated.
+fn fold(op: Op, left: &Expr, right: &Expr) -> Option<Expr> {
+    let (Expr::Literal(l, _), Expr::Literal(r, _)) = (left, right) else { return None };
+    let value = match (l, r) {
+        (ScalarValue::Int32(Some(l)), ScalarValue::Int32(Some(r))) => ScalarValue::Int32(Some(match op {
+            Op::Add => l.checked_add(*r)?,
+            Op::Sub => l.checked_sub(*r)?,
+            Op::Mul => l.checked_mul(*r)?,
+            Op::Div => l.checked_div(*r)?,
+            Op::Rem => l.checked_rem(*r)?,
+        })),
+        (ScalarValue::Int64(Some(l)), ScalarValue::Int64(Some(r))) => ScalarValue::Int64(Some(match op {
+            Op::Add => l.checked_add(*r)?,
+            Op::Sub => l.checked_sub(*r)?,
+            Op::Mul => l.checked_mul(*r)?,
+            Op::Div => l.checked_div(*r)?,
+            Op::Rem => l.checked_rem(*r)?,
+        })),
+        _ => return None,
+    };
+    // An Int64 that came from a wide literal must not be narrowed again: `2147483648 - 1` is a bigint.
+    match value {
+        ScalarValue::Int64(Some(v)) if i32::try_from(v).is_ok() => Some(Expr::Cast(datafusion::logical_expr::Cast::new(
+            Box::new(lit(v)),
+            DataType::Int64,
+        ))),
+        value => Some(Expr::Literal(value, None)),
+    }
+}
+
+/// Literals of type integer, checked operators, checked minus.
+#[derive(Debug)]
+pub struct PostgresOperators;
+
+impl AnalyzerRule for PostgresOperators {
+    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
+        Ok(plan.transform_up_with_subqueries(operators_of_node)?.data)
+    }
+
+    fn name(&self) -> &str {
+        "postgres_operators"
+    }
+}
+
+fn operators_of_node(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    // LIMIT and OFFSET must stay the literals that the physical planner reads.
+    if matches!(plan, LogicalPlan::Limit(_)) {
+        return Ok(Transformed::no(plan));
+    }
+    if let LogicalPlan::Values(values) = plan {
+        return values_of_node(values);
+    }
+    let names = NamePreserver::new(&plan);
+    plan.map_expressions(|expr| {
+        let name = names.save(&expr);
+        rewrite_operators(expr).map(|t| t.update_data(|e| name.restore(e)))
+    })?
+    .map_data(|plan| plan.recompute_schema())
+}
+
+fn rewrite_operators(expr: Expr) -> Result<Transformed<Expr>> {
+    expr.transform_down(|expr| {
+        Ok(match expr {
+            // Arguments of window functions (lag's offset, ntile's buckets) are read as Int64 literals.
+            Expr::WindowFunction(_) => Transformed::new(expr, false, TreeNodeRecursion::Jump),
+            // The type was asked for; the value inside keeps all its bits.
+            Expr::Cast(ref cast) if matches!(*cast.expr, Expr::Literal(ScalarValue::Int64(_), _)) => {
+                Transformed::new(expr, false, TreeNodeRecursion::Jump)
+            }
+            Expr::InList(_) | Expr::Between(_) => Transformed::no(expr),
+            Expr::Literal(ref value, ref metadata) => match narrow(value) {
+                Some(value) => Transformed::yes(Expr::Literal(value, metadata.clone())),
+                None => Transformed::no(expr),
+            },
+            Expr::Negative(inner) => match *inner {
+                Expr::Literal(..) => Transformed::no(Expr::Negative(inner)),
+                other => match call(Negate::NAME, vec![other]) {
+                    Some(call) => Transformed::yes(call),
+                    None => return datafusion::common::internal_err!("unary minus is not registered"),
+                },
+            },
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+                let sign = match op {
+                    Operator::Plus => "+",
+                    Operator::Minus => "-",
+                    Operator::Multiply => "*",
+                    Operator::Divide => "/",
+                    Operator::Modulo => "%",
+                    _ => return Ok(Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right }))),
+                };
+                match call(sign, vec![*left, *right]) {
+                    Some(call) => Transformed::yes(call),
+                    None => return datafusion::common::internal_err!("operator {sign} is not registered"),
+                }
+            }
+            other => Transformed::no(other),
+        })
+    })
+}
+
+/// A column of VALUES whose values are all integer literals that fit is of type integer.
+fn values_of_node(values: Values) -> Result<Transformed<LogicalPlan>> {
+    let Values { schema, values } = values;
+    let mut fields = Vec::with_capacity(schema.fields().len());
+    let mut narrowed_columns = vec![false; schema.fields().len()];
+    for (i, (qualifier, field)) in schema.iter().enumerate() {
+        let fits = field.data_type() == &DataType::Int64
+            && values.iter().all(|row| match row.get(i) {
+                Some(Expr::Literal(ScalarValue::Int64(None) | ScalarValue::Null, _)) => true,
+                Some(Expr::Literal(value, _)) => narrow(value).is_some(),
+                _ => false,
+            })
+            && values.iter().any(|row| matches!(row.get(i), Some(Expr::Literal(ScalarValue::Int64(Some(_)), _))));
+        narrowed_columns[i] = fits;
+        let field = if fits {
+            Arc::new(field.as_ref().clone().with_data_type(DataType::Int32))
+        } else {
+            Arc::clone(field)
+        };
+        fields.push((qualifier.cloned(), field));
+    }
+    let mut rows = Vec::with_capacity(values.len());
+    for row in values {
+        let mut out = Vec::with_capacity(row.len());
+        for (i, expr) in row.into_iter().enumerate() {
+            out.push(match expr {
+                Expr::Literal(ScalarValue::Int64(None) | ScalarValue::Null, m) if narrowed_columns[i] => {
+                    Expr::Literal(ScalarValue::Int32(None), m)
+                }
+                expr @ Expr::Literal(..) if narrowed_columns[i] => narrowed(expr),
+                // Of a wider column: the literal keeps its type.
+                expr @ Expr::Literal(..) => expr,
+                expr => rewrite_operators(expr)?.data,
+            });
+        }
+        rows.push(out);
+    }
+    let schema: DFSchemaRef = Arc::new(DFSchema::new_with_metadata(fields, schema.metadata().clone())?);
+    Ok(Transformed::yes(LogicalPlan::Values(Values { schema, values: rows })))
+}
+
+/// Casts that mean something else in Postgres than in Arrow.
+#[derive(Debug)]
+pub struct PostgresCasts;
+
+impl AnalyzerRule for PostgresCasts {
+    fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
+        let zone = config.execution.time_zone.clone().unwrap_or_else(|| "UTC".to_string());
+        Ok(plan.transform_up_with_subqueries(|plan| casts_of_node(plan, &zone))?.data)
+    }
+
+    fn name(&self) -> &str {
+        "postgres_casts"
+    }
+}
+
+fn casts_of_node(plan: LogicalPlan, zone: &str) -> Result<Transformed<LogicalPlan>> {
+    if matches!(plan, LogicalPlan::Limit(_)) {
+        return Ok(Transformed::no(plan));
+    }
+    let mut schema = merge_schema(&plan.inputs());
+    if let LogicalPlan::TableScan(scan) = &plan {
+        schema.merge(&DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema())?);
+    }
+    let names = NamePreserver::new(&plan);
+    plan.map_expressions(|expr| {
+        let name = names.save(&expr);
+        rewrite_casts(expr, &schema, zone).map(|t| t.update_data(|e| name.restore(e)))
+    })?
+    .map_data(|plan| plan.recompute_schema())
+}
+
+fn rewrite_casts(expr: Expr, schema: &DFSchema, zone: &str) -> Result<Transformed<Expr>> {
+    expr.transform_up(|expr| {
+        let Expr::Cast(cast) = &expr else { return Ok(Transformed::no(expr)) };
+        // An outer reference has no column in this node's inputs; its expression knows its own type.
+        let from = cast.expr.get_type(schema)?;
+        let to = cast.field.data_type();
+        let Some((function, arguments)) = cast::function_of(&from, to, zone) else {
+            return Ok(Transformed::no(expr));
+        };
+        let mut args = vec![cast.expr.as_ref().clone()];
+        args.extend(arguments.into_iter().map(|value| Expr::Literal(value, None)));
+        let Some(call) = call(function, args) else {
+            return datafusion::common::internal_err!("cast {function} is not registered");
+        };
+        // The function gives the canonical layout of text; what wants another gets it by a cast that changes no value.
+        let result = match to {
+            DataType::Utf8 | DataType::LargeUtf8 => Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(call), to.clone())),
+            _ => call,
+        };
+        Ok(Transformed::yes(result))
+    })
+}

@@ -1,0 +1,63 @@
+//! Runs a table plan with DataFusion.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::context::SessionState;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::execute_stream;
+use flow::Result;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use plan::error::from_datafusion_error;
+
+use crate::read::{ReadView, ReadViewExtension};
+
+/// The state that every statement's state is made from. `memory_limit` bounds (in bytes) what all running queries together
+/// may hold; `partitions` is the parallelism of one.
+pub fn base_state(memory_limit: usize, partitions: usize) -> Result<SessionState> {
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory_limit)))
+        .build_arc()
+        .map_err(from_datafusion_error)?;
+    Ok(sql::session_state(runtime, partitions, "UTC"))
+}
+
+/// The state of one statement in a session with this time zone.
+pub fn statement_state(base: &SessionState, time_zone: &str) -> SessionState {
+    let mut state = base.clone();
+    if base.config_options().execution.time_zone.as_deref() != Some(time_zone) {
+        state.config_mut().options_mut().execution.time_zone = Some(time_zone.to_string());
+    }
+    state
+}
+
+/// Result rows as they are computed.
+pub type Batches = BoxStream<'static, Result<RecordBatch>>;
+
+/// Optimises and starts `plan`, reading every relation through `view`. Nothing is computed before the stream is polled.
+pub async fn execute(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<(SchemaRef, Batches)> {
+    let mut state = state.clone();
+    state.config_mut().set_extension(Arc::new(ReadViewExtension(view)));
+    let physical = state.create_physical_plan(plan).await.map_err(from_datafusion_error)?;
+    let schema = physical.schema();
+    let stream = execute_stream(physical, state.task_ctx()).map_err(from_datafusion_error)?;
+    Ok((schema, stream.map(|batch| batch.map_err(from_datafusion_error)).boxed()))
+}
+
+/// Runs `plan` to its end.
+pub async fn collect(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    let (schema, batches) = execute(state, plan, view).await?;
+    Ok((schema, batches.try_collect().await?))
+}

@@ -1,0 +1,100 @@
+//! Constants that PostgreSQL reads by the type of the column beside them, and the system column `tableoid`.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::LazyLock;
+
+use catalog::types::oid;
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, DataType, Expr, Select, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
+};
+
+use super::{build, names, system_relation};
+use crate::system::layout;
+
+/// The type of each system column whose name has one type wherever it occurs.
+static COLUMN_TYPES: LazyLock<BTreeMap<&'static str, Option<u32>>> = LazyLock::new(|| {
+    let mut types: BTreeMap<&'static str, Option<u32>> = BTreeMap::new();
+    for column in layout::relations().flat_map(|r| &r.columns) {
+        let entry = types.entry(column.name).or_insert(Some(column.type_oid));
+        if *entry != Some(column.type_oid) {
+            *entry = None;
+        }
+    }
+    types
+});
+
+/// `indisprimary = 't'` and `polroles = '{0}'`: string constants beside columns that are neither text nor numbers.
+pub fn expression(expr: &mut Expr) {
+    let Expr::BinaryOp { left, op, right } = expr else { return };
+    if !matches!(op, BinaryOperator::Eq | BinaryOperator::NotEq) {
+        return;
+    }
+    typed_constant(left, right);
+    typed_constant(right, left);
+}
+
+fn typed_constant(column: &Expr, constant: &mut Expr) {
+    let Some(Some(type_oid)) = build::column_name(column).and_then(|name| COLUMN_TYPES.get(name.as_str()).copied()) else {
+        return;
+    };
+    let Some(text) = build::string_value(constant) else { return };
+    let replaced = if type_oid == oid::BOOL {
+        catalog::settings::parse_bool(text).map(|b| build::value(Value::Boolean(b)))
+    } else if let arrow::datatypes::DataType::List(element) = layout::arrow_type(type_oid) {
+        let element = match element.data_type() {
+            arrow::datatypes::DataType::Int16 => DataType::SmallInt(None),
+            t if t.is_integer() => DataType::BigInt(None),
+            _ => DataType::Text,
+        };
+        names::array_literal(text, &element)
+    } else {
+        None
+    };
+    if let Some(replaced) = replaced {
+        *constant = replaced;
+    }
+}
+
+/// `c.tableoid` is the OID of the catalog that `c` stands for.
+pub fn table_oids(select: &mut Select) {
+    let mut relations = BTreeMap::new();
+    collect(&select.from, &mut relations);
+    if relations.is_empty() {
+        return;
+    }
+    struct Replace(BTreeMap<String, u32>);
+    impl VisitorMut for Replace {
+        type Break = ();
+        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if let Expr::CompoundIdentifier(parts) = expr {
+                if let [.., relation, column] = &parts[..] {
+                    if column.value.eq_ignore_ascii_case("tableoid") {
+                        if let Some(oid) = self.0.get(&build::fold(relation)) {
+                            *expr = build::number(i64::from(*oid));
+                        }
+                    }
+                }
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let _ = VisitMut::visit(select, &mut Replace(relations));
+}
+
+fn collect(from: &[TableWithJoins], relations: &mut BTreeMap<String, u32>) {
+    let mut factor = |factor: &TableFactor| match factor {
+        TableFactor::Table { name, alias, args: None, .. } => {
+            if let Some(relation) = system_relation(name) {
+                let name = alias.as_ref().map_or_else(|| relation.name.to_string(), |a| build::fold(&a.name));
+                relations.insert(name, relation.oid);
+            }
+        }
+        TableFactor::NestedJoin { table_with_joins, .. } => collect(std::slice::from_ref(table_with_joins), relations),
+        _ => {}
+    };
+    for table in from {
+        factor(&table.relation);
+        table.joins.iter().for_each(|j| factor(&j.relation));
+    }
+}

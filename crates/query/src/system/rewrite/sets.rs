@@ -1,0 +1,241 @@
+//! Functions that return sets or composites, and table functions: `unnest` is the one that DataFusion has.
+
+use datafusion::sql::sqlparser::ast::{
+    AccessExpr, BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
+    FunctionArguments, Ident, ObjectName, OrderByKind, Query, Select, SelectItem, SetExpr, TableAlias, TableAliasColumnDef, TableFactor,
+};
+
+use super::{build, names};
+
+fn take(expr: &mut Expr) -> Expr {
+    std::mem::replace(expr, build::null())
+}
+
+fn unnest(list: Expr) -> Expr {
+    build::call("unnest", vec![list])
+}
+
+/// `generate_series(first, number of elements + first - 1)` as a list.
+fn positions(list: Expr, first: i64) -> Expr {
+    let length = build::cast(build::call("array_length", vec![list]), DataType::BigInt(None));
+    let last = match first {
+        1 => length,
+        _ => Expr::BinaryOp {
+            left: Box::new(length),
+            op: BinaryOperator::Plus,
+            right: Box::new(build::number(first - 1)),
+        },
+    };
+    build::call("generate_series", vec![build::number(first), last])
+}
+
+/// Composite access and `ARRAY(SELECT …)`, wherever they stand.
+pub fn expression(expr: &mut Expr) {
+    let replaced =
+        options_display(expr).or_else(|| list_subquery(expr)).or_else(|| array_subquery(expr)).or_else(|| field_access(expr));
+    if let Some(replaced) = replaced {
+        *expr = replaced;
+    }
+}
+
+/// `array_to_string(ARRAY(SELECT … FROM pg_options_to_table(x)), ', ')`, with which psql and pg_dump show options.
+fn options_display(expr: &Expr) -> Option<Expr> {
+    let (name, arguments) = build::as_call(expr)?;
+    if name != "array_to_string" {
+        return None;
+    }
+    // The inner ARRAY(…) has become a scalar subquery by now.
+    let Expr::Subquery(query) = arguments.first()? else { return None };
+    let SetExpr::Select(select) = &*query.body else { return None };
+    let [from] = &select.from[..] else { return None };
+    let args = match &from.relation {
+        TableFactor::Table { name, args: Some(args), .. } if build::is_table_function(name, "pg_options_to_table") => &args.args,
+        TableFactor::Function { name, args, .. } if build::is_table_function(name, "pg_options_to_table") => args,
+        _ => return None,
+    };
+    match &args[..] {
+        [FunctionArg::Unnamed(FunctionArgExpr::Expr(options))] => Some(build::call("pg_options_text", vec![options.clone()])),
+        _ => None,
+    }
+}
+
+/// `ARRAY(SELECT 'prefix' || x FROM unnest(list) x)`, which needs no subquery.
+fn list_subquery(expr: &Expr) -> Option<Expr> {
+    let Expr::Function(Function { name, args: FunctionArguments::Subquery(query), .. }) = expr else { return None };
+    let SetExpr::Select(select) = &*query.body else { return None };
+    let ([from], [SelectItem::UnnamedExpr(item)], None) = (&select.from[..], &select.projection[..], &select.selection) else {
+        return None;
+    };
+    // The table function has become UNNEST by now, with its column named.
+    let TableFactor::UNNEST { alias: Some(alias), array_exprs, .. } = &from.relation else { return None };
+    let ([list], [column]) = (&array_exprs[..], &alias.columns[..]) else { return None };
+    let is_column = |e: &Expr| build::column_name(e).is_some_and(|name| name == build::fold(&column.name));
+    if build::system_name(name).as_deref() != Some("array") || !from.joins.is_empty() || query.order_by.is_some() {
+        return None;
+    }
+    match item {
+        Expr::BinaryOp { left, op: BinaryOperator::StringConcat, right } if is_column(right) => {
+            Some(build::call("array_prefix", vec![(**left).clone(), list.clone()]))
+        }
+        column if is_column(column) => Some(list.clone()),
+        _ => None,
+    }
+}
+
+/// `ARRAY(SELECT x … ORDER BY y)` as `(SELECT array_agg(x ORDER BY y) …)`.
+fn array_subquery(expr: &mut Expr) -> Option<Expr> {
+    let Expr::Function(Function { name, args: FunctionArguments::Subquery(query), .. }) = expr else { return None };
+    if build::system_name(name).as_deref() != Some("array") {
+        return None;
+    }
+    let mut query = (**query).clone();
+    aggregate_single_column(&mut query, "array_agg")?;
+    Some(Expr::Subquery(Box::new(query)))
+}
+
+/// Turns a query of one column into `SELECT aggregate(column ORDER BY …)`. None when it is grouped, limited, distinct or
+/// aggregated already.
+pub fn aggregate_single_column(query: &mut Query, aggregate: &str) -> Option<()> {
+    if query.with.is_some() || query.limit_clause.is_some() || query.fetch.is_some() {
+        return None;
+    }
+    let SetExpr::Select(select) = &mut *query.body else { return None };
+    let [item] = &mut select.projection[..] else { return None };
+    let column = take(super::item_expr(item)?);
+    let distinct = select.distinct.take();
+    let mut order = match query.order_by.take().map(|o| o.kind) {
+        Some(OrderByKind::Expressions(order)) => order,
+        _ => Vec::new(),
+    };
+    for by in &mut order {
+        // ORDER BY 1 is the column itself; inside an aggregate it would be a constant.
+        if matches!(&by.expr, Expr::Value(v) if v.to_string() == "1") {
+            by.expr = column.clone();
+        }
+    }
+    let mut aggregated = build::call(aggregate, vec![column]);
+    if let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = &mut aggregated {
+        if distinct.is_some() {
+            list.duplicate_treatment = Some(datafusion::sql::sqlparser::ast::DuplicateTreatment::Distinct);
+        }
+        if !order.is_empty() {
+            list.clauses.push(FunctionArgumentClause::OrderBy(order));
+        }
+    }
+    *item = SelectItem::UnnamedExpr(aggregated);
+    Some(())
+}
+
+/// `(_pg_expandarray(list)).n` and `(composite).field`.
+fn field_access(expr: &mut Expr) -> Option<Expr> {
+    let Expr::CompoundFieldAccess { root, access_chain } = expr else { return None };
+    let [AccessExpr::Dot(Expr::Identifier(field))] = &access_chain[..] else { return None };
+    let field = build::fold(field);
+    let inner = match &**root {
+        Expr::Nested(inner) => &**inner,
+        other => other,
+    };
+    if let Some((name, arguments)) = build::as_call(inner) {
+        if name == "_pg_expandarray" || name == "pg_expandarray" {
+            let list = (*arguments.first()?).clone();
+            return match field.as_str() {
+                "n" => Some(unnest(positions(list, 1))),
+                "x" => Some(unnest(list)),
+                _ => None,
+            };
+        }
+    }
+    Some(build::call("get_field", vec![inner.clone(), build::string(&field)]))
+}
+
+/// Set-returning functions in a SELECT list.
+pub fn select(select: &mut Select) {
+    for item in &mut select.projection {
+        let named = match item {
+            SelectItem::UnnamedExpr(expr) => build::as_call(expr).map(|(name, _)| name),
+            _ => None,
+        };
+        let Some(expr) = super::item_expr(item) else { continue };
+        let Some(replaced) = set_call(expr) else { continue };
+        *expr = replaced;
+        if let (SelectItem::UnnamedExpr(expr), Some(name)) = (&mut *item, named) {
+            // unnest(generate_series(…)) would get that as its name.
+            *item = SelectItem::ExprWithAlias { expr: take(expr), alias: build::ident(&name) };
+        }
+    }
+}
+
+fn set_call(expr: &Expr) -> Option<Expr> {
+    let (name, arguments) = build::as_call(expr)?;
+    let owned = || arguments.iter().map(|e| (*e).clone()).collect::<Vec<_>>();
+    match name.as_str() {
+        "generate_series" | "pg_partition_ancestors" => Some(unnest(build::call(&name, owned()))),
+        "generate_subscripts" => {
+            let list = *arguments.first()?;
+            Some(unnest(positions(list.clone(), if names::is_vector(list) { 0 } else { 1 })))
+        }
+        "_pg_expandarray" => Some(unnest(build::call("pg_expandarray", owned()))),
+        _ => None,
+    }
+}
+
+/// Table functions in FROM: lists are unnested, under the name that PostgreSQL gives to the one column.
+pub fn table_factor(factor: &mut TableFactor) {
+    if let TableFactor::UNNEST { alias: Some(alias), array_exprs, .. } = factor {
+        if alias.columns.is_empty() && array_exprs.len() == 1 {
+            alias.columns.push(TableAliasColumnDef { name: alias.name.clone(), data_type: None });
+        }
+    }
+    let (name, args, alias) = match factor {
+        TableFactor::Table { name, args: Some(args), alias, .. } => (name, &args.args, alias),
+        TableFactor::Function { name, args, alias, .. } => (name, &*args, alias),
+        _ => return,
+    };
+    let Some(function) = build::system_name(name) else { return };
+    let arguments: Vec<Expr> = args
+        .iter()
+        .filter_map(|a| match a {
+            FunctionArg::Unnamed(FunctionArgExpr::Expr(e)) => Some(e.clone()),
+            _ => None,
+        })
+        .collect();
+    let mut alias = alias.take().unwrap_or_else(|| TableAlias {
+        explicit: true,
+        name: Ident::new(&function),
+        columns: Vec::new(),
+        at: None,
+    });
+    let list = match (function.as_str(), &arguments[..]) {
+        ("pg_get_keywords", []) => {
+            let name = ObjectName::from(vec![Ident::new("ms_catalog"), Ident::new("keywords")]);
+            *factor = build::table(name, alias);
+            return;
+        }
+        ("unnest", [list]) => list.clone(),
+        ("generate_series", _) => build::call("generate_series", arguments),
+        ("generate_subscripts", [list, _]) => positions(list.clone(), if names::is_vector(list) { 0 } else { 1 }),
+        ("pg_partition_ancestors", _) => build::call(&function, arguments),
+        _ => {
+            restore(factor, alias, &function);
+            return;
+        }
+    };
+    if alias.columns.is_empty() {
+        alias.columns.push(TableAliasColumnDef { name: alias.name.clone(), data_type: None });
+    }
+    *factor = TableFactor::UNNEST {
+        alias: Some(alias),
+        array_exprs: vec![list],
+        with_offset: false,
+        with_offset_alias: None,
+        with_ordinality: false,
+    };
+}
+
+/// Puts back the alias of a table function that stays, without a schema in front of its name.
+fn restore(factor: &mut TableFactor, given: TableAlias, function: &str) {
+    if let TableFactor::Table { name, alias, .. } | TableFactor::Function { name, alias, .. } = factor {
+        *name = build::function_name(function);
+        *alias = Some(given);
+    }
+}

@@ -1,0 +1,456 @@
+//! The system relations as clients see them: statements of real clients are planned and run over a small catalog.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::DataType;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use async_trait::async_trait;
+use catalog::{
+    Catalog, Column, Connector, Definition, Format, IfExists, NewRelation, ObjectRef, Query, RelationKind, Scope, Settings,
+    Table,
+};
+use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement as PlannedStatement;
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use flow::RelationId;
+use query::system::rewrite::{Rewritten, rewrite_statement};
+use query::system::source::{ActivityInfo, FunctionInfo, JobInfo};
+use query::system::{SessionInfo, SystemCatalog, SystemSource};
+
+#[derive(Debug, Default)]
+struct Server {
+    set: Mutex<Vec<(String, Option<String>, bool)>>,
+    view: Mutex<RelationId>,
+}
+
+impl SystemSource for Server {
+    fn jobs(&self) -> Vec<JobInfo> {
+        let relation = *self.view.lock().unwrap();
+        vec![JobInfo { relation, state: "running".to_string(), progress: Some(1.0), ..JobInfo::default() }]
+    }
+
+    fn sessions(&self) -> Vec<ActivityInfo> {
+        vec![ActivityInfo { pid: 77, database: "dev".into(), user: "ann".into(), state: "active".into(), ..Default::default() }]
+    }
+
+    fn functions(&self) -> Vec<FunctionInfo> {
+        let function = |name: &str, kind| FunctionInfo {
+            name: name.to_string(),
+            kind,
+            arguments: vec![25],
+            result: 25,
+            description: format!("about {name}"),
+        };
+        vec![function("upper", 'f'), function("max", 'a')]
+    }
+
+    fn row_estimate(&self, _: RelationId) -> Option<u64> {
+        Some(7)
+    }
+
+    fn relation_bytes(&self, _: RelationId) -> Option<u64> {
+        Some(8192)
+    }
+
+    fn set_config(&self, name: &str, value: Option<&str>, is_local: bool) -> flow::Result<String> {
+        self.set.lock().unwrap().push((name.to_string(), value.map(str::to_string), is_local));
+        Ok(value.unwrap_or_default().to_string())
+    }
+}
+
+/// A database with a table that has a key, one without, a view, a materialized view, a source and another schema.
+struct World {
+    system: SystemCatalog,
+    server: Arc<Server>,
+    oids: BTreeMap<&'static str, u32>,
+}
+
+fn world() -> World {
+    let mut catalog = Catalog::new();
+    let scope = Scope::new("dev", ["public"]);
+    let column = |name: &str, t: DataType, declared: &str| Column::new(name, t, declared);
+    let sql = |text: &str| Query { sql: text.to_string(), ..Query::default() };
+    let mut oids = BTreeMap::new();
+    let change = catalog.plan_create_schema("dev", "sales", "ann", false).unwrap().change.unwrap();
+    catalog.apply(&change).unwrap();
+    let key = Definition::Table(Table { primary_key: vec![0], ..Table::default() });
+    let plain = Definition::Table(Table { append_only: true, ..Table::default() });
+    let connector = Connector {
+        options: [("connector", "file"), ("path", "x.csv"), ("password", "canary")].map(|(k, v)| (k.into(), v.into())).into(),
+        format: Some(Format { format: "PLAIN".into(), encode: "CSV".into(), options: Default::default() }),
+    };
+    let columns = vec![
+        column("id", DataType::Int64, "bigint"),
+        column("name", DataType::Utf8View, "varchar(10)").not_null().with_default("'x'"),
+        column("tags", DataType::new_list(DataType::Utf8View, true), "text[]"),
+        column("price", DataType::Decimal128(10, 2), "numeric(10,2)"),
+    ];
+    let small = vec![column("n", DataType::Int64, "bigint")];
+    let objects: Vec<(&'static str, &[&str], Vec<Column>, Definition, &[&str])> = vec![
+        ("t", &["t"], columns.clone(), key, &[]),
+        ("child", &["child"], vec![column("a", DataType::Int32, "int"), column("j", DataType::Utf8View, "")], plain, &[]),
+        ("v", &["v"], columns, Definition::View(sql("SELECT * FROM t")), &["t"]),
+        ("m", &["m"], small.clone(), Definition::MaterializedView(sql("SELECT count(*) AS n FROM v")), &["v"]),
+        ("src", &["src"], small.clone(), Definition::Source(connector), &[]),
+        ("hidden", &["sales", "hidden"], small, Definition::Table(Table::default()), &[]),
+    ];
+    for (key, name, columns, definition, reads) in objects {
+        let depends_on = reads.iter().map(|r| RelationId(oids[r])).collect();
+        let new = NewRelation { name, owner: "ann", columns, definition, depends_on };
+        let change = catalog.plan_create(&scope, new, IfExists::Error).unwrap().change.unwrap();
+        catalog.apply(&change).unwrap();
+        oids.insert(key, catalog.resolve("dev", &["public"], name).unwrap().oid.0);
+    }
+    for comment in [ObjectRef::Relation(RelationKind::Table, &["t"]), ObjectRef::Column(&["t"], "name"), ObjectRef::Schema("sales")] {
+        let change = catalog.plan_comment(&scope, comment, Some("a comment")).unwrap().change.unwrap();
+        catalog.apply(&change).unwrap();
+    }
+    let session = SessionInfo {
+        database: "dev".to_string(),
+        user: "ann".to_string(),
+        search_path: vec!["ann".to_string(), "public".to_string()],
+        pid: 77,
+        client: Some(("127.0.0.1".to_string(), 5000)),
+        settings: Arc::new(Settings::new(|_| None)),
+        now_us: 0,
+        server_start_us: 1_700_000_000_000_000,
+    };
+    let server = Arc::new(Server::default());
+    *server.view.lock().unwrap() = RelationId(oids["m"]);
+    let source: Arc<dyn SystemSource> = Arc::clone(&server) as Arc<dyn SystemSource>;
+    World { system: SystemCatalog::new(catalog, session, source), server, oids }
+}
+
+#[derive(Debug)]
+struct Database(SystemCatalog);
+
+impl CatalogProvider for Database {
+    fn schema_names(&self) -> Vec<String> {
+        ["public", "pg_catalog", "information_schema", "ms_catalog"].map(String::from).to_vec()
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        Some(Arc::new(Schema(self.0.clone(), name.to_string())))
+    }
+}
+
+#[derive(Debug)]
+struct Schema(SystemCatalog, String);
+
+#[async_trait]
+impl SchemaProvider for Schema {
+    fn table_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn table(&self, name: &str) -> datafusion::error::Result<Option<Arc<dyn TableProvider>>> {
+        let schema = if self.1 == "public" { "pg_catalog" } else { &self.1 };
+        Ok(self.0.table(Some(schema), name))
+    }
+
+    fn table_exist(&self, _: &str) -> bool {
+        true
+    }
+}
+
+impl World {
+    fn context(&self) -> SessionContext {
+        let config = SessionConfig::new()
+            .with_target_partitions(1)
+            .with_create_default_catalog_and_schema(false)
+            .with_default_catalog_and_schema("dev", "public")
+            .set_bool("datafusion.sql_parser.enable_ident_normalization", true);
+        let context = SessionContext::new_with_config(config);
+        context.register_catalog("dev", Arc::new(Database(self.system.clone())));
+        for function in self.system.functions() {
+            context.register_udf(function.as_ref().clone());
+        }
+        context
+    }
+
+    /// The rows that a statement gives, and what the rewriter said of it.
+    async fn run(&self, sql: &str) -> Result<(Rewritten, Vec<RecordBatch>), String> {
+        let mut sql = sql.to_string();
+        for (name, oid) in &self.oids {
+            sql = sql.replace(&format!("{{{name}}}"), &oid.to_string());
+        }
+        let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, &sql).map_err(|e| format!("parse: {e}"))?;
+        let mut statement = statements.pop().ok_or("no statement")?;
+        let rewritten = rewrite_statement(&mut statement).ok_or("not a query")?;
+        let text = statement.to_string();
+        let context = self.context();
+        let fail = |stage: &str, e: &dyn std::fmt::Display| format!("{stage}: {e}\n    {text}");
+        let plan = context
+            .state()
+            .statement_to_plan(PlannedStatement::Statement(Box::new(statement)))
+            .await
+            .map_err(|e| fail("plan", &e))?;
+        let values = self.parameters(&plan).map_err(|e| fail("bind", &e))?;
+        let plan = plan.with_param_values(ParamValues::from(values)).map_err(|e| fail("bind", &e))?;
+        let frame = context.execute_logical_plan(plan).await.map_err(|e| fail("optimise", &e))?;
+        let batches = frame.collect().await.map_err(|e| fail("run", &e))?;
+        Ok((rewritten, batches))
+    }
+
+    /// A value for each parameter of a plan: the table `t` by number or by name, as its type asks.
+    fn parameters(&self, plan: &LogicalPlan) -> datafusion::error::Result<Vec<ScalarValue>> {
+        let types = plan.get_parameter_types()?;
+        let value = |wanted: Option<DataType>| match wanted {
+            Some(t) if t.is_numeric() => ScalarValue::from(self.oids["t"] as i64).cast_to(&t),
+            Some(DataType::List(element)) if element.data_type().is_numeric() => {
+                let oid = ScalarValue::from(1009i64).cast_to(element.data_type())?;
+                Ok(ScalarValue::List(ScalarValue::new_list(&[oid], element.data_type(), true)))
+            }
+            Some(DataType::List(element)) => {
+                let kind = ScalarValue::from("r").cast_to(element.data_type())?;
+                Ok(ScalarValue::List(ScalarValue::new_list(&[kind], element.data_type(), true)))
+            }
+            Some(t) => ScalarValue::from("t").cast_to(&t),
+            None => Ok(ScalarValue::from("t")),
+        };
+        (1..=types.len()).map(|n| value(types.get(&format!("${n}")).cloned().flatten())).collect()
+    }
+
+    /// The rows as text, cells joined by `|`, NULL as nothing.
+    async fn rows(&self, sql: &str) -> Vec<String> {
+        let (_, batches) = self.run(sql).await.unwrap_or_else(|e| panic!("{e}"));
+        let mut rows = Vec::new();
+        for batch in batches {
+            let options = FormatOptions::default();
+            let columns: Vec<_> = batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
+            for i in 0..batch.num_rows() {
+                rows.push(columns.iter().map(|c| c.value(i).to_string()).collect::<Vec<_>>().join("|"));
+            }
+        }
+        rows
+    }
+}
+
+/// The statements of the data file: who sent each, and its text.
+fn client_statements() -> Vec<(String, String)> {
+    let mut statements: Vec<(String, String)> = Vec::new();
+    for line in include_str!("client_statements.txt").lines() {
+        if let Some(client) = line.strip_prefix("#### ") {
+            statements.push((client.to_string(), String::new()));
+        } else if let Some((_, text)) = statements.last_mut() {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    statements
+}
+
+#[tokio::test]
+async fn every_statement_of_real_clients_plans_and_runs() {
+    let world = world();
+    let statements = client_statements();
+    assert!(statements.len() > 150);
+    let mut failures = Vec::new();
+    for (number, (client, sql)) in statements.iter().enumerate() {
+        if let Err(e) = world.run(sql).await {
+            failures.push(format!("#{number} {client}: {e}\n  {sql}"));
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} fail:\n{}", failures.len(), statements.len(), failures.join("\n"));
+}
+
+/// Runs a query and compares its rows.
+async fn check(world: &World, sql: &str, expected: &[&str]) {
+    assert_eq!(world.rows(sql).await, expected, "{sql}");
+}
+
+#[tokio::test]
+async fn relations_have_the_kinds_that_psql_lists_them_by() {
+    let w = world();
+    check(
+        &w,
+        "SELECT relname, relkind, relhasindex, pg_get_userbyid(relowner) FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
+        &["child|r|false|ann", "m|m|false|ann", "src|f|false|ann", "t|r|true|ann", "t_pkey|i|false|ann", "v|v|false|ann"],
+    )
+    .await;
+    check(
+        &w,
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c
+           LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r','p','') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+           AND pg_catalog.pg_table_is_visible(c.oid) ORDER BY 1, 2",
+        &["public|child", "public|t"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn columns_show_their_declared_types_defaults_and_comments() {
+    let w = world();
+    check(
+        &w,
+        "SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod),
+           (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid, true) FROM pg_catalog.pg_attrdef d
+            WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.atthasdef),
+           a.attnotnull, pg_catalog.col_description(a.attrelid, a.attnum)
+         FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = '{t}' AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        &[
+            "id|bigint||true|",
+            "name|character varying(10)|'x'|true|a comment",
+            "tags|text[]||false|",
+            "price|numeric(10,2)||false|",
+        ],
+    )
+    .await;
+    check(
+        &w,
+        "SELECT column_name, data_type, udt_name, character_maximum_length, numeric_precision, numeric_scale, is_nullable
+         FROM information_schema.columns WHERE table_name = 't' ORDER BY ordinal_position",
+        &[
+            "id|bigint|int8||64|0|NO",
+            "name|character varying|varchar|10|||NO",
+            "tags|ARRAY|_text||||YES",
+            "price|numeric|numeric||10|2|YES",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_primary_key_is_an_index_and_a_constraint() {
+    let w = world();
+    check(
+        &w,
+        "SELECT c2.relname, i.indisprimary, pg_catalog.pg_get_indexdef(i.indexrelid, 0, true),
+           pg_catalog.pg_get_constraintdef(con.oid, true), contype
+         FROM pg_catalog.pg_class c, pg_catalog.pg_class c2, pg_catalog.pg_index i
+           LEFT JOIN pg_catalog.pg_constraint con
+             ON (conrelid = i.indrelid AND conindid = i.indexrelid AND contype IN ('p','u','x'))
+         WHERE c.oid = '{t}' AND c.oid = i.indrelid AND i.indexrelid = c2.oid",
+        &["t_pkey|true|CREATE UNIQUE INDEX t_pkey ON public.t USING btree (id)|PRIMARY KEY (id)|p"],
+    )
+    .await;
+    check(
+        &w,
+        "SELECT a.attname, (information_schema._pg_expandarray(i.indkey)).n, i.indkey[0]
+         FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid WHERE a.attnum = i.indkey[0]",
+        &["id|1|1"],
+    )
+    .await;
+    check(
+        &w,
+        "SELECT constraint_name, column_name, ordinal_position FROM information_schema.key_column_usage",
+        &["t_pkey|id|1"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn views_give_their_text_and_what_they_read() {
+    let w = world();
+    check(&w, "SELECT pg_get_viewdef('v'::regclass, true), pg_get_viewdef('m')", &[
+        "SELECT * FROM t;|SELECT count(*) AS n FROM v;",
+    ])
+    .await;
+    check(
+        &w,
+        "SELECT DISTINCT r.ev_class::regclass::text, d.refobjid::regclass::text
+         FROM pg_depend d JOIN pg_rewrite r ON d.objid = r.oid
+         WHERE d.classid = 'pg_rewrite'::regclass AND d.deptype = 'n' ORDER BY 1",
+        &["m|v", "v|t"],
+    )
+    .await;
+    check(&w, "SELECT name, state, progress FROM ms_catalog.jobs", &["m|running|1.0"]).await;
+}
+
+#[tokio::test]
+async fn names_and_numbers_of_objects_convert_both_ways() {
+    let w = world();
+    check(&w, "SELECT 't'::regclass, 'sales.hidden'::regclass, 'pg_class'::regclass::oid, 1043::regtype, 25::regtype::text", &[
+        "t|sales.hidden|1259|character varying|text",
+    ])
+    .await;
+    check(&w, "SELECT to_regclass('nope') IS NULL, to_regtype('int4')::text, 'ann'::regrole, 'sales'::regnamespace", &[
+        "true|integer|ann|sales",
+    ])
+    .await;
+    let oid = w.oids["t"];
+    check(&w, "SELECT relname FROM pg_class WHERE oid = 'public.t'::regclass", &["t"]).await;
+    check(&w, &format!("SELECT 'oid ' || {oid}::regclass"), &["oid t"]).await;
+    let error = w.run("SELECT 'nope'::regclass").await.unwrap_err();
+    assert!(error.contains("relation \"nope\" does not exist"), "{error}");
+}
+
+#[tokio::test]
+async fn operators_arrays_and_collations_of_the_catalogs_work() {
+    let w = world();
+    check(
+        &w,
+        "SELECT c.relname FROM pg_class c WHERE c.relname OPERATOR(pg_catalog.~) '^(t|v)$' COLLATE pg_catalog.default
+           AND c.relkind = ANY (ARRAY['r','v']) AND c.relkind <> ALL ('{i,m}') ORDER BY 1",
+        &["t", "v"],
+    )
+    .await;
+    check(&w, "SELECT nspname FROM pg_namespace WHERE nspname = ANY (current_schemas(true)) ORDER BY 1", &[
+        "pg_catalog", "public",
+    ])
+    .await;
+    check(&w, "SELECT array_to_string(ARRAY(SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg' ORDER BY 1), ',')", &[
+        "information_schema,ms_catalog,public,sales",
+    ])
+    .await;
+    check(&w, "SELECT array_upper(ARRAY[5,6,7], 1), array_lower(ARRAY[5], 1), (current_schemas(false))[1]", &["3|1|public"]).await;
+}
+
+#[tokio::test]
+async fn the_session_answers_for_itself() {
+    let w = world();
+    check(
+        &w,
+        "SELECT current_database(), current_schema, current_user, session_user, pg_backend_pid(), current_setting('TimeZone'),
+           current_setting('no.such', true) IS NULL, has_table_privilege('t', 'SELECT'), pg_is_in_recovery()",
+        &["dev|public|ann|ann|77|UTC|true|true|false"],
+    )
+    .await;
+    let version = w.rows("SELECT version()").await;
+    assert!(version[0].starts_with("PostgreSQL 15"), "{version:?}");
+    check(&w, "SELECT set_config('search_path', '', false)", &[""]).await;
+    assert_eq!(*w.server.set.lock().unwrap(), [("search_path".to_string(), Some(String::new()), false)]);
+    let error = w.run("SELECT current_setting('nope')").await.unwrap_err();
+    assert!(error.contains("unrecognized configuration parameter \"nope\""), "{error}");
+    check(&w, "SELECT datname, pid, usename, state FROM pg_stat_activity", &["dev|77|ann|active"]).await;
+    check(&w, "SELECT name, setting, unit FROM pg_settings WHERE name = 'statement_timeout'", &["statement_timeout|0|ms"]).await;
+}
+
+#[tokio::test]
+async fn output_columns_are_named_as_postgres_names_them() {
+    let w = world();
+    let sql = "SELECT 1, 1, pg_get_userbyid(10), relname, relname, CASE WHEN true THEN 1 END, 't'::regclass, oid::text
+               FROM pg_class LIMIT 1";
+    let (rewritten, batches) = w.run(sql).await.unwrap();
+    let names = rewritten.output_names.unwrap();
+    assert_eq!(names, ["?column?", "?column?", "pg_get_userbyid", "relname", "relname", "case", "regclass", "oid"]);
+    assert_eq!(batches[0].num_columns(), names.len());
+    assert!(rewritten.reads_system);
+}
+
+#[tokio::test]
+async fn secrets_of_connectors_never_appear() {
+    let w = world();
+    let mut seen = 0;
+    for relation in query::system::layout::relations() {
+        let batch = w.system.rows(Some(relation.schema), relation.name).unwrap().unwrap();
+        assert_eq!(batch.schema(), relation.arrow_schema(), "{}", relation.name);
+        let text = arrow::util::pretty::pretty_format_batches(&[batch]).unwrap().to_string();
+        assert!(!text.contains("canary"), "{}", relation.name);
+        seen += usize::from(text.contains("********"));
+    }
+    assert!(seen >= 2);
+    check(&w, "SELECT srvname, ftoptions[2] FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver", &[
+        "file|path=x.csv",
+    ])
+    .await;
+}

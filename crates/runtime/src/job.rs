@@ -1,0 +1,462 @@
+//! One job's tasks on one slot: queues by level, barrier alignment, and dispatch of what the tasks emit.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::array::{ArrayRef, UInt32Array};
+use flow::hash::{hash_columns, slot_of_vnode, vnode};
+use flow::{ChangeBatch, Error, ProcessFunction, RelationId, Result, SlotId, TaskId};
+use plan::{Exchange, ProcessPlan, TaskOp};
+
+use crate::message::{DeploymentId, Tick};
+use crate::ops::{self, OpContext};
+use crate::slot::Shared;
+use crate::terminal;
+
+/// Bytes that may wait in the queues of one level of one job on one slot before the levels above it pause.
+pub const QUEUE_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes waiting in each (slot, level) queue of one deployment; shared by its instances on all slots.
+#[derive(Debug)]
+pub struct QueueBytes {
+    levels: usize,
+    cells: Vec<AtomicUsize>,
+}
+
+impl QueueBytes {
+    pub fn new(slots: usize, levels: usize) -> QueueBytes {
+        QueueBytes { levels, cells: (0..slots * levels).map(|_| AtomicUsize::new(0)).collect() }
+    }
+
+    fn cell(&self, slot: usize, level: usize) -> &AtomicUsize {
+        &self.cells[slot * self.levels + level]
+    }
+
+    pub fn add(&self, slot: usize, level: usize, bytes: usize) {
+        self.cell(slot, level).fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns true when the queue has just got room again.
+    fn remove(&self, slot: usize, level: usize, bytes: usize) -> bool {
+        let before = self.cell(slot, level).fetch_sub(bytes, Ordering::Relaxed);
+        before >= QUEUE_BYTES_MAX && before - bytes < QUEUE_BYTES_MAX
+    }
+
+    /// Whether any queue above `level` is full. The highest level never waits, so something can always run.
+    fn full_above(&self, level: usize) -> bool {
+        let slots = self.cells.len() / self.levels.max(1);
+        (0..slots).any(|slot| {
+            (level + 1..self.levels).any(|l| self.cell(slot, l).load(Ordering::Relaxed) >= QUEUE_BYTES_MAX)
+        })
+    }
+}
+
+/// Something for a task to do.
+#[derive(Debug)]
+pub struct Work {
+    pub task: usize,
+    pub port: usize,
+    pub tick: Tick,
+    pub kind: WorkKind,
+}
+
+#[derive(Debug)]
+pub enum WorkKind {
+    Rows(ChangeBatch),
+    /// The channel has nothing more for this tick. Leaves are told the tick that follows.
+    Barrier { then: Option<Tick>, now_us: i64 },
+}
+
+/// What a job sends out of its slot's instance while it works.
+#[derive(Debug)]
+pub enum Outgoing {
+    Rows { slot: usize, task: usize, port: usize, tick: Tick, changes: ChangeBatch },
+    Barrier { slot: usize, task: usize, port: usize, tick: Tick },
+    /// The terminal task's net change of a tick.
+    Result { tick: Tick, changes: Vec<ChangeBatch> },
+}
+
+/// Where a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    View(RelationId),
+    Sink(RelationId),
+}
+
+struct TaskInstance {
+    /// Absent for leaves that only pass relation changes on.
+    function: Option<Box<dyn ProcessFunction>>,
+    level: usize,
+    ports: Vec<Port>,
+    /// The tick being worked on; for inner tasks unknown between two ticks.
+    current: Option<Tick>,
+    /// Work of later ticks, in order of arrival.
+    stash: VecDeque<Work>,
+    outputs: Vec<Output>,
+}
+
+struct Port {
+    channels: usize,
+    arrived: usize,
+}
+
+#[derive(Clone)]
+struct Output {
+    task: usize,
+    port: usize,
+    exchange: Exchange,
+}
+
+/// The instance of a deployment on one slot.
+pub struct Job {
+    pub deployment: DeploymentId,
+    pub end: End,
+    pub attached: bool,
+    /// Leaves by the relation they follow: (task, relation, projected columns, fed by a view of this worker).
+    pub leaves: Vec<Leaf>,
+    /// Bytes charged to the budget for this instance.
+    pub charged: usize,
+    slot: usize,
+    slots: usize,
+    tasks: Vec<TaskInstance>,
+    levels: Vec<VecDeque<Work>>,
+    queued: Arc<QueueBytes>,
+    /// Bytes waiting in the stashes of all tasks.
+    stashed: usize,
+}
+
+/// A task without inputs.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    pub task: usize,
+    /// `None` for constant rows.
+    pub relation: Option<RelationId>,
+    pub columns: Vec<usize>,
+    /// Barriers come from the view's own job on this slot instead of from the coordinator.
+    pub follows_view: bool,
+}
+
+/// The level of each task: how many exchanges lie before it on its longest path.
+pub fn levels(plan: &ProcessPlan) -> Vec<usize> {
+    let mut levels = vec![0; plan.tasks.len()];
+    for (i, task) in plan.tasks.iter().enumerate() {
+        for input in &task.inputs {
+            let step = usize::from(input.exchange != Exchange::Forward);
+            let from = levels.get(input.from.0 as usize).copied().unwrap_or(0);
+            levels[i] = levels[i].max(from + step);
+        }
+    }
+    levels
+}
+
+impl Job {
+    /// Instantiates every task of `plan` for `slot`. `is_view` says which relations a job of this worker maintains.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        deployment: DeploymentId,
+        plan: &ProcessPlan,
+        first: Tick,
+        slot: SlotId,
+        slots: usize,
+        shared: &Shared,
+        queued: Arc<QueueBytes>,
+        is_view: impl Fn(RelationId) -> bool,
+    ) -> Result<Job> {
+        let task_levels = levels(plan);
+        let context = OpContext { slot, slots, batch_rows: shared.batch_rows };
+        let mut tasks: Vec<TaskInstance> = Vec::with_capacity(plan.tasks.len());
+        let mut leaves = Vec::new();
+        let mut end = None;
+        for (i, task) in plan.tasks.iter().enumerate() {
+            let mut schemas = Vec::new();
+            let mut ports = Vec::new();
+            for (port, input) in task.inputs.iter().enumerate() {
+                let from = input.from.0 as usize;
+                let upstream =
+                    plan.tasks.get(from).filter(|_| from < i).ok_or_else(|| Error::internal("plan is not in order"))?;
+                schemas.push(Arc::clone(&upstream.schema));
+                // One slot needs no exchange at all.
+                let exchange = if slots == 1 { Exchange::Forward } else { input.exchange.clone() };
+                ports.push(Port { channels: if exchange == Exchange::Forward { 1 } else { slots }, arrived: 0 });
+                tasks[from].outputs.push(Output { task: i, port, exchange });
+            }
+            let function = match &task.op {
+                TaskOp::Relation { relation, columns } => {
+                    leaves.push(Leaf {
+                        task: i,
+                        relation: Some(*relation),
+                        columns: columns.clone(),
+                        follows_view: is_view(*relation),
+                    });
+                    None
+                }
+                TaskOp::Materialize { relation, key } => {
+                    end = Some(End::View(*relation));
+                    let store = shared.stores.create(*relation, &task.schema, key.clone(), slots)?;
+                    Some(terminal::materialize(store, &task.schema, slot, Arc::clone(&shared.floor)))
+                }
+                TaskOp::Deliver { sink } => {
+                    end = Some(End::Sink(*sink));
+                    Some(terminal::deliver(&task.schema, task.change_kind))
+                }
+                _ => Some(ops::instantiate(task, &schemas, &context)?),
+            };
+            if task.inputs.is_empty() && function.is_some() {
+                leaves.push(Leaf { task: i, relation: None, columns: Vec::new(), follows_view: false });
+            }
+            tasks.push(TaskInstance {
+                function,
+                level: task_levels[i],
+                current: task.inputs.is_empty().then_some(first),
+                ports,
+                stash: VecDeque::new(),
+                outputs: Vec::new(),
+            });
+        }
+        let level_count = task_levels.iter().max().map_or(1, |l| l + 1);
+        Ok(Job {
+            deployment,
+            end: end.ok_or_else(|| Error::internal("plan has no terminal task"))?,
+            attached: false,
+            leaves,
+            charged: 0,
+            slot: slot.0 as usize,
+            slots,
+            tasks,
+            levels: (0..level_count).map(|_| VecDeque::new()).collect(),
+            queued,
+            stashed: 0,
+        })
+    }
+
+    /// Puts work into its queue. `counted` says that its bytes were already added by the sender.
+    pub fn enqueue(&mut self, work: Work, counted: bool) {
+        let Some(task) = self.tasks.get(work.task) else { return };
+        let level = task.level;
+        if let (WorkKind::Rows(changes), false) = (&work.kind, counted) {
+            self.queued.add(self.slot, level, changes.bytes());
+        }
+        self.levels[level].push_back(work);
+    }
+
+    /// The level of `task`, for the sender's byte count.
+    pub fn level(&self, task: usize) -> usize {
+        self.tasks[task].level
+    }
+
+    pub fn queue_bytes(&self) -> &Arc<QueueBytes> {
+        &self.queued
+    }
+
+    /// Bytes that the tasks hold and that wait for them on this slot: the change log of a job that lags counts too.
+    pub fn state_bytes(&self) -> usize {
+        let queued: usize =
+            (0..self.levels.len()).map(|level| self.queued.cell(self.slot, level).load(Ordering::Relaxed)).sum();
+        queued + self.stashed + self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.state_bytes()).sum::<usize>()
+    }
+
+    /// The earliest timer of any task.
+    pub fn next_timer(&self) -> Option<i64> {
+        self.tasks.iter().filter_map(|t| t.function.as_ref()).filter_map(|f| f.next_timer()).min()
+    }
+
+    /// Rows of state touched so far, over all tasks.
+    pub fn rows_touched(&self) -> u64 {
+        self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.rows_touched()).sum()
+    }
+
+    /// Does one piece of work, downstream first. Returns false when nothing can run now; `freed` is set when a queue
+    /// got room that other slots may be waiting for.
+    pub fn step(&mut self, out: &mut Vec<Outgoing>, freed: &mut bool) -> Result<bool> {
+        for level in (0..self.levels.len()).rev() {
+            if self.levels[level].is_empty() || self.queued.full_above(level) {
+                continue;
+            }
+            let Some(work) = self.levels[level].pop_front() else { continue };
+            if let WorkKind::Rows(changes) = &work.kind {
+                *freed |= self.queued.remove(self.slot, level, changes.bytes());
+            }
+            // A bug in a kernel stops this job, not the slot.
+            return match catch_unwind(AssertUnwindSafe(|| self.run(work, out))) {
+                Ok(done) => done.map(|()| true),
+                Err(panic) => Err(panic_error(panic)),
+            };
+        }
+        Ok(false)
+    }
+
+    fn run(&mut self, work: Work, out: &mut Vec<Outgoing>) -> Result<()> {
+        let task = &mut self.tasks[work.task];
+        match task.current {
+            Some(current) if work.tick > current => {
+                if let WorkKind::Rows(changes) = &work.kind {
+                    self.stashed += changes.bytes();
+                }
+                task.stash.push_back(work);
+                return Ok(());
+            }
+            // A view that this leaf follows may still be finishing epochs that the back-fill's snapshot contains.
+            Some(current) if work.tick < current && task.ports.is_empty() => return Ok(()),
+            Some(current) if work.tick < current => return Err(Error::internal("work of a finished tick")),
+            Some(_) => {}
+            None => task.current = Some(work.tick),
+        }
+        match work.kind {
+            WorkKind::Rows(changes) => self.process(work.task, work.port, work.tick, changes, out),
+            WorkKind::Barrier { then, now_us } => self.barrier(work.task, work.port, work.tick, then, now_us, out),
+        }
+    }
+
+    fn process(&mut self, task: usize, port: usize, tick: Tick, changes: ChangeBatch, out: &mut Vec<Outgoing>) -> Result<()> {
+        if changes.num_rows() == 0 {
+            return Ok(());
+        }
+        match &mut self.tasks[task].function {
+            None => self.dispatch(task, tick, vec![changes], out),
+            Some(function) => {
+                let mut emitted = Vec::new();
+                function.process(port, changes, &mut emitted)?;
+                self.dispatch(task, tick, emitted, out)
+            }
+        }
+    }
+
+    fn barrier(
+        &mut self,
+        task: usize,
+        port: usize,
+        tick: Tick,
+        then: Option<Tick>,
+        now_us: i64,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<()> {
+        let instance = &mut self.tasks[task];
+        if let Some(port) = instance.ports.get_mut(port) {
+            port.arrived += 1;
+        }
+        if instance.ports.iter().any(|p| p.arrived < p.channels) {
+            return Ok(());
+        }
+        instance.ports.iter_mut().for_each(|p| p.arrived = 0);
+        if let Some(function) = &mut instance.function {
+            let mut emitted = Vec::new();
+            if tick.is_end() && function.next_timer().is_some_and(|due| due <= now_us) {
+                function.on_timer(now_us, &mut emitted)?;
+            }
+            function.finish_epoch(tick.epoch, &mut emitted)?;
+            self.dispatch(task, tick, emitted, out)?;
+        }
+        let instance = &mut self.tasks[task];
+        instance.current = then;
+        // Stashed work precedes anything that arrives from now on.
+        let stash = std::mem::take(&mut instance.stash);
+        let level = instance.level;
+        let outputs = instance.outputs.clone();
+        for work in stash.into_iter().rev() {
+            if let WorkKind::Rows(changes) = &work.kind {
+                self.stashed -= changes.bytes();
+                self.queued.add(self.slot, level, changes.bytes());
+            }
+            self.levels[level].push_front(work);
+        }
+        if task + 1 == self.tasks.len() {
+            out.push(Outgoing::Result { tick, changes: Vec::new() });
+        }
+        for output in outputs {
+            if output.exchange == Exchange::Forward {
+                self.forward_barrier(output, tick, now_us, out)?;
+            } else {
+                for slot in 0..self.slots {
+                    out.push(Outgoing::Barrier { slot, task: output.task, port: output.port, tick });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forward_barrier(&mut self, output: Output, tick: Tick, now_us: i64, out: &mut Vec<Outgoing>) -> Result<()> {
+        let work = Work {
+            task: output.task,
+            port: output.port,
+            tick,
+            kind: WorkKind::Barrier { then: None, now_us },
+        };
+        // Through `run`, because another port of that task may still be in an earlier tick.
+        self.run(work, out)
+    }
+
+    fn dispatch(&mut self, task: usize, tick: Tick, emitted: Vec<ChangeBatch>, out: &mut Vec<Outgoing>) -> Result<()> {
+        if emitted.is_empty() {
+            return Ok(());
+        }
+        if task + 1 == self.tasks.len() {
+            out.push(Outgoing::Result { tick, changes: emitted });
+            return Ok(());
+        }
+        let outputs = self.tasks[task].outputs.clone();
+        let last = outputs.len().saturating_sub(1);
+        let mut emitted = Some(emitted);
+        for (n, output) in outputs.into_iter().enumerate() {
+            let batches = if n == last { emitted.take() } else { emitted.clone() }.unwrap_or_default();
+            for changes in batches {
+                let Output { task, port, exchange } = &output;
+                match exchange {
+                    Exchange::Forward => {
+                        let work = Work { task: *task, port: *port, tick, kind: WorkKind::Rows(changes) };
+                        self.run(work, out)?;
+                    }
+                    Exchange::Gather => out.push(Outgoing::Rows { slot: 0, task: *task, port: *port, tick, changes }),
+                    Exchange::Broadcast => {
+                        for slot in 0..self.slots {
+                            let changes = changes.clone();
+                            out.push(Outgoing::Rows { slot, task: *task, port: *port, tick, changes });
+                        }
+                    }
+                    Exchange::Hash(columns) => {
+                        for (slot, changes) in partition(&changes, columns, self.slots)? {
+                            out.push(Outgoing::Rows { slot, task: *task, port: *port, tick, changes });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Splits `changes` by the slot that owns each row's key; slots without rows are left out.
+pub fn partition(changes: &ChangeBatch, columns: &[usize], slots: usize) -> Result<Vec<(usize, ChangeBatch)>> {
+    let keys: Vec<ArrayRef> = columns.iter().map(|c| Arc::clone(changes.rows.column(*c))).collect();
+    let hashes = hash_columns(&keys, changes.num_rows())?;
+    let mut indices: Vec<Vec<u32>> = vec![Vec::new(); slots];
+    for (row, hash) in hashes.iter().enumerate() {
+        indices[slot_of_vnode(vnode(*hash), slots)].push(row as u32);
+    }
+    let mut parts = Vec::new();
+    for (slot, rows) in indices.into_iter().enumerate() {
+        if rows.len() == changes.num_rows() {
+            return Ok(vec![(slot, changes.clone())]);
+        }
+        if !rows.is_empty() {
+            parts.push((slot, changes.take(&UInt32Array::from(rows))?));
+        }
+    }
+    Ok(parts)
+}
+
+fn panic_error(panic: Box<dyn std::any::Any + Send>) -> Error {
+    let what = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown cause");
+    Error::internal(format!("an operator failed unexpectedly: {what}"))
+        .with_hint("This is a bug in Millstream; please report the view's SQL.")
+}
+
+/// The index of a task as the plan numbers it.
+pub fn task_id(task: usize) -> TaskId {
+    TaskId(task as u32)
+}

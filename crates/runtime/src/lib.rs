@@ -1,0 +1,21 @@
+//! Runs one worker's share of the process plans: slots that own state and call operators on whole batches.
+//!
+//! [`message`] is everything that coordinator and slots say to each other; [`slot`] is one slot as a state machine that
+//! can be stepped without a thread; [`job`] is one job's tasks on one slot, with barrier alignment; [`ops`] are the
+//! operators; [`terminal`] is where a job ends; [`worker`] runs slots as threads or hands them to a test to step.
+//!
+//! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
+//! after that. So what leaves a job for an epoch is exactly a function of what entered it up to that epoch.
+
+pub mod message;
+pub mod budget;
+pub mod ops;
+pub mod terminal;
+pub mod job;
+pub mod slot;
+pub mod worker;
+
+pub use budget::Budget;
+pub use message::{DeploymentId, FromSlot, Tick, ToSlot};
+pub use slot::Slot;
+pub use worker::{SteppedWorker, ThreadWorker, Worker};

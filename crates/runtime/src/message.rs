@@ -1,0 +1,70 @@
+//! What coordinator and slots say to each other. Every message is serialisable, whether or not it crosses a process
+//! boundary; within a process batches travel by reference count.
+
+use std::sync::Arc;
+
+use flow::{ChangeBatch, Epoch, Error, RelationId, SlotId, TaskId};
+use plan::ProcessPlan;
+use serde::{Deserialize, Serialize};
+
+/// One start of a job. A job that is started again gets a new deployment; ids only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DeploymentId(pub u64);
+
+/// A point in a job's progress: an epoch, or one chunk of back-fill before the job's first epoch is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tick {
+    pub epoch: Epoch,
+    /// 0, 1, … for back-fill chunks; [`Tick::LAST`] for the end of the epoch.
+    pub chunk: u32,
+}
+
+impl Tick {
+    pub const LAST: u32 = u32::MAX;
+
+    pub fn end_of(epoch: Epoch) -> Tick {
+        Tick { epoch, chunk: Tick::LAST }
+    }
+
+    pub fn is_end(self) -> bool {
+        self.chunk == Tick::LAST
+    }
+}
+
+/// From the coordinator, or from another slot, to a slot. Messages of one sender arrive in order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToSlot {
+    /// Start a job whose first tick is `first`. Sent between two epochs, to every slot.
+    Deploy { deployment: DeploymentId, plan: Arc<ProcessPlan>, first: Tick },
+    /// Stop a job and forget its state. Sent to every slot.
+    Remove { deployment: DeploymentId },
+    /// Whether the epoch clock waits for this job: an attached job is served before detached ones.
+    Attach { deployment: DeploymentId, attached: bool },
+    /// Changes of a table or source in the open epoch.
+    Input { relation: RelationId, epoch: Epoch, changes: ChangeBatch },
+    /// The epoch's input is complete; `now_us` is the clock that its timers see.
+    Barrier { epoch: Epoch, now_us: i64 },
+    /// Rows of one input of a job that existed before the job, in chunk `tick`.
+    Backfill { deployment: DeploymentId, relation: RelationId, tick: Tick, rows: ChangeBatch },
+    /// The chunk is complete. With `then` the job goes on with the epoch's live changes, else with the next chunk.
+    BackfillBarrier { deployment: DeploymentId, tick: Tick, then: Tick },
+    /// From another slot (or this one): rows of an exchange.
+    Exchange { deployment: DeploymentId, task: TaskId, port: u16, tick: Tick, changes: ChangeBatch },
+    /// From another slot: it has sent everything of this tick over this exchange.
+    ExchangeBarrier { deployment: DeploymentId, task: TaskId, port: u16, tick: Tick },
+    /// A queue has room again.
+    Wake,
+    Shutdown,
+}
+
+/// From a slot to the coordinator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromSlot {
+    /// The terminal task of each job has finished these ticks on this slot; the newest of each job.
+    Progress { slot: SlotId, finished: Vec<(DeploymentId, Tick)>, next_timer_us: Option<i64> },
+    /// The job has stopped on this slot and is forgotten there.
+    Failed { slot: SlotId, deployment: DeploymentId, error: Error },
+    /// A sink's net change of an epoch on this slot; `changes` is absent when nothing changed.
+    Deliver { slot: SlotId, deployment: DeploymentId, sink: RelationId, tick: Tick, changes: Option<ChangeBatch> },
+}

@@ -1,0 +1,716 @@
+//! What an aggregate keeps per group: one typed column per field, updated a batch at a time, linear under retraction.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, PrimitiveArray};
+use arrow::buffer::{BooleanBuffer, NullBuffer};
+use arrow::compute::cast;
+use arrow::datatypes::*;
+use flow::{Diff, Error, Result, SqlState};
+use hashbrown::HashMap;
+use plan::ChangeKind;
+use plan::stream::{AggCall, AggFunction};
+
+use super::distinct::Distinct;
+use super::exact_sum::ExactSums;
+use super::extreme::{self, Form, Ordered, Sortable};
+use crate::ops::changelog_violation;
+use crate::ops::multiset::Multiset;
+
+/// One aggregate call over all groups of an instance. Groups are dense numbers; a number is cleared before it is reused.
+pub trait Accumulator: Send {
+    /// Makes room for groups `0 .. groups`.
+    fn resize(&mut self, groups: usize);
+
+    /// Adds rows: row `i` of `arg` belongs to `groups[i]` and counts `diff.weight(i)` times. Rows outside `keep` (NULL
+    /// arguments, rows that the call's FILTER drops) are passed over.
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()>;
+
+    /// The epoch's last `update` is done; called once before `evaluate` reads the epoch's result.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The results of `groups`, in that order. Between an epoch's first `update` and its `settle`, only groups that the
+    /// epoch has not touched may be evaluated.
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef>;
+
+    /// Forgets a group.
+    fn clear(&mut self, group: u32);
+
+    fn bytes(&self) -> usize;
+
+    /// Entries of state below the group read or written since the start.
+    fn touched(&self) -> u64 {
+        0
+    }
+}
+
+/// An accumulator for `call` over an argument of type `arg` (for `count(*)` any type).
+pub fn accumulator(call: &AggCall, arg: &DataType, kind: ChangeKind) -> Result<Box<dyn Accumulator>> {
+    let plain = plain(call, arg, kind)?;
+    let multiplicity_matters = matches!(call.function, AggFunction::Count | AggFunction::Sum | AggFunction::Avg);
+    Ok(if call.distinct && multiplicity_matters { Box::new(Distinct::new(arg, plain)) } else { plain })
+}
+
+fn plain(call: &AggCall, arg: &DataType, kind: ChangeKind) -> Result<Box<dyn Accumulator>> {
+    let refuse = || Error::unsupported(format!("{:?} of type {arg} is not supported", call.function));
+    Ok(match call.function {
+        AggFunction::Count => Box::new(Count::default()),
+        AggFunction::Sum | AggFunction::Avg => match arg {
+            DataType::Float32 | DataType::Float64 => {
+                Box::new(FloatSum::new(call.function == AggFunction::Avg, call.output.clone()))
+            }
+            DataType::Interval(IntervalUnit::MonthDayNano) if call.function == AggFunction::Sum => {
+                Box::new(IntervalSum::default())
+            }
+            integer if integer.is_integer() || matches!(integer, DataType::Decimal128(_, _)) => {
+                Box::new(IntegerSum::new(integer, call)?)
+            }
+            _ => return Err(refuse()),
+        },
+        AggFunction::Min | AggFunction::Max => {
+            let greatest = call.function == AggFunction::Max;
+            let data_type = arg.clone();
+            match (extreme::form(arg), kind) {
+                (Form::Small, ChangeKind::AppendOnly) => Box::new(Best::<extreme::Small>::new(data_type, greatest)),
+                (Form::Wide, ChangeKind::AppendOnly) => Box::new(Best::<extreme::Wide>::new(data_type, greatest)),
+                (Form::Bytes, ChangeKind::AppendOnly) => Box::new(Best::<extreme::Bytes>::new(data_type, greatest)),
+                (Form::Small, ChangeKind::Retract) => Box::new(Ranked::<extreme::Small>::new(data_type, greatest)),
+                (Form::Wide, ChangeKind::Retract) => Box::new(Ranked::<extreme::Wide>::new(data_type, greatest)),
+                (Form::Bytes, ChangeKind::Retract) => Box::new(Ranked::<extreme::Bytes>::new(data_type, greatest)),
+            }
+        }
+        AggFunction::BoolAnd | AggFunction::BoolOr if *arg == DataType::Boolean => {
+            Box::new(BoolCounts { and: call.function == AggFunction::BoolAnd, ..BoolCounts::default() })
+        }
+        AggFunction::BoolAnd | AggFunction::BoolOr => return Err(refuse()),
+    })
+}
+
+/// Calls `f(row, weight)` for every row of `0 .. rows` in `keep`. Compiled once per form, so that the common forms have
+/// constant weights and no bit tests.
+#[inline(always)]
+pub fn each(rows: usize, keep: Option<&BooleanBuffer>, diff: &Diff, mut f: impl FnMut(usize, i64)) {
+    match (keep, diff) {
+        (None, Diff::Insert) => (0..rows).for_each(|i| f(i, 1)),
+        (None, Diff::Delete) => (0..rows).for_each(|i| f(i, -1)),
+        (None, Diff::Weights(w)) => w.iter().enumerate().for_each(|(i, w)| f(i, *w)),
+        (Some(keep), Diff::Insert) => keep.set_indices().for_each(|i| f(i, 1)),
+        (Some(keep), Diff::Delete) => keep.set_indices().for_each(|i| f(i, -1)),
+        (Some(keep), Diff::Weights(w)) => keep.set_indices().for_each(|i| f(i, w[i])),
+    }
+}
+
+pub fn too_many_rows() -> Error {
+    Error::new(SqlState::NumericValueOutOfRange, "the number of rows in a group is out of range")
+}
+
+/// Row counts per group that notice when they leave the range.
+#[derive(Default)]
+pub struct Counts(pub Vec<i64>);
+
+impl Counts {
+    pub fn update(&mut self, groups: &[u32], keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        let mut overflow = false;
+        let counts = &mut self.0;
+        each(groups.len(), keep, diff, |i, w| {
+            let (sum, over) = counts[groups[i] as usize].overflowing_add(w);
+            counts[groups[i] as usize] = sum;
+            overflow |= over;
+        });
+        if overflow { Err(too_many_rows()) } else { Ok(()) }
+    }
+
+    /// The count of `group`, which at an epoch's end is not negative.
+    fn settled(&self, group: u32) -> Result<i64> {
+        let count = self.0[group as usize];
+        if count < 0 { Err(changelog_violation("an aggregated value")) } else { Ok(count) }
+    }
+}
+
+/// `count(x)`, and `count(*)` with a FILTER.
+#[derive(Default)]
+struct Count {
+    counts: Counts,
+}
+
+impl Accumulator for Count {
+    fn resize(&mut self, groups: usize) {
+        self.counts.0.resize(groups, 0);
+    }
+
+    fn update(&mut self, groups: &[u32], _arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        self.counts.update(groups, keep, diff)
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let counts = groups.iter().map(|g| self.counts.settled(*g)).collect::<Result<Vec<i64>>>()?;
+        Ok(Arc::new(Int64Array::from(counts)))
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.counts.0[group as usize] = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        self.counts.0.capacity() * 8
+    }
+}
+
+/// Exact sums of 128-bit numbers with 64-bit weights: what does not fit in 128 bits is counted aside in units of 2¹²⁸, so
+/// that a sum may leave the range and come back.
+#[derive(Default)]
+struct WideSums {
+    low: Vec<i128>,
+    high: HashMap<u32, i128>,
+}
+
+impl WideSums {
+    #[inline(always)]
+    fn add(&mut self, group: u32, value: i128, weight: i64) {
+        let low = &mut self.low[group as usize];
+        if weight == 1 {
+            let (sum, overflow) = low.overflowing_add(value);
+            *low = sum;
+            if overflow {
+                self.carry(group, if value > 0 { 1 } else { -1 });
+            }
+        } else if weight == -1 {
+            let (sum, overflow) = low.overflowing_sub(value);
+            *low = sum;
+            if overflow {
+                self.carry(group, if value < 0 { 1 } else { -1 });
+            }
+        } else {
+            self.add_product(group, value, weight);
+        }
+    }
+
+    fn add_product(&mut self, group: u32, value: i128, weight: i64) {
+        let (magnitude, factor) = (value.unsigned_abs(), weight.unsigned_abs() as u128);
+        // 128 × 64 bits in two halves; a weight is at most 2⁶³, so neither half overflows.
+        let lower = (magnitude & u64::MAX as u128) * factor;
+        let upper = (magnitude >> 64) * factor + (lower >> 64);
+        let term = ((upper << 64) | (lower & u64::MAX as u128)) as i128;
+        let mut units = (upper >> 64) as i128 + i128::from(term < 0);
+        let low = &mut self.low[group as usize];
+        if (value < 0) != (weight < 0) {
+            let (sum, overflow) = low.overflowing_sub(term);
+            *low = sum;
+            units = -units;
+            if overflow {
+                units += if term < 0 { 1 } else { -1 };
+            }
+        } else {
+            let (sum, overflow) = low.overflowing_add(term);
+            *low = sum;
+            if overflow {
+                units += if term > 0 { 1 } else { -1 };
+            }
+        }
+        if units != 0 {
+            self.carry(group, units);
+        }
+    }
+
+    #[cold]
+    fn carry(&mut self, group: u32, units: i128) {
+        let high = self.high.entry(group).or_default();
+        *high += units;
+        if *high == 0 {
+            self.high.remove(&group);
+        }
+    }
+
+    /// The sum, if 128 bits hold it.
+    fn value(&self, group: u32) -> Option<i128> {
+        if !self.high.is_empty() && self.high.contains_key(&group) { None } else { Some(self.low[group as usize]) }
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.low[group as usize] = 0;
+        if !self.high.is_empty() {
+            self.high.remove(&group);
+        }
+    }
+}
+
+/// What an integer or decimal sum becomes when it is read.
+enum Reading {
+    Int64,
+    UInt64,
+    /// Times `factor`, as a decimal of this precision and scale.
+    Decimal {
+        factor: i128,
+        precision: u8,
+        scale: i8,
+    },
+    /// `sum ÷ divisor ÷ count`.
+    FloatAverage {
+        divisor: f64,
+    },
+    /// `sum · factor ÷ count`, cut off towards zero as DataFusion's decimal average does.
+    DecimalAverage {
+        factor: i128,
+        precision: u8,
+        scale: i8,
+    },
+}
+
+/// `sum` and `avg` of integers and decimals, exact.
+struct IntegerSum {
+    sums: WideSums,
+    counts: Counts,
+    reading: Reading,
+}
+
+fn power_of_ten(exponent: i32) -> Option<i128> {
+    u32::try_from(exponent).ok().and_then(|e| 10i128.checked_pow(e))
+}
+
+impl IntegerSum {
+    fn new(arg: &DataType, call: &AggCall) -> Result<IntegerSum> {
+        let arg_scale = if let DataType::Decimal128(_, scale) = arg { *scale } else { 0 };
+        let refuse =
+            || Error::unsupported(format!("{:?} of type {arg} as {} is not supported", call.function, call.output));
+        let average = call.function == AggFunction::Avg;
+        let reading = match &call.output {
+            DataType::Int64 if !average && arg_scale == 0 => Reading::Int64,
+            DataType::UInt64 if !average && arg_scale == 0 => Reading::UInt64,
+            DataType::Decimal128(precision, scale) => {
+                let factor = power_of_ten(*scale as i32 - arg_scale as i32).ok_or_else(refuse)?;
+                let (precision, scale) = (*precision, *scale);
+                if average {
+                    Reading::DecimalAverage { factor, precision, scale }
+                } else {
+                    Reading::Decimal { factor, precision, scale }
+                }
+            }
+            DataType::Float64 if average => Reading::FloatAverage { divisor: 10f64.powi(arg_scale as i32) },
+            _ => return Err(refuse()),
+        };
+        Ok(IntegerSum { sums: WideSums::default(), counts: Counts::default(), reading })
+    }
+}
+
+fn numeric_overflow(message: &str) -> Error {
+    Error::new(SqlState::NumericValueOutOfRange, message)
+}
+
+impl Accumulator for IntegerSum {
+    fn resize(&mut self, groups: usize) {
+        self.sums.low.resize(groups, 0);
+        self.counts.0.resize(groups, 0);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        self.counts.update(groups, keep, diff)?;
+        let sums = &mut self.sums;
+        macro_rules! add {
+            ($array:expr, $t:ty) => {{
+                let array = $array;
+                let values = array.as_primitive::<$t>().values();
+                each(groups.len(), keep, diff, |i, w| sums.add(groups[i], values[i] as i128, w))
+            }};
+        }
+        match arg.data_type() {
+            DataType::Int64 => add!(arg, Int64Type),
+            DataType::UInt64 => add!(arg, UInt64Type),
+            DataType::Int32 => add!(arg, Int32Type),
+            DataType::Decimal128(_, _) => add!(arg, Decimal128Type),
+            _ => add!(cast(arg, &DataType::Int64)?, Int64Type),
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        // NULL where no row counts.
+        let mut present = Vec::with_capacity(groups.len());
+        for group in groups {
+            present.push(self.counts.settled(*group)? > 0);
+        }
+        let nulls = NullBuffer::from(present);
+        let nulls = (nulls.null_count() > 0).then_some(nulls);
+        let sum = |group: u32, overflow: &str| self.sums.value(group).ok_or_else(|| numeric_overflow(overflow));
+        let decimals = |value: &dyn Fn(i128, i64) -> Option<i128>, precision: u8, scale: i8| -> Result<ArrayRef> {
+            let limit = power_of_ten(precision as i32).unwrap_or(i128::MAX);
+            let mut values = Vec::with_capacity(groups.len());
+            for group in groups {
+                let sum = sum(*group, "numeric field overflow")?;
+                let count = self.counts.0[*group as usize].max(1);
+                let value = value(sum, count).filter(|v| v.unsigned_abs() < limit.unsigned_abs());
+                values.push(value.ok_or_else(|| {
+                    numeric_overflow("numeric field overflow")
+                        .with_detail(format!("The result does not fit numeric({precision},{scale})."))
+                })?);
+            }
+            Ok(Arc::new(Decimal128Array::new(values.into(), nulls.clone()).with_precision_and_scale(precision, scale)?))
+        };
+        Ok(match &self.reading {
+            Reading::Int64 => {
+                let values = groups.iter().map(|g| {
+                    let sum = sum(*g, "bigint out of range")?;
+                    i64::try_from(sum).map_err(|_| numeric_overflow("bigint out of range"))
+                });
+                Arc::new(Int64Array::new(values.collect::<Result<Vec<_>>>()?.into(), nulls))
+            }
+            Reading::UInt64 => {
+                let values = groups.iter().map(|g| {
+                    let sum = sum(*g, "bigint out of range")?;
+                    u64::try_from(sum).map_err(|_| numeric_overflow("bigint out of range"))
+                });
+                Arc::new(PrimitiveArray::<UInt64Type>::new(values.collect::<Result<Vec<_>>>()?.into(), nulls))
+            }
+            Reading::Decimal { factor, precision, scale } => {
+                decimals(&|sum, _| sum.checked_mul(*factor), *precision, *scale)?
+            }
+            Reading::DecimalAverage { factor, precision, scale } => {
+                decimals(&|sum, count| Some(sum.checked_mul(*factor)? / count as i128), *precision, *scale)?
+            }
+            Reading::FloatAverage { divisor } => {
+                let values = groups.iter().map(|g| {
+                    let sum = sum(*g, "numeric field overflow")?;
+                    Ok(sum as f64 / divisor / self.counts.0[*g as usize].max(1) as f64)
+                });
+                Arc::new(Float64Array::new(values.collect::<Result<Vec<_>>>()?.into(), nulls))
+            }
+        })
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.sums.clear(group);
+        self.counts.0[group as usize] = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        self.sums.low.capacity() * 16 + self.counts.0.capacity() * 8 + self.sums.high.capacity() * 32
+    }
+}
+
+/// `sum` and `avg` of floating-point numbers.
+struct FloatSum {
+    sums: ExactSums,
+    counts: Counts,
+    average: bool,
+    output: DataType,
+}
+
+impl FloatSum {
+    fn new(average: bool, output: DataType) -> FloatSum {
+        FloatSum { sums: ExactSums::default(), counts: Counts::default(), average, output }
+    }
+}
+
+impl Accumulator for FloatSum {
+    fn resize(&mut self, groups: usize) {
+        self.sums.resize(groups);
+        self.counts.0.resize(groups, 0);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        self.counts.update(groups, keep, diff)?;
+        let widened;
+        let doubles = if *arg.data_type() == DataType::Float64 {
+            arg.as_primitive::<Float64Type>()
+        } else {
+            widened = cast(arg, &DataType::Float64)?;
+            widened.as_primitive::<Float64Type>()
+        };
+        let (values, sums) = (doubles.values(), &mut self.sums);
+        each(groups.len(), keep, diff, |i, w| sums.add(groups[i], values[i], w));
+        Ok(())
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let mut values = Vec::with_capacity(groups.len());
+        let mut present = Vec::with_capacity(groups.len());
+        for group in groups {
+            let count = self.counts.settled(*group)?;
+            present.push(count > 0);
+            let sum = self.sums.value(*group);
+            values.push(if self.average { sum / count.max(1) as f64 } else { sum });
+        }
+        let array: ArrayRef = Arc::new(Float64Array::new(values.into(), Some(NullBuffer::from(present))));
+        Ok(if self.output == DataType::Float64 { array } else { cast(&array, &self.output)? })
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.sums.clear(group);
+        self.counts.0[group as usize] = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        self.sums.bytes() + self.counts.0.capacity() * 8
+    }
+}
+
+/// `sum` of intervals, field by field.
+#[derive(Default)]
+struct IntervalSum {
+    months: Vec<i128>,
+    days: Vec<i128>,
+    nanoseconds: Vec<i128>,
+    counts: Counts,
+}
+
+impl Accumulator for IntervalSum {
+    fn resize(&mut self, groups: usize) {
+        self.months.resize(groups, 0);
+        self.days.resize(groups, 0);
+        self.nanoseconds.resize(groups, 0);
+        self.counts.0.resize(groups, 0);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        self.counts.update(groups, keep, diff)?;
+        let values = arg.as_primitive::<IntervalMonthDayNanoType>().values();
+        let IntervalSum { months, days, nanoseconds, .. } = self;
+        let mut overflow = false;
+        each(groups.len(), keep, diff, |i, w| {
+            let (v, g, w) = (values[i], groups[i] as usize, w as i128);
+            // 64 × 63 bits fit; only the running sums can leave the range.
+            for (sum, term) in [
+                (&mut months[g], v.months as i128 * w),
+                (&mut days[g], v.days as i128 * w),
+                (&mut nanoseconds[g], v.nanoseconds as i128 * w),
+            ] {
+                let (next, over) = sum.overflowing_add(term);
+                *sum = next;
+                overflow |= over;
+            }
+        });
+        if overflow { Err(numeric_overflow("interval out of range")) } else { Ok(()) }
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let value = |g: &u32| -> Result<Option<IntervalMonthDayNano>> {
+            if self.counts.settled(*g)? == 0 {
+                return Ok(None);
+            }
+            let g = *g as usize;
+            match (self.months[g].try_into(), self.days[g].try_into(), self.nanoseconds[g].try_into()) {
+                (Ok(months), Ok(days), Ok(nanoseconds)) => {
+                    Ok(Some(IntervalMonthDayNano::new(months, days, nanoseconds)))
+                }
+                _ => Err(numeric_overflow("interval out of range")),
+            }
+        };
+        let values = groups.iter().map(value).collect::<Result<Vec<_>>>()?;
+        Ok(Arc::new(values.into_iter().collect::<PrimitiveArray<IntervalMonthDayNanoType>>()))
+    }
+
+    fn clear(&mut self, group: u32) {
+        let g = group as usize;
+        (self.months[g], self.days[g], self.nanoseconds[g], self.counts.0[g]) = (0, 0, 0, 0);
+    }
+
+    fn bytes(&self) -> usize {
+        self.months.capacity() * 56
+    }
+}
+
+/// `bool_and` and `bool_or`.
+#[derive(Default)]
+struct BoolCounts {
+    trues: Counts,
+    falses: Counts,
+    and: bool,
+}
+
+impl Accumulator for BoolCounts {
+    fn resize(&mut self, groups: usize) {
+        self.trues.0.resize(groups, 0);
+        self.falses.0.resize(groups, 0);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        let values = arg.as_boolean().values();
+        let (trues, falses) = match keep {
+            None => (values.clone(), !values),
+            Some(keep) => (values & keep, &(!values) & keep),
+        };
+        self.trues.update(groups, Some(&trues), diff)?;
+        self.falses.update(groups, Some(&falses), diff)
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let value = |g: &u32| -> Result<Option<bool>> {
+            let (trues, falses) = (self.trues.settled(*g)?, self.falses.settled(*g)?);
+            Ok((trues > 0 || falses > 0).then_some(if self.and { falses == 0 } else { trues > 0 }))
+        };
+        Ok(Arc::new(groups.iter().map(value).collect::<Result<BooleanArray>>()?))
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.trues.0[group as usize] = 0;
+        self.falses.0[group as usize] = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        (self.trues.0.capacity() + self.falses.0.capacity()) * 8
+    }
+}
+
+/// `min` and `max` over append-only input: the best value so far.
+struct Best<O: Ordered> {
+    values: Vec<Option<O::Kept>>,
+    data_type: DataType,
+    greatest: bool,
+    heap: usize,
+}
+
+impl<O: Ordered> Best<O> {
+    fn new(data_type: DataType, greatest: bool) -> Self {
+        Best { values: Vec::new(), data_type, greatest, heap: 0 }
+    }
+}
+
+impl<O: Ordered> Accumulator for Best<O> {
+    fn resize(&mut self, groups: usize) {
+        self.values.resize(groups, None);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        use std::borrow::Borrow;
+        let batch = Sortable::new(arg)?;
+        let Best { values, greatest, heap, .. } = self;
+        each(groups.len(), keep, diff, |i, _| {
+            let seen = O::seen(&batch, i);
+            let best = &mut values[groups[i] as usize];
+            let better = match best {
+                None => true,
+                Some(kept) => {
+                    let kept: &O::Seen = (*kept).borrow();
+                    if *greatest { seen > kept } else { seen < kept }
+                }
+            };
+            if better {
+                let kept = O::keep(seen);
+                *heap += O::heap(&kept);
+                if let Some(old) = best.replace(kept) {
+                    *heap -= O::heap(&old);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let values: Vec<Option<O::Kept>> = groups.iter().map(|g| self.values[*g as usize].clone()).collect();
+        O::array(&values, &self.data_type)
+    }
+
+    fn clear(&mut self, group: u32) {
+        if let Some(old) = self.values[group as usize].take() {
+            self.heap -= O::heap(&old);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.values.capacity() * size_of::<Option<O::Kept>>() + self.heap
+    }
+}
+
+/// `min` and `max` over input that takes rows away: all values of the group in order.
+struct Ranked<O: Ordered> {
+    groups: Vec<Multiset<O::Kept>>,
+    data_type: DataType,
+    greatest: bool,
+    /// (group, value) pairs whose multiplicity is below zero for the moment.
+    negative: usize,
+    heap: usize,
+    touched: u64,
+}
+
+impl<O: Ordered> Ranked<O> {
+    fn new(data_type: DataType, greatest: bool) -> Self {
+        Ranked { groups: Vec::new(), data_type, greatest, negative: 0, heap: 0, touched: 0 }
+    }
+}
+
+impl<O: Ordered> Accumulator for Ranked<O> {
+    fn resize(&mut self, groups: usize) {
+        self.groups.resize_with(groups, Multiset::default);
+    }
+
+    fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
+        let batch = Sortable::new(arg)?;
+        let Ranked { groups: sets, negative, heap, touched, .. } = self;
+        let mut overflow = false;
+        // One entry costs its value, its count and its share of a tree node.
+        let entry = size_of::<O::Kept>() + 16;
+        each(groups.len(), keep, diff, |i, w| {
+            let seen = O::seen(&batch, i);
+            let held = std::cell::Cell::new(0);
+            let kept = sets[groups[i] as usize].add(seen, w, |seen| {
+                let kept = O::keep(seen);
+                held.set(O::heap(&kept));
+                kept
+            });
+            *touched += 1;
+            match kept {
+                None => overflow = true,
+                Some((before, after)) => {
+                    if before == 0 {
+                        *heap += entry + held.get();
+                    } else if after == 0 {
+                        *heap = heap.saturating_sub(entry);
+                    }
+                    *negative += usize::from(before >= 0 && after < 0);
+                    *negative -= usize::from(before < 0 && after >= 0);
+                }
+            }
+        });
+        if overflow { Err(too_many_rows()) } else { Ok(()) }
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if self.negative > 0 { Err(changelog_violation("a value under min or max")) } else { Ok(()) }
+    }
+
+    fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
+        let values: Vec<Option<O::Kept>> = groups
+            .iter()
+            .map(|g| {
+                let set = &self.groups[*g as usize];
+                if self.greatest { set.last() } else { set.first() }.cloned()
+            })
+            .collect();
+        O::array(&values, &self.data_type)
+    }
+
+    fn clear(&mut self, group: u32) {
+        self.groups[group as usize].clear();
+    }
+
+    fn bytes(&self) -> usize {
+        self.groups.capacity() * size_of::<Multiset<O::Kept>>() + self.heap
+    }
+
+    fn touched(&self) -> u64 {
+        self.touched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_sums_leave_the_range_and_come_back() {
+        let mut sums = WideSums::default();
+        sums.low.resize(1, 0);
+        for (value, weight) in [(i128::MAX, i64::MAX), (i128::MAX, 1), (i128::MIN, -7), (i128::MIN, i64::MIN), (42, 1)]
+        {
+            sums.add(0, value, weight);
+        }
+        assert_eq!(sums.value(0), None);
+        for (value, weight) in
+            [(i128::MAX, -i64::MAX), (i128::MAX, -1), (i128::MIN, 7), (i128::MIN, i64::MAX), (i128::MIN, 1)]
+        {
+            sums.add(0, value, weight);
+        }
+        assert_eq!(sums.value(0), Some(42));
+    }
+}

@@ -1,0 +1,356 @@
+//! GROUP BY, DISTINCT and global aggregates.
+//!
+//! Law: a group exists while its row count is positive (never "while its sum is non-zero"), and an epoch emits for every
+//! group that it touched the old row away and the new row in, once, or nothing if they are equal.
+//!
+//! The old row is not stored: it is computed from the accumulators when the epoch first touches the group, which is the
+//! last moment at which they still hold the old state.
+
+mod accumulate;
+mod distinct;
+mod exact_sum;
+mod extreme;
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, NullArray};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::filter;
+use arrow::compute::kernels::cmp::distinct as differs;
+use arrow::datatypes::{DataType, SchemaRef};
+use flow::hash::hash_columns;
+use flow::keys::{KeyEncoder, canonical};
+use flow::process::{Declaration, StateDeclaration};
+use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
+use plan::ChangeKind;
+use plan::stream::{AggCall, AggFunction};
+
+use super::cells::{BatchColumn, Bits};
+use super::emit::{Outbox, check_types};
+use super::row_table::RowTable;
+use super::{OpContext, changelog_violation};
+use accumulate::{Accumulator, Counts, accumulator};
+
+/// One output column beside the group columns.
+struct Call {
+    arg: Option<usize>,
+    filter: Option<usize>,
+    /// `None` for a `count(*)` without FILTER: that is the group's row count.
+    accumulator: Option<Box<dyn Accumulator>>,
+}
+
+/// Groups that an epoch touched first in one batch, with their rows as they were before it.
+struct Before {
+    groups: Vec<u32>,
+    /// One array per call.
+    values: Vec<ArrayRef>,
+}
+
+pub struct Aggregate {
+    input: SchemaRef,
+    input_kind: ChangeKind,
+    group: Vec<usize>,
+    group_types: Vec<DataType>,
+    calls: Vec<Call>,
+    words: String,
+    groups: RowTable,
+    rows: Counts,
+    /// Groups touched in this epoch: those that were there before it …
+    before: Vec<Before>,
+    /// … and those that it made.
+    born: Vec<u32>,
+    touched_now: Bits,
+    /// There is one group, over all rows, which stays without rows.
+    global: bool,
+    /// A global aggregate lives in slot 0 only.
+    idle: bool,
+    deletes: Outbox,
+    inserts: Outbox,
+    batch_rows: usize,
+    touched: u64,
+    ids: Vec<u32>,
+    fresh: Vec<u32>,
+}
+
+impl Aggregate {
+    pub fn new(
+        group: &[usize],
+        calls: &[AggCall],
+        input_kind: ChangeKind,
+        input: &SchemaRef,
+        schema: SchemaRef,
+        ctx: &OpContext,
+    ) -> Result<Aggregate> {
+        let column_type = |n: usize| {
+            let field = input.fields().get(n);
+            field.map(|f| f.data_type().clone()).ok_or_else(|| Error::internal("an aggregate names no input column"))
+        };
+        let group_types = group.iter().map(|n| column_type(*n)).collect::<Result<Vec<_>>>()?;
+        let mut made = Vec::with_capacity(calls.len());
+        for call in calls {
+            let counts_rows = call.function == AggFunction::Count && call.arg.is_none();
+            if call.arg.is_none() && !counts_rows {
+                return Err(Error::internal("an aggregate call lacks its argument"));
+            }
+            if let Some(filter) = call.filter
+                && column_type(filter)? != DataType::Boolean
+            {
+                return Err(Error::internal("the FILTER of an aggregate is not Boolean"));
+            }
+            let arg_type = call.arg.map_or(Ok(DataType::Null), column_type)?;
+            let accumulator = match (counts_rows, call.filter) {
+                (true, None) => None,
+                _ => Some(accumulator(call, &arg_type, input_kind)?),
+            };
+            made.push(Call { arg: call.arg, filter: call.filter, accumulator });
+        }
+        let words = calls.iter().map(|c| format!("{:?}", c.function).to_lowercase()).collect::<Vec<_>>().join(", ");
+        let mut aggregate = Aggregate {
+            input: input.clone(),
+            input_kind,
+            group: group.to_vec(),
+            groups: RowTable::new(&group_types, true),
+            group_types,
+            calls: made,
+            words,
+            rows: Counts::default(),
+            before: Vec::new(),
+            born: Vec::new(),
+            touched_now: Bits::default(),
+            global: group.is_empty(),
+            idle: group.is_empty() && ctx.slot.0 != 0,
+            deletes: Outbox::new(schema.clone(), ctx.batch_rows),
+            inserts: Outbox::new(schema, ctx.batch_rows),
+            batch_rows: ctx.batch_rows.max(1),
+            touched: 0,
+            ids: Vec::new(),
+            fresh: Vec::new(),
+        };
+        if aggregate.global && !aggregate.idle {
+            // Born before any input, so that the first epoch emits it even over nothing.
+            aggregate.number_groups(&[], 1)?;
+            aggregate.touch(&Diff::Insert)?;
+        }
+        Ok(aggregate)
+    }
+
+    /// Fills `ids` and `fresh` for a batch with these group columns and makes room for new groups.
+    fn number_groups(&mut self, keys: &[ArrayRef], rows: usize) -> Result<()> {
+        let hashes = hash_columns(keys, rows)?;
+        let batch = BatchColumn::all(keys)?;
+        self.groups.upsert(&batch, &hashes, &mut self.ids, &mut self.fresh)?;
+        let size = self.groups.size();
+        if self.rows.0.len() < size {
+            self.rows.0.resize(size, 0);
+            for call in &mut self.calls {
+                if let Some(accumulator) = &mut call.accumulator {
+                    accumulator.resize(size);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the groups in `ids` as touched and keeps the old rows of those that the epoch meets for the first time.
+    fn touch(&mut self, diff: &Diff) -> Result<()> {
+        for i in &self.fresh {
+            let id = self.ids[*i as usize];
+            self.touched_now.set(id as usize, true);
+            self.born.push(id);
+        }
+        if self.calls.is_empty() && *diff == Diff::Insert {
+            // DISTINCT: more of the same changes nothing about a group that is there.
+            return Ok(());
+        }
+        let mut met = Vec::new();
+        for id in &self.ids {
+            if !self.touched_now.get(*id as usize) {
+                self.touched_now.set(*id as usize, true);
+                met.push(*id);
+            }
+        }
+        if !met.is_empty() {
+            let values = self.evaluate(&met)?;
+            self.before.push(Before { groups: met, values });
+        }
+        Ok(())
+    }
+
+    /// The calls' results for `groups`.
+    fn evaluate(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let rows = &self.rows;
+        self.calls
+            .iter_mut()
+            .map(|call| match &mut call.accumulator {
+                Some(accumulator) => accumulator.evaluate(groups),
+                None => Ok(Arc::new(groups.iter().map(|g| rows.0[*g as usize]).collect::<arrow::array::Int64Array>())
+                    as ArrayRef),
+            })
+            .collect()
+    }
+
+    fn lives(&self, group: u32) -> bool {
+        self.global || self.rows.0[group as usize] > 0
+    }
+
+    fn emit_before(&mut self, before: Before, out: &mut dyn Collector) -> Result<()> {
+        let Before { groups, values: old } = before;
+        let alive: BooleanBuffer = groups.iter().map(|g| self.lives(*g)).collect();
+        let new = self.evaluate(&groups)?;
+        let mut changed = BooleanBuffer::new_unset(groups.len());
+        for (old, new) in old.iter().zip(&new) {
+            changed = &changed | &different(old, new)?;
+        }
+        let deleted = BooleanArray::new(&!&alive | &changed, None);
+        let inserted = BooleanArray::new(&alive & &changed, None);
+        for (mask, values, diff) in [(deleted, &old, Diff::Delete), (inserted, &new, Diff::Insert)] {
+            let count = mask.true_count();
+            if count == 0 {
+                continue;
+            }
+            let picked: Vec<u32> = mask.values().set_indices().map(|i| groups[i]).collect();
+            let mut columns = self.groups.gather_all(&picked)?;
+            for value in values {
+                columns.push(if count == groups.len() { Arc::clone(value) } else { filter(value, &mask)? });
+            }
+            let outbox = if diff == Diff::Delete { &mut self.deletes } else { &mut self.inserts };
+            outbox.push(columns, count, diff, out)?;
+        }
+        Ok(())
+    }
+
+    fn emit_born(&mut self, groups: &[u32], out: &mut dyn Collector) -> Result<()> {
+        let alive: Vec<u32> = groups.iter().copied().filter(|g| self.lives(*g)).collect();
+        if !alive.is_empty() {
+            let mut columns = self.groups.gather_all(&alive)?;
+            columns.extend(self.evaluate(&alive)?);
+            self.inserts.push(columns, alive.len(), Diff::Insert, out)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the epoch for `group`: frees it if it has no rows.
+    fn release(&mut self, group: u32) {
+        self.touched_now.set(group as usize, false);
+        if !self.lives(group) {
+            self.groups.remove(group);
+            for call in &mut self.calls {
+                if let Some(accumulator) = &mut call.accumulator {
+                    accumulator.clear(group);
+                }
+            }
+        }
+    }
+}
+
+/// Where two columns of one type differ as SQL groups values (NULL equals NULL).
+fn different(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanBuffer> {
+    let (old, new) = (canonical(old), canonical(new));
+    if let Ok(mask) = differs(&old, &new) {
+        return Ok(mask.values().clone());
+    }
+    // Nested types have no comparison kernel.
+    let encoder = KeyEncoder::new(std::slice::from_ref(old.data_type()))?;
+    let (old, new) = (encoder.encode(&[old])?, encoder.encode(&[new])?);
+    Ok(old.iter().zip(new.iter()).map(|(a, b)| a.data() != b.data()).collect())
+}
+
+/// The rows that count for a call: its FILTER is true and its argument is not NULL.
+fn kept(batch: &ChangeBatch, call: &Call) -> Option<BooleanBuffer> {
+    let valid = call.arg.and_then(|n| batch.rows.column(n).logical_nulls());
+    let valid = valid.filter(|n| n.null_count() > 0).map(|n| n.into_inner());
+    let passed = call.filter.map(|n| {
+        let mask = batch.rows.column(n).as_boolean();
+        match mask.nulls() {
+            Some(nulls) => mask.values() & nulls.inner(),
+            None => mask.values().clone(),
+        }
+    });
+    match (valid, passed) {
+        (Some(valid), Some(passed)) => Some(&valid & &passed),
+        (valid, passed) => valid.or(passed),
+    }
+}
+
+/// Append-only input is a promise of the plan that cheaper state relies on.
+pub(super) fn check_append_only(kind: ChangeKind, diff: &Diff) -> Result<()> {
+    let keeps = match (kind, diff) {
+        (ChangeKind::Retract, _) | (_, Diff::Insert) => true,
+        (_, Diff::Delete) => false,
+        (_, Diff::Weights(w)) => w.iter().all(|w| *w > 0),
+    };
+    if keeps { Ok(()) } else { Err(changelog_violation("a row of an append-only input")) }
+}
+
+impl ProcessFunction for Aggregate {
+    fn declare(&self) -> Declaration {
+        let holds = if self.calls.is_empty() { "row count".into() } else { format!("row count, {}", self.words) };
+        let groups = StateDeclaration {
+            name: "groups",
+            key: self.group_types.clone(),
+            holds,
+            bounded_by: self.global.then(|| "one row".into()),
+        };
+        Declaration { states: vec![groups], timers: false }
+    }
+
+    fn process(&mut self, _port: usize, batch: ChangeBatch, _out: &mut dyn Collector) -> Result<()> {
+        check_types(&batch, &self.input)?;
+        check_append_only(self.input_kind, &batch.diff)?;
+        if self.idle {
+            return Err(Error::internal("rows of a global aggregate reached a slot other than 0"));
+        }
+        let rows = batch.num_rows();
+        let keys: Vec<ArrayRef> = self.group.iter().map(|n| Arc::clone(batch.rows.column(*n))).collect();
+        self.number_groups(&keys, rows)?;
+        self.touch(&batch.diff)?;
+        self.touched += rows as u64;
+        self.rows.update(&self.ids, None, &batch.diff)?;
+        let mut nothing: Option<ArrayRef> = None;
+        for call in &mut self.calls {
+            let keep = kept(&batch, call);
+            let Some(accumulator) = &mut call.accumulator else { continue };
+            let arg = match call.arg {
+                Some(n) => batch.rows.column(n),
+                None => nothing.get_or_insert_with(|| Arc::new(NullArray::new(rows))),
+            };
+            accumulator.update(&self.ids, arg, keep.as_ref(), &batch.diff)?;
+        }
+        Ok(())
+    }
+
+    fn finish_epoch(&mut self, _epoch: Epoch, out: &mut dyn Collector) -> Result<()> {
+        for call in &mut self.calls {
+            if let Some(accumulator) = &mut call.accumulator {
+                accumulator.settle()?;
+            }
+        }
+        let before = std::mem::take(&mut self.before);
+        let born = std::mem::take(&mut self.born);
+        let met = before.iter().flat_map(|b| &b.groups).chain(&born).copied().collect::<Vec<u32>>();
+        if met.iter().any(|g| self.rows.0[*g as usize] < 0) {
+            return Err(changelog_violation("a group"));
+        }
+        for segment in before {
+            self.emit_before(segment, out)?;
+        }
+        for chunk in born.chunks(self.batch_rows) {
+            self.emit_born(chunk, out)?;
+        }
+        self.deletes.flush(out)?;
+        self.inserts.flush(out)?;
+        for group in met {
+            self.release(group);
+        }
+        Ok(())
+    }
+
+    fn state_bytes(&self) -> usize {
+        let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
+        self.groups.bytes() + self.rows.0.capacity() * 8 + self.touched_now.bytes() + calls
+    }
+
+    fn rows_touched(&self) -> u64 {
+        self.touched + self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.touched()).sum::<u64>()
+    }
+}

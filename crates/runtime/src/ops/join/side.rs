@@ -1,0 +1,329 @@
+//! One input of a join as state: its rows with their weights, chained by join key.
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use flow::hash::hash_columns;
+use flow::{Diff, Error, Result, SqlState};
+use plan::ChangeKind;
+
+use crate::ops::cells::{BatchColumn, Bits};
+use crate::ops::row_table::{NONE, RowTable};
+
+/// How an arriving change finds the row that it adds to or takes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Find {
+    /// Rows only come: every one is new.
+    Never,
+    /// The join key (nearly) identifies the row: look along the key's chain.
+    Chain,
+    /// By an index over the whole row.
+    Index,
+}
+
+/// A row that the epoch changed, as it was before the epoch.
+#[derive(Clone, Copy)]
+pub struct Before {
+    pub row: u32,
+    pub weight: i64,
+    pub degree: i64,
+}
+
+pub struct Side {
+    pub schema: SchemaRef,
+    pub key_columns: Vec<usize>,
+    pub kind: ChangeKind,
+    /// Whether the rows themselves are kept, not only their number per key.
+    pub stored: bool,
+    /// Whether rows appear in the output by having or lacking a match: outer, semi and anti joins.
+    pub preserved: bool,
+    /// Whether matches are counted per row (with an extra condition) instead of per key.
+    pub counts_degrees: bool,
+    /// Whether the weights of a key's rows are summed, because the other side is preserved without a condition.
+    pub counts_totals: bool,
+    find: Find,
+    pub rows: RowTable,
+    /// By row, as are `degrees`, `keys`, `next`, `prev`, `before_at`.
+    pub weights: Vec<i64>,
+    /// Sum of the weights of the other side's rows that match.
+    pub degrees: Vec<i64>,
+    keys: Vec<u32>,
+    next: Vec<u32>,
+    prev: Vec<u32>,
+    /// By key: the first row of its chain.
+    heads: Vec<u32>,
+    /// By key: sum of the weights.
+    totals: Vec<i64>,
+    /// Rows whose weight is below zero for the moment.
+    pub negative: usize,
+    /// Rows that this epoch changed, if preserved; `before_at` finds a row's entry.
+    pub changed: Vec<Before>,
+    before_at: Vec<u32>,
+    /// Keys whose total this epoch changed, with the total before.
+    pub changed_keys: Vec<(u32, i64)>,
+    is_changed_key: Bits,
+    /// Rows whose weight became zero in this call, if not preserved.
+    zeroed: Vec<u32>,
+    /// Keys that may have lost their last row in this epoch.
+    pub maybe_empty: Vec<u32>,
+    /// Row of every change of the batch last applied, and whether that change made it.
+    pub ids: Vec<u32>,
+    pub is_fresh: Vec<bool>,
+    fresh: Vec<u32>,
+}
+
+fn out_of_range() -> Error {
+    Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
+}
+
+impl Side {
+    pub fn new(schema: SchemaRef, key_columns: Vec<usize>, kind: ChangeKind, unique: bool) -> Side {
+        let find = match (kind, unique) {
+            (ChangeKind::AppendOnly, _) => Find::Never,
+            (ChangeKind::Retract, true) => Find::Chain,
+            (ChangeKind::Retract, false) => Find::Index,
+        };
+        let rows = RowTable::new(schema.fields().iter().map(|f| f.data_type()), find == Find::Index);
+        Side {
+            schema,
+            key_columns,
+            kind,
+            stored: true,
+            preserved: false,
+            counts_degrees: false,
+            counts_totals: false,
+            find,
+            rows,
+            weights: Vec::new(),
+            degrees: Vec::new(),
+            keys: Vec::new(),
+            next: Vec::new(),
+            prev: Vec::new(),
+            heads: Vec::new(),
+            totals: Vec::new(),
+            negative: 0,
+            changed: Vec::new(),
+            before_at: Vec::new(),
+            changed_keys: Vec::new(),
+            is_changed_key: Bits::default(),
+            zeroed: Vec::new(),
+            maybe_empty: Vec::new(),
+            ids: Vec::new(),
+            is_fresh: Vec::new(),
+            fresh: Vec::new(),
+        }
+    }
+
+    /// Makes room for keys `0 .. size`.
+    pub fn resize_keys(&mut self, size: usize) {
+        if self.heads.len() < size {
+            self.heads.resize(size, NONE);
+            if self.counts_totals {
+                self.totals.resize(size, 0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub fn head(&self, key: u32) -> u32 {
+        self.heads[key as usize]
+    }
+
+    #[inline(always)]
+    pub fn next(&self, row: u32) -> u32 {
+        self.next[row as usize]
+    }
+
+    pub fn key_of(&self, row: u32) -> u32 {
+        self.keys[row as usize]
+    }
+
+    pub fn total(&self, key: u32) -> i64 {
+        self.totals[key as usize]
+    }
+
+    /// Whether nothing is left under `key`.
+    pub fn lacks(&self, key: u32) -> bool {
+        self.heads[key as usize] == NONE && (!self.counts_totals || self.totals[key as usize] == 0)
+    }
+
+    /// Adds the weights of a batch to the totals of its rows' keys.
+    pub fn add_totals(&mut self, keys: &[u32], diff: &Diff) -> Result<()> {
+        for (i, key) in keys.iter().enumerate() {
+            let total = &mut self.totals[*key as usize];
+            if !self.is_changed_key.get(*key as usize) {
+                self.is_changed_key.set(*key as usize, true);
+                self.changed_keys.push((*key, *total));
+            }
+            *total = total.checked_add(diff.weight(i)).ok_or_else(out_of_range)?;
+            if *total == 0 {
+                self.maybe_empty.push(*key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a batch to the state; `keys` are its rows' join keys. Fills `ids` and `is_fresh`.
+    pub fn apply(&mut self, batch: &RecordBatch, diff: &Diff, keys: &[u32]) -> Result<()> {
+        let columns: &[ArrayRef] = batch.columns();
+        let cells = BatchColumn::all(columns)?;
+        self.is_fresh.clear();
+        if self.find == Find::Index {
+            let hashes = hash_columns(columns, batch.num_rows())?;
+            let mut ids = std::mem::take(&mut self.ids);
+            let mut fresh = std::mem::take(&mut self.fresh);
+            self.rows.upsert(&cells, &hashes, &mut ids, &mut fresh)?;
+            self.is_fresh.resize(keys.len(), false);
+            for i in &fresh {
+                let i = *i as usize;
+                self.is_fresh[i] = true;
+                self.link(ids[i], keys[i]);
+            }
+            for (i, id) in ids.iter().enumerate() {
+                self.add_weight(*id, diff.weight(i))?;
+            }
+            (self.ids, self.fresh) = (ids, fresh);
+            return Ok(());
+        }
+        if self.rows.size() + keys.len() >= NONE as usize {
+            return Err(Error::new(SqlState::ProgramLimitExceeded, "too many rows in one side of a join"));
+        }
+        self.ids.clear();
+        for (i, key) in keys.iter().enumerate() {
+            let mut row = if self.find == Find::Chain { self.heads[*key as usize] } else { NONE };
+            while row != NONE && !self.rows.equal(row, &cells, i) {
+                row = self.next[row as usize];
+            }
+            self.is_fresh.push(row == NONE);
+            if row == NONE {
+                row = self.rows.push(&cells, i);
+                self.link(row, *key);
+            }
+            self.ids.push(row);
+            self.add_weight(row, diff.weight(i))?;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, row: u32, key: u32) {
+        let r = row as usize;
+        if r >= self.weights.len() {
+            let size = self.rows.size();
+            self.weights.resize(size, 0);
+            self.keys.resize(size, NONE);
+            self.next.resize(size, NONE);
+            self.prev.resize(size, NONE);
+            if self.preserved {
+                self.before_at.resize(size, NONE);
+            }
+            if self.counts_degrees {
+                self.degrees.resize(size, 0);
+            }
+        }
+        self.weights[r] = 0;
+        if self.counts_degrees {
+            self.degrees[r] = 0;
+        }
+        self.keys[r] = key;
+        let head = std::mem::replace(&mut self.heads[key as usize], row);
+        self.next[r] = head;
+        self.prev[r] = NONE;
+        if head != NONE {
+            self.prev[head as usize] = row;
+        }
+    }
+
+    fn add_weight(&mut self, row: u32, weight: i64) -> Result<()> {
+        if self.preserved {
+            self.note(row);
+        }
+        let slot = &mut self.weights[row as usize];
+        let before = *slot;
+        let after = before.checked_add(weight).ok_or_else(out_of_range)?;
+        *slot = after;
+        self.negative += usize::from(before >= 0 && after < 0);
+        self.negative -= usize::from(before < 0 && after >= 0);
+        if after == 0 && !self.preserved {
+            self.zeroed.push(row);
+        }
+        Ok(())
+    }
+
+    /// Keeps what `row` was before the epoch, the first time that the epoch changes it.
+    fn note(&mut self, row: u32) {
+        let r = row as usize;
+        if self.before_at[r] == NONE {
+            self.before_at[r] = self.changed.len() as u32;
+            let degree = if self.counts_degrees { self.degrees[r] } else { 0 };
+            self.changed.push(Before { row, weight: self.weights[r], degree });
+        }
+    }
+
+    /// Adds `weight` to the number of matches of `row`.
+    pub fn add_degree(&mut self, row: u32, weight: i64) -> Result<()> {
+        self.note(row);
+        let degree = &mut self.degrees[row as usize];
+        *degree = degree.checked_add(weight).ok_or_else(out_of_range)?;
+        Ok(())
+    }
+
+    /// The weight of `row` before the epoch.
+    pub fn weight_before(&self, row: u32) -> i64 {
+        match self.before_at[row as usize] {
+            NONE => self.weights[row as usize],
+            n => self.changed[n as usize].weight,
+        }
+    }
+
+    /// Ends a batch: rows that are gone leave, unless the epoch's end still needs them.
+    pub fn sweep(&mut self) {
+        let mut zeroed = std::mem::take(&mut self.zeroed);
+        if !zeroed.is_empty() {
+            zeroed.sort_unstable();
+            zeroed.dedup();
+            for row in zeroed.drain(..) {
+                if self.weights[row as usize] == 0 {
+                    self.remove(row);
+                }
+            }
+        }
+        self.zeroed = zeroed;
+    }
+
+    /// Ends the epoch: forgets what was before it, and rows that are gone leave.
+    pub fn settle(&mut self) {
+        let mut changed = std::mem::take(&mut self.changed);
+        for before in changed.drain(..) {
+            self.before_at[before.row as usize] = NONE;
+            if self.weights[before.row as usize] == 0 {
+                self.remove(before.row);
+            }
+        }
+        self.changed = changed;
+        for (key, _) in self.changed_keys.drain(..) {
+            self.is_changed_key.set(key as usize, false);
+        }
+    }
+
+    fn remove(&mut self, row: u32) {
+        let (key, next, prev) = (self.keys[row as usize], self.next[row as usize], self.prev[row as usize]);
+        if prev == NONE {
+            self.heads[key as usize] = next;
+        } else {
+            self.next[prev as usize] = next;
+        }
+        if next != NONE {
+            self.prev[next as usize] = prev;
+        }
+        if self.heads[key as usize] == NONE {
+            self.maybe_empty.push(key);
+        }
+        self.rows.remove(row);
+    }
+
+    pub fn bytes(&self) -> usize {
+        let per_row = self.weights.capacity() * 8
+            + self.degrees.capacity() * 8
+            + (self.keys.capacity() + self.next.capacity() + self.prev.capacity() + self.before_at.capacity()) * 4;
+        self.rows.bytes() + per_row + self.heads.capacity() * 4 + self.totals.capacity() * 8
+    }
+}

@@ -1,0 +1,405 @@
+//! One slot: the jobs' instances that one compute thread owns, as a state machine without a thread of its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crossbeam_channel::{Receiver, Sender};
+use flow::{ChangeBatch, RelationId, SlotId};
+use parking_lot::Mutex;
+use tracing::{debug, warn};
+
+use crate::budget::Budget;
+use crate::job::{End, Job, Outgoing, QueueBytes, Work, WorkKind, levels, task_id};
+use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
+use crate::terminal::Stores;
+
+/// Receives what slots report.
+pub type Reports = Arc<dyn Fn(FromSlot) + Send + Sync>;
+
+/// While attached jobs are busy, a detached job gets one step after this many.
+const DETACHED_SHARE: u32 = 8;
+
+/// What the slots of one worker share.
+#[derive(Clone)]
+pub struct Shared {
+    pub stores: Stores,
+    pub budget: Budget,
+    pub batch_rows: usize,
+    /// The oldest epoch that readers may still want; stores drop what died at or before it.
+    pub floor: Arc<AtomicU64>,
+    queues: Arc<Mutex<HashMap<DeploymentId, Arc<QueueBytes>>>>,
+    touched: Arc<Mutex<HashMap<DeploymentId, u64>>>,
+}
+
+impl Shared {
+    pub fn new(budget: Budget, batch_rows: usize) -> Shared {
+        Shared { stores: Stores::default(), budget, batch_rows, floor: Arc::default(), queues: Arc::default(), touched: Arc::default() }
+    }
+
+    /// Rows of state that a deployment has touched on all slots, as of each slot's last finished epoch.
+    pub fn rows_touched(&self, deployment: DeploymentId) -> u64 {
+        self.touched.lock().get(&deployment).copied().unwrap_or(0)
+    }
+}
+
+/// One slot's state. [`step`](Slot::step) does a bounded piece of work; a thread, or a seeded test, calls it.
+pub struct Slot {
+    id: SlotId,
+    shared: Shared,
+    inbox: Receiver<ToSlot>,
+    peers: Vec<Sender<ToSlot>>,
+    reports: Reports,
+    jobs: BTreeMap<DeploymentId, Job>,
+    /// Readers of each relation: (deployment, leaf task).
+    readers: HashMap<RelationId, Vec<(DeploymentId, usize)>>,
+    newest: Option<DeploymentId>,
+    /// Exchange messages that overtook the deployment they belong to.
+    early: HashMap<DeploymentId, Vec<ToSlot>>,
+    finished: BTreeMap<DeploymentId, Tick>,
+    touched: HashMap<DeploymentId, u64>,
+    reported_timer: Option<i64>,
+    /// Where the next round-robin turn starts.
+    turn: DeploymentId,
+    steps: u32,
+    stopped: bool,
+}
+
+impl Slot {
+    pub fn new(id: SlotId, shared: Shared, inbox: Receiver<ToSlot>, peers: Vec<Sender<ToSlot>>, reports: Reports) -> Slot {
+        Slot {
+            id,
+            shared,
+            inbox,
+            peers,
+            reports,
+            jobs: BTreeMap::new(),
+            readers: HashMap::new(),
+            newest: None,
+            early: HashMap::new(),
+            finished: BTreeMap::new(),
+            touched: HashMap::new(),
+            reported_timer: None,
+            turn: DeploymentId(0),
+            steps: 0,
+            stopped: false,
+        }
+    }
+
+    /// Whether the slot was told to shut down.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Takes what has arrived and does one piece of work. Returns false when there was nothing to do; then everything
+    /// finished so far has been reported, and the caller may wait for a message with [`wait`](Slot::wait).
+    pub fn step(&mut self) -> bool {
+        let mut worked = false;
+        while let Ok(message) = self.inbox.try_recv() {
+            worked = true;
+            self.receive(message);
+        }
+        if self.run_one() {
+            return true;
+        }
+        self.report_progress();
+        worked
+    }
+
+    /// Blocks until a message arrives and takes it. Returns false when nobody can send any more.
+    pub fn wait(&mut self) -> bool {
+        match self.inbox.recv() {
+            Ok(message) => {
+                self.receive(message);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn receive(&mut self, message: ToSlot) {
+        match message {
+            ToSlot::Deploy { deployment, plan, first } => self.deploy(deployment, &plan, first),
+            ToSlot::Remove { deployment } => self.remove(deployment),
+            ToSlot::Attach { deployment, attached } => {
+                if let Some(job) = self.jobs.get_mut(&deployment) {
+                    job.attached = attached;
+                }
+            }
+            ToSlot::Input { relation, epoch, changes } => self.publish(relation, Tick::end_of(epoch), vec![changes]),
+            ToSlot::Barrier { epoch, now_us } => {
+                let tick = Tick::end_of(epoch);
+                let then = Some(Tick::end_of(epoch.next()));
+                for job in self.jobs.values_mut() {
+                    let leaves: Vec<usize> = job.leaves.iter().filter(|l| !l.follows_view).map(|l| l.task).collect();
+                    for task in leaves {
+                        job.enqueue(Work { task, port: 0, tick, kind: WorkKind::Barrier { then, now_us } }, false);
+                    }
+                }
+            }
+            ToSlot::Backfill { deployment, relation, tick, rows } => {
+                if let Some(job) = self.jobs.get_mut(&deployment) {
+                    for leaf in job.leaves.clone().iter().filter(|l| l.relation == Some(relation)) {
+                        match rows.rows.project(&leaf.columns) {
+                            Ok(projected) => {
+                                let changes = ChangeBatch::new(projected, rows.diff.clone());
+                                let kind = WorkKind::Rows(changes);
+                                job.enqueue(Work { task: leaf.task, port: 0, tick, kind }, false);
+                            }
+                            Err(e) => return self.fail(deployment, e.into()),
+                        }
+                    }
+                }
+            }
+            ToSlot::BackfillBarrier { deployment, tick, then } => {
+                if let Some(job) = self.jobs.get_mut(&deployment) {
+                    for leaf in job.leaves.clone() {
+                        let kind = WorkKind::Barrier { then: Some(then), now_us: i64::MIN };
+                        job.enqueue(Work { task: leaf.task, port: 0, tick, kind }, false);
+                    }
+                }
+            }
+            ToSlot::Exchange { deployment, task, port, tick, changes } => match self.jobs.get_mut(&deployment) {
+                Some(job) => {
+                    let kind = WorkKind::Rows(changes);
+                    job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, true);
+                }
+                None => self.hold_early(deployment, ToSlot::Exchange { deployment, task, port, tick, changes }),
+            },
+            ToSlot::ExchangeBarrier { deployment, task, port, tick } => match self.jobs.get_mut(&deployment) {
+                Some(job) => {
+                    let kind = WorkKind::Barrier { then: None, now_us: i64::MIN };
+                    job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, false);
+                }
+                None => self.hold_early(deployment, ToSlot::ExchangeBarrier { deployment, task, port, tick }),
+            },
+            ToSlot::Wake => {}
+            ToSlot::Shutdown => self.stopped = true,
+        }
+    }
+
+    /// Messages of a deployment that this slot has not seen yet wait for it; those of one that is gone are dropped.
+    fn hold_early(&mut self, deployment: DeploymentId, message: ToSlot) {
+        if self.newest.is_none_or(|newest| deployment > newest) {
+            self.early.entry(deployment).or_default().push(message);
+        }
+    }
+
+    fn deploy(&mut self, deployment: DeploymentId, plan: &plan::ProcessPlan, first: Tick) {
+        self.newest = Some(deployment);
+        let slots = self.peers.len();
+        let queued = Arc::clone(self.shared.queues.lock().entry(deployment).or_insert_with(|| {
+            let levels = levels(plan).into_iter().max().map_or(1, |l| l + 1);
+            Arc::new(QueueBytes::new(slots, levels))
+        }));
+        let views: Vec<RelationId> = self
+            .jobs
+            .values()
+            .filter_map(|j| match j.end {
+                End::View(relation) => Some(relation),
+                End::Sink(_) => None,
+            })
+            .collect();
+        let job = Job::new(
+            deployment,
+            plan,
+            first,
+            self.id,
+            slots,
+            &self.shared,
+            queued,
+            |relation| views.contains(&relation),
+        );
+        match job {
+            Ok(job) => {
+                for leaf in &job.leaves {
+                    if let Some(relation) = leaf.relation {
+                        self.readers.entry(relation).or_default().push((deployment, leaf.task));
+                    }
+                }
+                self.jobs.insert(deployment, job);
+                for message in self.early.remove(&deployment).unwrap_or_default() {
+                    self.receive(message);
+                }
+            }
+            Err(error) => {
+                self.early.remove(&deployment);
+                (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
+            }
+        }
+    }
+
+    fn remove(&mut self, deployment: DeploymentId) {
+        if let Some(job) = self.jobs.remove(&deployment) {
+            let _ = self.shared.budget.change(job.charged, 0);
+        }
+        self.readers.values_mut().for_each(|readers| readers.retain(|(d, _)| *d != deployment));
+        self.readers.retain(|_, readers| !readers.is_empty());
+        self.finished.remove(&deployment);
+        self.touched.remove(&deployment);
+        self.shared.queues.lock().remove(&deployment);
+        self.shared.touched.lock().remove(&deployment);
+    }
+
+    fn fail(&mut self, deployment: DeploymentId, error: flow::Error) {
+        debug!(%error, deployment = deployment.0, "job stops on this slot");
+        self.remove(deployment);
+        (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
+    }
+
+    /// Hands changes of a relation to every leaf that reads it.
+    fn publish(&mut self, relation: RelationId, tick: Tick, batches: Vec<ChangeBatch>) {
+        let Some(readers) = self.readers.get(&relation) else { return };
+        let mut broken = Vec::new();
+        for (deployment, task) in readers {
+            let Some(job) = self.jobs.get_mut(deployment) else { continue };
+            let columns = job.leaves.iter().find(|l| l.task == *task).map(|l| l.columns.clone()).unwrap_or_default();
+            for batch in &batches {
+                match batch.rows.project(&columns) {
+                    Ok(rows) => {
+                        let kind = WorkKind::Rows(ChangeBatch::new(rows, batch.diff.clone()));
+                        job.enqueue(Work { task: *task, port: 0, tick, kind }, false);
+                    }
+                    Err(e) => broken.push((*deployment, flow::Error::from(e))),
+                }
+            }
+        }
+        for (deployment, error) in broken {
+            self.fail(deployment, error);
+        }
+    }
+
+    /// Ends an epoch of a view for every leaf that reads it.
+    fn publish_barrier(&mut self, relation: RelationId, tick: Tick) {
+        let Some(readers) = self.readers.get(&relation) else { return };
+        for (deployment, task) in readers {
+            if let Some(job) = self.jobs.get_mut(deployment) {
+                let kind = WorkKind::Barrier { then: Some(Tick::end_of(tick.epoch.next())), now_us: i64::MIN };
+                job.enqueue(Work { task: *task, port: 0, tick, kind }, false);
+            }
+        }
+    }
+
+    /// One step of one job: attached jobs in turn, then detached ones, which also get a small share under load.
+    fn run_one(&mut self) -> bool {
+        self.steps = self.steps.wrapping_add(1);
+        let detached_first = self.steps.is_multiple_of(DETACHED_SHARE);
+        self.run_class(!detached_first) || self.run_class(detached_first)
+    }
+
+    fn run_class(&mut self, attached: bool) -> bool {
+        let after: Vec<DeploymentId> = self.jobs.range(self.turn..).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
+        let before: Vec<DeploymentId> = self.jobs.range(..self.turn).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
+        for deployment in after.into_iter().chain(before) {
+            if self.run_job(deployment) {
+                self.turn = DeploymentId(deployment.0 + 1);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn run_job(&mut self, deployment: DeploymentId) -> bool {
+        let Some(job) = self.jobs.get_mut(&deployment) else { return false };
+        let mut out = Vec::new();
+        let mut freed = false;
+        let stepped = job.step(&mut out, &mut freed).and_then(|worked| {
+            let held = if worked { job.state_bytes() } else { job.charged };
+            let before = std::mem::replace(&mut job.charged, held);
+            self.shared.budget.change(before, held).map(|()| worked)
+        });
+        if freed {
+            self.peers.iter().for_each(|p| drop(p.send(ToSlot::Wake)));
+        }
+        match stepped {
+            Ok(worked) => {
+                self.send_out(deployment, out);
+                worked
+            }
+            Err(error) => {
+                self.fail(deployment, error);
+                true
+            }
+        }
+    }
+
+    fn send_out(&mut self, deployment: DeploymentId, out: Vec<Outgoing>) {
+        for outgoing in out {
+            match outgoing {
+                Outgoing::Rows { slot, task, port, tick, changes } => {
+                    let Some(job) = self.jobs.get_mut(&deployment) else { return };
+                    job.queue_bytes().add(slot, job.level(task), changes.bytes());
+                    if slot == self.id.0 as usize {
+                        job.enqueue(Work { task, port, tick, kind: WorkKind::Rows(changes) }, true);
+                    } else {
+                        let (task, port) = (task_id(task), port as u16);
+                        self.send(slot, ToSlot::Exchange { deployment, task, port, tick, changes });
+                    }
+                }
+                Outgoing::Barrier { slot, task, port, tick } => {
+                    if slot == self.id.0 as usize {
+                        let Some(job) = self.jobs.get_mut(&deployment) else { return };
+                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN };
+                        job.enqueue(Work { task, port, tick, kind }, false);
+                    } else {
+                        let (task, port) = (task_id(task), port as u16);
+                        self.send(slot, ToSlot::ExchangeBarrier { deployment, task, port, tick });
+                    }
+                }
+                Outgoing::Result { tick, changes } => self.result(deployment, tick, changes),
+            }
+        }
+    }
+
+    /// A terminal task has emitted (`changes` not empty) or finished (`changes` empty) a tick.
+    fn result(&mut self, deployment: DeploymentId, tick: Tick, changes: Vec<ChangeBatch>) {
+        let Some(job) = self.jobs.get(&deployment) else { return };
+        let ended = changes.is_empty();
+        match job.end {
+            End::View(relation) if ended => {
+                if tick.is_end() {
+                    self.publish_barrier(relation, tick);
+                }
+            }
+            End::View(relation) => self.publish(relation, tick, changes),
+            End::Sink(sink) if ended => {
+                (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes: None });
+            }
+            End::Sink(sink) => {
+                for changes in changes {
+                    let changes = Some(changes);
+                    (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes });
+                }
+            }
+        }
+        if ended {
+            self.finished.insert(deployment, tick);
+            self.count_touched(deployment);
+        }
+    }
+
+    fn count_touched(&mut self, deployment: DeploymentId) {
+        let Some(job) = self.jobs.get(&deployment) else { return };
+        let now = job.rows_touched();
+        let before = self.touched.insert(deployment, now).unwrap_or(0);
+        if now != before {
+            *self.shared.touched.lock().entry(deployment).or_default() += now - before;
+        }
+    }
+
+    fn send(&self, slot: usize, message: ToSlot) {
+        if self.peers[slot].send(message).is_err() {
+            warn!(slot, "peer slot is gone");
+        }
+    }
+
+    fn report_progress(&mut self) {
+        let next_timer_us = self.jobs.values().filter_map(Job::next_timer).min();
+        if self.finished.is_empty() && next_timer_us == self.reported_timer {
+            return;
+        }
+        self.reported_timer = next_timer_us;
+        let finished = std::mem::take(&mut self.finished).into_iter().collect();
+        (self.reports)(FromSlot::Progress { slot: self.id, finished, next_timer_us });
+    }
+}

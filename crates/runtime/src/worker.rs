@@ -1,0 +1,129 @@
+//! Slots put to work: as one thread each, or stepped by a test in an order drawn from its seed.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, unbounded};
+use flow::{Error, Result, SlotId};
+use parking_lot::Mutex;
+
+use crate::message::ToSlot;
+use crate::slot::{Reports, Shared, Slot};
+
+/// The slots as the coordinator sees them.
+pub trait Worker: Send + Sync {
+    /// Number of slots.
+    fn slots(&self) -> usize;
+
+    /// Hands a message to one slot; messages arrive in the order of the calls.
+    fn send(&self, slot: SlotId, message: ToSlot);
+
+    /// What the slots share in this process.
+    fn shared(&self) -> &Shared;
+
+    /// Hands a clone of `message` to every slot.
+    fn broadcast(&self, message: &ToSlot) {
+        (0..self.slots()).for_each(|s| self.send(SlotId(s as u16), message.clone()));
+    }
+}
+
+fn make_slots(slots: usize, shared: &Shared, reports: &Reports) -> (Vec<Sender<ToSlot>>, Vec<Slot>) {
+    let channels: Vec<_> = (0..slots).map(|_| unbounded()).collect();
+    let peers: Vec<Sender<ToSlot>> = channels.iter().map(|(sender, _)| sender.clone()).collect();
+    let states = channels
+        .into_iter()
+        .enumerate()
+        .map(|(i, (_, inbox))| {
+            Slot::new(SlotId(i as u16), shared.clone(), inbox, peers.clone(), Arc::clone(reports))
+        })
+        .collect();
+    (peers, states)
+}
+
+/// One thread per slot.
+pub struct ThreadWorker {
+    shared: Shared,
+    peers: Vec<Sender<ToSlot>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl ThreadWorker {
+    /// Starts `slots` threads that report to `reports`.
+    pub fn start(slots: usize, shared: Shared, reports: Reports) -> Result<ThreadWorker> {
+        let (peers, states) = make_slots(slots, &shared, &reports);
+        let mut threads = Vec::new();
+        for (i, mut slot) in states.into_iter().enumerate() {
+            let thread = std::thread::Builder::new()
+                .name(format!("slot-{i}"))
+                // Expressions are evaluated by recursion over their tree.
+                .stack_size(16 << 20)
+                .spawn(move || {
+                    while !slot.stopped() {
+                        if !slot.step() && !slot.wait() {
+                            break;
+                        }
+                    }
+                })
+                .map_err(|e| Error::internal(format!("cannot start a slot thread: {e}")))?;
+            threads.push(thread);
+        }
+        Ok(ThreadWorker { shared, peers, threads: Mutex::new(threads) })
+    }
+
+    /// Stops the threads after the work at hand and waits for them.
+    pub fn stop(&self) {
+        self.broadcast(&ToSlot::Shutdown);
+        for thread in self.threads.lock().drain(..) {
+            // A slot thread cannot panic outside catch_unwind; if it did, there is nothing left to save here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Worker for ThreadWorker {
+    fn slots(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn send(&self, slot: SlotId, message: ToSlot) {
+        // The only error is a stopped slot, and then nobody waits for its answer.
+        let _ = self.peers[slot.0 as usize].send(message);
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// Slots without threads: the caller decides which slot steps next.
+pub struct SteppedWorker {
+    shared: Shared,
+    peers: Vec<Sender<ToSlot>>,
+    states: Mutex<Vec<Slot>>,
+}
+
+impl SteppedWorker {
+    pub fn new(slots: usize, shared: Shared, reports: Reports) -> SteppedWorker {
+        let (peers, states) = make_slots(slots, &shared, &reports);
+        SteppedWorker { shared, peers, states: Mutex::new(states) }
+    }
+
+    /// Steps one slot; false when it had nothing to do.
+    pub fn step(&self, slot: SlotId) -> bool {
+        self.states.lock()[slot.0 as usize].step()
+    }
+}
+
+impl Worker for SteppedWorker {
+    fn slots(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn send(&self, slot: SlotId, message: ToSlot) {
+        let _ = self.peers[slot.0 as usize].send(message);
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}

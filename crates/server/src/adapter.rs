@@ -1,0 +1,260 @@
+//! Sessions of the coordinator behind the frontend's `Session` trait.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::DataType;
+use async_trait::async_trait;
+use catalog::Settings;
+use coord::session::copy::CopyPlan;
+use coord::session::write::Status;
+use coord::session::{Outcome, Prepared as Planned};
+use coord::{Engine, Session as CoordSession};
+use datafusion::execution::context::SessionState;
+use flow::{Error, Result, SqlState};
+use frontend::backend::{CopyIn, CopyOut, CopySink, NoticeSeverity};
+use frontend::copy::CopyHeader;
+use frontend::settings::FloatDigits;
+use frontend::{
+    Backend, ByteaOutput, CancelHandle, CopyFormat, CopyOptions, IntervalStyle, Notice, ParsedStatement, Prepared, Response, RowsTag, Session,
+    Startup, TextSettings, TimeZone, TransactionStatus,
+};
+use futures::StreamExt;
+use sql::statement::{Parsed, Statement};
+use tokio::sync::Mutex;
+
+/// The engine with what sessions are made from.
+pub struct Server {
+    engine: Arc<Engine>,
+    base: SessionState,
+}
+
+impl Server {
+    pub fn new(engine: Arc<Engine>, base: SessionState) -> Server {
+        Server { engine, base }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// A session that no client is connected to.
+    pub fn session(&self, user: &str, database: &str, pid: i32) -> CoordSession {
+        let settings = Settings::new(|name| TimeZone::parse(name).ok().map(TimeZone::show));
+        CoordSession::new(Arc::clone(&self.engine), self.base.clone(), settings, user.into(), database.into(), pid)
+    }
+}
+
+#[async_trait]
+impl Backend for Server {
+    async fn open(&self, startup: Startup) -> Result<Box<dyn Session>> {
+        // Clients that name no database get their user's name; PostgreSQL users expect that to fail, but here `dev` is
+        // where everything is.
+        let catalog = self.engine.catalog();
+        let named = catalog.database(&startup.database).is_some();
+        let database = if !named && startup.database == startup.user { "dev" } else { &startup.database };
+        if catalog.database(database).is_none() {
+            return Err(Error::new(
+                SqlState::InvalidCatalogName,
+                format!("database \"{database}\" does not exist"),
+            )
+            .with_hint("Connect to database dev."));
+        }
+        let mut session = self.session(&startup.user, database, startup.pid);
+        if !startup.application_name.is_empty() {
+            session.settings.set_default("application_name", &startup.application_name)?;
+        }
+        for (name, value) in &startup.parameters {
+            session.settings.set_default(name, value)?;
+        }
+        Ok(Box::new(Connected { session: Arc::new(Mutex::new(session)), cancel: startup.cancel }))
+    }
+}
+
+/// One client's session.
+struct Connected {
+    /// Shared with a COPY in progress, which outlives the call that started it; never contended.
+    session: Arc<Mutex<CoordSession>>,
+    cancel: Arc<CancelHandle>,
+}
+
+impl Connected {
+    fn with<T>(&self, read: impl FnOnce(&mut CoordSession) -> T) -> Option<T> {
+        self.session.try_lock().ok().map(|mut session| read(&mut session))
+    }
+}
+
+/// Ends `work` when the client cancels or the time is up.
+async fn bounded<T>(cancel: &CancelHandle, limit: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match limit {
+        None => cancel.run(work).await,
+        Some(limit) => match tokio::time::timeout(limit, cancel.run(work)).await {
+            Ok(done) => done,
+            Err(_) => Err(Error::new(SqlState::QueryCanceled, "canceling statement due to statement timeout")),
+        },
+    }
+}
+
+fn busy() -> Error {
+    Error::internal("the session is busy")
+}
+
+#[async_trait]
+impl Session for Connected {
+    fn parse(&mut self, sql: &str) -> Result<Vec<ParsedStatement>> {
+        let statements = self.with(|s| s.parse(sql)).ok_or_else(busy)??;
+        Ok(statements
+            .into_iter()
+            .map(|parsed| ParsedStatement {
+                ends_transaction: matches!(parsed.statement, Statement::Commit { .. } | Statement::Rollback { .. }),
+                body: Arc::new(parsed),
+            })
+            .collect())
+    }
+
+    async fn prepare(&mut self, statement: &ParsedStatement, declared: &[Option<DataType>]) -> Result<Prepared> {
+        let parsed = Arc::clone(&statement.body).downcast::<Parsed>().map_err(|_| Error::internal("not a statement"))?;
+        let mut session = self.session.lock().await;
+        let limit = session.statement_timeout();
+        let planned = bounded(&self.cancel, limit, session.prepare(&parsed, declared)).await?;
+        Ok(Prepared {
+            parameters: planned.parameters.clone(),
+            columns: planned.columns.clone(),
+            plan: Arc::new(planned),
+        })
+    }
+
+    async fn execute(&mut self, prepared: &Prepared, parameters: Vec<ArrayRef>) -> Result<Response> {
+        let planned = prepared.plan.downcast_ref::<Planned>().ok_or_else(|| Error::internal("not a plan"))?;
+        let mut session = self.session.lock().await;
+        let limit = session.statement_timeout();
+        let outcome = bounded(&self.cancel, limit, session.execute(planned, &parameters)).await?;
+        Ok(match outcome {
+            Outcome::Rows { schema, rows, tag, counted } => {
+                let cancel = Arc::clone(&self.cancel);
+                let batches = rows.map(move |batch| cancel.check().and(batch)).boxed();
+                let tag = if counted { RowsTag::Counted(tag) } else { RowsTag::Fixed(tag) };
+                Response::Rows { schema, batches, tag }
+            }
+            Outcome::Done(tag) => Response::command(tag),
+            Outcome::Deallocate(name) => Response::Deallocate { name },
+            Outcome::CopyTo(copy) => {
+                let options = copy_options(&copy.options, &copy.schema);
+                Response::CopyOut(CopyOut { schema: copy.schema, options, batches: copy.rows })
+            }
+            Outcome::CopyFrom(copy) => {
+                let options = copy_options(&copy.options, &copy.schema);
+                let sink = CopyRows { session: Arc::clone(&self.session), plan: copy.plan, batches: Vec::new() };
+                Response::CopyIn(CopyIn { table: copy.table, schema: copy.schema, options, sink: Box::new(sink) })
+            }
+        })
+    }
+
+    fn transaction_status(&self) -> TransactionStatus {
+        match self.with(|s| s.transaction_status()) {
+            Some(Status::InTransaction) => TransactionStatus::InTransaction,
+            Some(Status::Failed) => TransactionStatus::Failed,
+            Some(Status::Idle) | None => TransactionStatus::Idle,
+        }
+    }
+
+    fn fail_transaction(&mut self) {
+        self.with(CoordSession::fail_transaction);
+    }
+
+    async fn begin_implicit(&mut self) -> Result<()> {
+        self.session.lock().await.begin_implicit();
+        Ok(())
+    }
+
+    async fn end_implicit(&mut self, commit: bool) -> Result<()> {
+        self.session.lock().await.end_implicit(commit).await
+    }
+
+    fn take_notices(&mut self) -> Vec<Notice> {
+        let notices = self.with(CoordSession::take_notices).unwrap_or_default();
+        notices
+            .into_iter()
+            .map(|n| {
+                let severity = if n.warning { NoticeSeverity::Warning } else { NoticeSeverity::Notice };
+                Notice { detail: n.detail, ..Notice::new(severity, n.code, n.message) }
+            })
+            .collect()
+    }
+
+    fn reported_parameters(&self) -> Vec<(String, String)> {
+        self.with(|s| s.settings.reported().map(|(n, v)| (n.to_string(), v.to_string())).collect()).unwrap_or_default()
+    }
+
+    fn take_parameter_changes(&mut self) -> Vec<(String, String)> {
+        self.with(CoordSession::take_parameter_changes).unwrap_or_default()
+    }
+
+    fn text_settings(&self) -> TextSettings {
+        self.with(|s| {
+            // Every value was accepted by SET, so each of these parses.
+            let get = |name: &str| s.settings.get(name).unwrap_or_default();
+            let defaults = TextSettings::default();
+            let (date_style, date_order) =
+                frontend::settings::parse_date_style(get("DateStyle"), defaults.date_style, defaults.date_order)
+                    .unwrap_or((defaults.date_style, defaults.date_order));
+            TextSettings {
+                now_us: Some(s.engine().config.time.now_us()),
+                time_zone: TimeZone::parse(get("TimeZone")).unwrap_or(defaults.time_zone),
+                date_style,
+                date_order,
+                interval_style: IntervalStyle::parse(get("IntervalStyle")).unwrap_or(defaults.interval_style),
+                bytea_output: ByteaOutput::parse(get("bytea_output")).unwrap_or(defaults.bytea_output),
+                extra_float_digits: FloatDigits::parse(get("extra_float_digits")).unwrap_or(defaults.extra_float_digits),
+            }
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// Collects the rows of a COPY FROM; nothing is changed before all of them are there.
+struct CopyRows {
+    session: Arc<Mutex<CoordSession>>,
+    plan: CopyPlan,
+    batches: Vec<RecordBatch>,
+}
+
+#[async_trait]
+impl CopySink for CopyRows {
+    async fn push(&mut self, batch: RecordBatch) -> Result<()> {
+        self.batches.push(self.plan.rows(&batch)?);
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>) -> Result<u64> {
+        self.session.lock().await.copy_rows(&self.plan, self.batches).await
+    }
+}
+
+fn copy_options(options: &sql::statement::CopyOptions, schema: &arrow::datatypes::SchemaRef) -> CopyOptions {
+    let positions = |names: &[String]| names.iter().filter_map(|n| schema.index_of(n).ok()).collect();
+    CopyOptions {
+        format: match options.format {
+            sql::statement::CopyFormat::Csv => CopyFormat::Csv,
+            // The session has refused binary.
+            sql::statement::CopyFormat::Text | sql::statement::CopyFormat::Binary => CopyFormat::Text,
+        },
+        delimiter: options.delimiter,
+        null: options.null.clone(),
+        header: match options.header {
+            sql::statement::CopyHeader::None => CopyHeader::No,
+            sql::statement::CopyHeader::Present => CopyHeader::Yes,
+            sql::statement::CopyHeader::Match => CopyHeader::Match,
+        },
+        quote: options.quote,
+        escape: options.escape,
+        force_quote: match options.force_quote_all {
+            true => (0..schema.fields().len()).collect(),
+            false => positions(&options.force_quote),
+        },
+        force_not_null: positions(&options.force_not_null),
+        force_null: positions(&options.force_null),
+    }
+}

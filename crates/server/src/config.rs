@@ -1,0 +1,176 @@
+//! Configuration: defaults, then the file, then the environment, then flags. Unknown keys are refused.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Yaml};
+use flow::{Error, Result, SqlState};
+use serde::{Deserialize, Serialize};
+
+use crate::ServerArgs;
+
+/// Where the file is looked for when no flag names one.
+const DEFAULT_FILE: &str = "conf/millstream.yaml";
+
+/// Every setting of the server, as the file spells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub pg_addr: SocketAddr,
+    pub http_addr: SocketAddr,
+    /// Compute threads; 0 is one a core.
+    pub slots: usize,
+    /// `512MiB`, `4GiB`, a number of bytes, or `auto` for half of the machine's memory.
+    pub memory_limit: String,
+    /// Rows of a batch under load.
+    pub batch_rows: usize,
+    /// Connections beyond this are refused.
+    pub max_connections: usize,
+    /// `text` or `json`.
+    pub log_format: String,
+    pub log_level: String,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            data_dir: "./millstream-data".into(),
+            pg_addr: SocketAddr::from(([127, 0, 0, 1], 7432)),
+            http_addr: SocketAddr::from(([127, 0, 0, 1], 7480)),
+            slots: 0,
+            memory_limit: "auto".into(),
+            batch_rows: 8192,
+            max_connections: 1000,
+            log_format: "text".into(),
+            log_level: "info".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads file, environment and flags.
+    pub fn load(args: &ServerArgs) -> Result<Config> {
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        match &args.config {
+            Some(file) if !file.exists() => {
+                return Err(Error::new(
+                    SqlState::UndefinedFile,
+                    format!("configuration file \"{}\" does not exist", file.display()),
+                ));
+            }
+            Some(file) => figment = figment.merge(Yaml::file(file)),
+            None => figment = figment.merge(Yaml::file(DEFAULT_FILE)),
+        }
+        figment = figment.merge(Env::prefixed("MILLSTREAM_"));
+        let mut flag = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                figment = std::mem::take(&mut figment).merge((name, value));
+            }
+        };
+        flag("data_dir", args.data_dir.as_ref().map(|p| p.display().to_string()));
+        flag("pg_addr", args.pg_addr.clone());
+        flag("http_addr", args.http_addr.clone());
+        flag("memory_limit", args.memory_limit.clone());
+        flag("log_format", args.log_format.clone());
+        flag("log_level", args.log_level.clone());
+        if let Some(slots) = args.slots {
+            figment = figment.merge(("slots", slots));
+        }
+        let config: Config = figment.extract().map_err(|e| {
+            Error::new(SqlState::InvalidParameterValue, format!("configuration: {e}"))
+                .with_hint("conf/millstream.yaml lists every key with its default.")
+        })?;
+        config.memory_bytes()?;
+        if config.slots > flow::hash::VNODES {
+            return Err(Error::new(
+                SqlState::InvalidParameterValue,
+                format!("slots is {}, the most is {}", config.slots, flow::hash::VNODES),
+            ));
+        }
+        if !matches!(config.log_format.as_str(), "text" | "json") {
+            return Err(Error::new(SqlState::InvalidParameterValue, "log_format must be text or json"));
+        }
+        Ok(config)
+    }
+
+    pub fn slot_count(&self) -> usize {
+        match self.slots {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()).min(flow::hash::VNODES),
+            n => n,
+        }
+    }
+
+    /// The memory limit in bytes.
+    pub fn memory_bytes(&self) -> Result<usize> {
+        parse_bytes(&self.memory_limit)
+    }
+}
+
+/// `512MiB`, `4GB`, `1000000`, `auto`.
+fn parse_bytes(text: &str) -> Result<usize> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("auto") {
+        return Ok(machine_memory() / 2);
+    }
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "kib" | "k" => 1024.0,
+        "mb" | "mib" | "m" => 1024.0 * 1024.0,
+        "gb" | "gib" | "g" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(bad_memory(text)),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| bad_memory(text))? * factor;
+    if bytes < 16.0 * 1024.0 * 1024.0 {
+        return Err(bad_memory(text).with_detail("The least is 16MiB."));
+    }
+    Ok(bytes as usize)
+}
+
+fn bad_memory(text: &str) -> Error {
+    Error::new(SqlState::InvalidParameterValue, format!("invalid value for memory_limit: \"{text}\""))
+        .with_hint("Write it like 512MiB, 4GiB or auto.")
+}
+
+/// Bytes of memory that this process may use: the machine's, or the control group's if that is less.
+fn machine_memory() -> usize {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo")
+        .and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?.to_string();
+            line.split_whitespace().nth(1)?.parse::<usize>().ok()
+        })
+        .map_or(2 << 30, |kib| kib * 1024);
+    let group = read("/sys/fs/cgroup/memory.max").and_then(|t| t.trim().parse::<usize>().ok());
+    group.map_or(machine, |g| g.min(machine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_units() {
+        assert_eq!(parse_bytes("64MiB").unwrap(), 64 << 20);
+        assert_eq!(parse_bytes("1.5 GB").unwrap(), 3 << 29);
+        assert!(parse_bytes("12 parsecs").is_err());
+        assert!(parse_bytes("1KiB").is_err());
+        assert!(parse_bytes("auto").unwrap() > 0);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        std::fs::write(&file, "pg_adr: 127.0.0.1:1\n").unwrap();
+        let args = ServerArgs { config: Some(file.clone()), ..ServerArgs::default() };
+        assert!(Config::load(&args).unwrap_err().message().contains("pg_adr"));
+        std::fs::write(&file, "slots: 3\n").unwrap();
+        assert_eq!(Config::load(&args).unwrap().slots, 3);
+        let args = ServerArgs { slots: Some(2), ..args };
+        assert_eq!(Config::load(&args).unwrap().slots, 2);
+    }
+}

@@ -1,0 +1,80 @@
+//! Health and Prometheus metrics over HTTP.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use coord::Engine;
+use coord::job::Phase;
+use flow::{Error, Result};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Installs the recorder of metrics.
+pub fn install_metrics() -> Result<PrometheusHandle> {
+    PrometheusBuilder::new().install_recorder().map_err(|e| Error::internal(format!("cannot record metrics: {e}")))
+}
+
+#[derive(Clone)]
+struct Web {
+    engine: Arc<Engine>,
+    metrics: PrometheusHandle,
+}
+
+/// Serves until `stop` turns true.
+pub async fn serve(
+    listener: TcpListener,
+    engine: Arc<Engine>,
+    metrics: PrometheusHandle,
+    mut stop: watch::Receiver<bool>,
+) {
+    let app = Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(render_metrics))
+        .with_state(Web { engine, metrics });
+    let stopped = async move {
+        let _ = stop.wait_for(|s| *s).await;
+    };
+    if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+        tracing::error!(error = %e, "HTTP server failed");
+    }
+}
+
+/// 200 while writes are possible, 503 with the cause otherwise.
+async fn health(State(web): State<Web>) -> impl IntoResponse {
+    let durable = web.engine.durable();
+    let jobs = web.engine.clock.board.all();
+    let failed = jobs.iter().filter(|(_, j)| matches!(j.phase, Phase::Failed(_))).count();
+    let body = serde_json::json!({
+        "status": if durable.failed.is_some() { "read-only" } else { "ok" },
+        "cause": durable.failed.as_ref().map(|e| e.to_string()),
+        "epoch": web.engine.clock.completed().0,
+        "jobs": jobs.len(),
+        "jobs_failed": failed,
+    });
+    let status = if durable.failed.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, axum::Json(body))
+}
+
+async fn render_metrics(State(web): State<Web>) -> impl IntoResponse {
+    let engine = &web.engine;
+    metrics::gauge!("millstream_epoch").set(engine.clock.completed().0 as f64);
+    metrics::gauge!("millstream_memory_used_bytes").set(engine.budget.used() as f64);
+    metrics::gauge!("millstream_memory_limit_bytes").set(engine.budget.limit() as f64);
+    metrics::gauge!("millstream_pending_input_bytes").set(engine.clock.pending_bytes() as f64);
+    metrics::gauge!("millstream_log_bytes").set(engine.log.len() as f64);
+    let mut phases = [("running", 0), ("back-filling", 0), ("catching up", 0), ("failed", 0)];
+    for (_, job) in engine.clock.board.all() {
+        if let Some(entry) = phases.iter_mut().find(|(name, _)| *name == job.phase.name()) {
+            entry.1 += 1;
+        }
+    }
+    for (phase, count) in phases {
+        metrics::gauge!("millstream_jobs", "status" => phase).set(f64::from(count));
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.metrics.render())
+}

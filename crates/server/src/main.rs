@@ -1,0 +1,144 @@
+//! `millstream`: the one binary.
+//!
+//! A request's journey: bytes arrive in `frontend::serve` → [`adapter`] hands statements to `coord::Session` →
+//! `sql::parse` and `sql::Planner` make a table plan → an ad-hoc query runs in `query::execute` at a pinned epoch, a
+//! standing one goes through `plan::stream::lower` and `plan::process::lower` to the slots of `runtime` → a write joins the
+//! open epoch of `coord::clock::Clock` → rows go back through `frontend`'s encoder.
+
+mod adapter;
+mod client;
+mod config;
+mod demo;
+mod http;
+mod logging;
+mod run;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A SQL-first streaming database.
+#[derive(Parser)]
+#[command(name = "millstream", version, about, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server: everything in one process.
+    Server(ServerArgs),
+    /// Run a SQL script to the end of its bounded inputs and print its results.
+    Run(RunArgs),
+    /// A small SQL client.
+    Sql(SqlArgs),
+    /// Start a server, feed it with orders, and show views of them live.
+    Demo(DemoArgs),
+}
+
+/// Settings of the server; each overrides the environment (`MILLSTREAM_…`), which overrides the file.
+#[derive(Args, Clone, Default)]
+pub struct ServerArgs {
+    /// Folder of all durable data [default: ./millstream-data]
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Address of the Postgres wire [default: 127.0.0.1:7432]
+    #[arg(long)]
+    pg_addr: Option<String>,
+    /// Address of health and metrics over HTTP [default: 127.0.0.1:7480]
+    #[arg(long)]
+    http_addr: Option<String>,
+    /// Configuration file [default: conf/millstream.yaml if it exists]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Compute threads [default: one a core]
+    #[arg(long)]
+    slots: Option<usize>,
+    /// Memory for tables, views and jobs, such as 512MiB or 4GiB [default: half of the machine's]
+    #[arg(long)]
+    memory_limit: Option<String>,
+    /// Form of the log: text or json [default: text]
+    #[arg(long)]
+    log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, or a filter of tracing [default: info]
+    #[arg(long)]
+    log_level: Option<String>,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// The script; `-` reads standard input.
+    file: PathBuf,
+    /// Compute threads [default: one a core]
+    #[arg(long)]
+    slots: Option<usize>,
+    /// Memory for tables, views and jobs [default: half of the machine's]
+    #[arg(long)]
+    memory_limit: Option<String>,
+    /// Do not show progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+pub struct SqlArgs {
+    /// Statements to run; without it they are read from standard input.
+    #[arg(short = 'c', long)]
+    command: Vec<String>,
+    /// Host of the server.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port of the server.
+    #[arg(short, long, default_value_t = 7432)]
+    port: u16,
+    /// Database.
+    #[arg(short, long, default_value = "dev")]
+    database: String,
+    /// User.
+    #[arg(short, long, default_value = "millstream")]
+    user: String,
+}
+
+#[derive(Args)]
+pub struct DemoArgs {
+    /// Address of the Postgres wire.
+    #[arg(long, default_value = "127.0.0.1:7432")]
+    pg_addr: String,
+    /// Address of health and metrics over HTTP.
+    #[arg(long, default_value = "127.0.0.1:7480")]
+    http_addr: String,
+    /// Seconds to run; 0 runs until Ctrl-C.
+    #[arg(long, default_value_t = 0)]
+    seconds: u64,
+    /// Orders written a second.
+    #[arg(long, default_value_t = 200)]
+    rate: u64,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Server(args) => serve::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Sql(args) => client::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millstream: {}", error.message());
+            if let Some(detail) = error.detail() {
+                eprintln!("DETAIL: {detail}");
+            }
+            if let Some(hint) = error.hint() {
+                eprintln!("HINT: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `millstream server`: wires engine, Postgres wire and HTTP together and runs until a signal.
+
+use std::sync::Arc;
+
+use coord::engine::Replanner;
+use coord::session::replan::StoredQueries;
+use coord::{Engine, EngineConfig, Time};
+use flow::{Error, Result, SqlState};
+use frontend::FrontendConfig;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::ServerArgs;
+use crate::adapter::Server;
+use crate::config::Config;
+
+/// The stack of runtime threads: planning recurses over expressions.
+const THREAD_STACK_BYTES: usize = 16 << 20;
+
+/// Runs the server until SIGTERM or SIGINT.
+pub fn run(args: &ServerArgs) -> Result<()> {
+    let config = Config::load(args)?;
+    crate::logging::install(&config.log_format, &config.log_level);
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let stop = signals()?;
+        serve(config, stop).await
+    })
+}
+
+/// The runtime of everything that waits: sockets, timers, queries.
+pub fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("server")
+        .thread_stack_size(THREAD_STACK_BYTES)
+        .build()
+        .map_err(|e| Error::internal(format!("cannot start the runtime: {e}")))
+}
+
+/// Turns true on the first SIGTERM or SIGINT.
+pub fn signals() -> Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e: std::io::Error| Error::internal(format!("cannot listen for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("shutting down");
+        sender.send_replace(true);
+        // The task keeps the sender, or waiters would see it closed instead.
+        std::future::pending::<()>().await;
+    });
+    Ok(receiver)
+}
+
+/// Opens the engine and starts its standing queries.
+pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
+    let engine = Engine::open(EngineConfig {
+        data_dir: config.data_dir.clone(),
+        slots: config.slot_count(),
+        memory_limit: config.memory_bytes()?,
+        batch_rows: config.batch_rows,
+        time: Time::system(),
+    })?;
+    let base = query::base_state(config.memory_bytes()?, config.slot_count())?;
+    let replanner: Arc<dyn Replanner> = Arc::new(StoredQueries);
+    engine.recover_jobs(&replanner);
+    Ok(Arc::new(Server::new(engine, base)))
+}
+
+async fn bind(what: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|e| {
+        Error::new(SqlState::ConnectionFailure, format!("cannot listen on {addr} for {what}: {e}"))
+            .with_hint("Another server may run there; choose another address.")
+    })
+}
+
+/// Serves until `stop` turns true.
+pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> {
+    let pg = bind("the Postgres wire", config.pg_addr).await?;
+    let web = bind("HTTP", config.http_addr).await?;
+    let metrics = crate::http::install_metrics()?;
+    let server = open_engine(&config)?;
+    info!(
+        data_dir = %config.data_dir.display(),
+        pg = %config.pg_addr,
+        http = %config.http_addr,
+        slots = config.slot_count(),
+        "millstream is ready"
+    );
+    let engine = Arc::clone(server.engine());
+    let http = tokio::spawn(crate::http::serve(web, Arc::clone(&engine), metrics, stop.clone()));
+    let frontend = FrontendConfig { connections_max: config.max_connections, ..FrontendConfig::default() };
+    let stopped = async move {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stop.wait_for(|s| *s).await;
+    };
+    frontend::serve(pg, server, frontend, stopped)
+        .await
+        .map_err(|e| Error::new(SqlState::ConnectionFailure, format!("Postgres wire: {e}")))?;
+    let _ = http.await;
+    tokio::task::spawn_blocking(move || engine.shutdown())
+        .await
+        .map_err(|e| Error::internal(format!("shutdown: {e}")))
+}

@@ -1,0 +1,402 @@
+//! CREATE TABLE, SOURCE, SINK, VIEW, MATERIALIZED VIEW, SCHEMA, DATABASE.
+
+use datafusion::sql::sqlparser::tokenizer::Token;
+use flow::{Error, SqlState};
+
+use super::{Read, Reader};
+use crate::statement::{
+    ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, DefaultExpr, Format, OnConflict, SinkFrom,
+    Statement,
+};
+
+/// Columns with the key that was declared among them.
+struct Columns {
+    columns: Vec<ColumnDefinition>,
+    primary_key: Vec<String>,
+}
+
+impl Reader<'_> {
+    pub(super) fn create(&mut self) -> Read<Statement> {
+        self.expect_word("CREATE")?;
+        let or_replace = self.words(&["OR", "REPLACE"]);
+        if self.peek_word("TEMP") || self.peek_word("TEMPORARY") || self.peek_word("UNLOGGED") {
+            return self.refuse("temporary and unlogged relations are not supported", "Create a plain table and drop it.");
+        }
+        if self.word("TABLE") {
+            return self.create_table(or_replace);
+        }
+        if self.word("SOURCE") {
+            return self.create_source(or_replace);
+        }
+        if self.word("SINK") {
+            return self.create_sink(or_replace);
+        }
+        if self.word("VIEW") {
+            return self.create_view(or_replace, false);
+        }
+        if self.words(&["MATERIALIZED", "VIEW"]) {
+            return self.create_view(or_replace, true);
+        }
+        if !or_replace && self.word("SCHEMA") {
+            let if_not_exists = self.if_not_exists();
+            let name = self.name()?;
+            if self.word("AUTHORIZATION") {
+                self.ident()?;
+            }
+            return Ok(Statement::CreateSchema { name, if_not_exists });
+        }
+        if !or_replace && self.word("DATABASE") {
+            let if_not_exists = self.if_not_exists();
+            return Ok(Statement::CreateDatabase { name: self.ident()?.0, if_not_exists });
+        }
+        for (what, hint) in [
+            ("INDEX", "A primary key and a materialized view's key are indexed; other indexes come later."),
+            ("UNIQUE", "Declare a PRIMARY KEY with the table."),
+            ("FUNCTION", "Write the expression in the query."),
+            ("AGGREGATE", "Use the built-in aggregates."),
+            ("TYPE", "Use the built-in types."),
+            ("DOMAIN", "Use the built-in types."),
+            ("SEQUENCE", "Number rows in the client."),
+            ("TRIGGER", "Use a materialized view."),
+            ("RULE", "Use a materialized view."),
+            ("EXTENSION", "Extensions are not needed."),
+            ("ROLE", "Everyone who can connect may do everything for now."),
+            ("USER", "Everyone who can connect may do everything for now."),
+            ("SECRET", "Give the value in WITH (…)."),
+            ("CONNECTION", "Give the properties in WITH (…)."),
+            ("SUBSCRIPTION", "Poll the view with SELECT."),
+            ("PUBLICATION", "Use a sink."),
+            ("FOREIGN", "Use a source."),
+            ("RECURSIVE", "Recursive queries are not supported."),
+        ] {
+            if self.peek_word(what) {
+                return self.refuse(&format!("CREATE {what} is not supported"), hint);
+            }
+        }
+        self.fail()
+    }
+
+    fn create_table(&mut self, or_replace: bool) -> Read<Statement> {
+        let if_not_exists = self.if_not_exists();
+        let name = self.name()?;
+        if self.peek_word("AS") || self.peek_word("PARTITION") || self.peek_word("OF") {
+            return self.refuse(
+                "CREATE TABLE … AS, OF and PARTITION are not supported",
+                "Create the table with its columns, then INSERT INTO … SELECT.",
+            );
+        }
+        let Columns { columns, primary_key } = self.columns()?;
+        let mut table = CreateTable {
+            name,
+            if_not_exists,
+            or_replace,
+            columns,
+            primary_key,
+            append_only: false,
+            on_conflict: OnConflict::Error,
+            options: Vec::new(),
+            format: None,
+        };
+        loop {
+            let at = self.position();
+            if self.words(&["APPEND", "ONLY"]) {
+                table.append_only = true;
+            } else if self.words(&["ON", "CONFLICT"]) {
+                table.on_conflict = self.conflict_behaviour()?;
+                if table.primary_key.is_empty() {
+                    return Err(Error::new(SqlState::InvalidTableDefinition, "ON CONFLICT needs a primary key")
+                        .with_hint("Declare PRIMARY KEY (…) with the columns.")
+                        .with_position(at)
+                        .into());
+                }
+            } else if self.word("WITH") {
+                table.options = self.options()?;
+            } else if self.peek_word("FORMAT") {
+                table.format = Some(self.format()?);
+            } else if self.peek_word("INHERITS") || self.peek_word("USING") || self.peek_word("TABLESPACE") {
+                return self.refuse("INHERITS, USING and TABLESPACE are not supported", "Remove the clause.");
+            } else if self.peek_word("PARTITION") {
+                return self.refuse("partitioned tables are not supported", "Tables are distributed by themselves.");
+            } else {
+                break;
+            }
+        }
+        Ok(Statement::CreateTable(Box::new(table)))
+    }
+
+    /// After ON CONFLICT.
+    fn conflict_behaviour(&mut self) -> Read<OnConflict> {
+        if self.word("OVERWRITE") {
+            Ok(OnConflict::Overwrite)
+        } else if self.words(&["DO", "NOTHING"]) || self.word("IGNORE") {
+            Ok(OnConflict::DoNothing)
+        } else if self.peek_word("DO") {
+            self.refuse("ON CONFLICT DO UPDATE is not supported", "Use ON CONFLICT OVERWRITE or ON CONFLICT DO NOTHING.")
+        } else {
+            self.fail()
+        }
+    }
+
+    fn create_source(&mut self, or_replace: bool) -> Read<Statement> {
+        let if_not_exists = self.if_not_exists();
+        let name = self.name()?;
+        let Columns { columns, primary_key } = if self.parser.peek_token_ref().token == Token::LParen {
+            self.columns()?
+        } else {
+            Columns { columns: Vec::new(), primary_key: Vec::new() }
+        };
+        if self.peek_word("INCLUDE") {
+            return self.refuse("INCLUDE is not supported yet", "Leave the clause out.");
+        }
+        self.expect_word("WITH")?;
+        let options = self.options()?;
+        let format = if self.peek_word("FORMAT") { Some(self.format()?) } else { None };
+        let source = CreateSource { name, if_not_exists, or_replace, columns, primary_key, options, format };
+        Ok(Statement::CreateSource(Box::new(source)))
+    }
+
+    fn create_sink(&mut self, or_replace: bool) -> Read<Statement> {
+        let if_not_exists = self.if_not_exists();
+        let name = if self.peek_word("INTO") || self.peek_word("FROM") || self.peek_word("AS") {
+            return self.fail();
+        } else {
+            self.name()?
+        };
+        let into = if self.word("INTO") { Some(self.name()?) } else { None };
+        let from = if self.word("FROM") {
+            SinkFrom::Relation(self.name()?)
+        } else {
+            self.expect_word("AS")?;
+            let (query, text) = self.query_before_with()?;
+            SinkFrom::Query { query, text }
+        };
+        let options = if self.word("WITH") { self.options()? } else { Vec::new() };
+        let format = if self.peek_word("FORMAT") { Some(self.format()?) } else { None };
+        if into.is_none() && options.is_empty() {
+            return Err(Error::new(SqlState::SyntaxError, "a sink needs WITH (connector = …) or INTO table")
+                .with_hint("For example: WITH (connector = 'file', path = 'out.csv').")
+                .with_position(self.position())
+                .into());
+        }
+        let sink = CreateSink { name, if_not_exists, or_replace, into, from, options, format };
+        Ok(Statement::CreateSink(Box::new(sink)))
+    }
+
+    /// `FORMAT PLAIN ENCODE JSON [(…)]`; FORMAT is the next word.
+    fn format(&mut self) -> Read<Format> {
+        self.expect_word("FORMAT")?;
+        let at = self.position();
+        let format = self.ident()?.0.to_uppercase();
+        if !matches!(format.as_str(), "PLAIN" | "UPSERT" | "DEBEZIUM") {
+            return Err(Error::new(SqlState::SyntaxError, format!("unknown format \"{format}\""))
+                .with_hint("Use FORMAT PLAIN.")
+                .with_position(at)
+                .into());
+        }
+        self.expect_word("ENCODE")?;
+        let at = self.position();
+        let encode = self.ident()?.0.to_uppercase();
+        if !matches!(encode.as_str(), "JSON" | "CSV" | "AVRO" | "PROTOBUF" | "BYTES") {
+            return Err(Error::new(SqlState::SyntaxError, format!("unknown encoding \"{encode}\""))
+                .with_hint("Use ENCODE JSON or ENCODE CSV.")
+                .with_position(at)
+                .into());
+        }
+        let options =
+            if self.parser.peek_token_ref().token == Token::LParen { self.options()? } else { Vec::new() };
+        Ok(Format { format, encode, options })
+    }
+
+    fn create_view(&mut self, or_replace: bool, materialized: bool) -> Read<Statement> {
+        let if_not_exists = self.if_not_exists();
+        let name = self.name()?;
+        let columns = if self.parser.peek_token_ref().token == Token::LParen {
+            self.ident_list()?.into_iter().map(|(name, _)| name).collect()
+        } else {
+            Vec::new()
+        };
+        let options = if self.word("WITH") { self.options()? } else { Vec::new() };
+        self.expect_word("AS")?;
+        let (query, query_text) = self.view_query()?;
+        if self.peek_word("EMIT") {
+            return self.refuse("EMIT is not supported yet", "Results change as data comes; leave the clause out.");
+        }
+        if self.words(&["WITH", "DATA"]) {
+            // The default.
+        } else if self.peek_nth_word(0, "WITH") && self.peek_nth_word(1, "NO") {
+            return self.refuse(
+                "WITH NO DATA is not supported",
+                "A materialized view fills itself in the background and can be read when it has caught up; leave WITH NO DATA out.",
+            );
+        } else if self.peek_word("WITH") {
+            return self.refuse("WITH CHECK OPTION is not supported", "Leave the clause out.");
+        }
+        let view = CreateView { name, materialized, if_not_exists, or_replace, columns, options, query, query_text };
+        Ok(Statement::CreateView(Box::new(view)))
+    }
+
+    fn view_query(&mut self) -> Read<(Box<crate::statement::Query>, String)> {
+        let start = self.byte();
+        let query = self.query()?;
+        Ok((query, self.text_from(start)))
+    }
+
+    /// `(name type [constraints], …, [PRIMARY KEY (…)])`.
+    fn columns(&mut self) -> Read<Columns> {
+        self.parser.expect_token(&Token::LParen)?;
+        let mut columns: Vec<ColumnDefinition> = Vec::new();
+        let mut key: Option<Vec<(String, usize)>> = None;
+        if self.parser.consume_token(&Token::RParen) {
+            return Ok(Columns { columns, primary_key: Vec::new() });
+        }
+        loop {
+            let at = self.position();
+            let declared = match self.column_or_key()? {
+                Item::Key(columns) => Some(columns),
+                Item::Column { column, is_key } => {
+                    if columns.iter().any(|c| c.name == column.name) {
+                        return Err(Error::new(
+                            SqlState::DuplicateColumn,
+                            format!("column \"{}\" specified more than once", column.name),
+                        )
+                        .with_position(at)
+                        .into());
+                    }
+                    let key = is_key.then(|| vec![(column.name.clone(), at)]);
+                    columns.push(column);
+                    key
+                }
+            };
+            if let Some(declared) = declared
+                && key.replace(declared).is_some()
+            {
+                return Err(Error::new(SqlState::InvalidTableDefinition, "multiple primary keys are not allowed")
+                    .with_position(at)
+                    .into());
+            }
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        self.parser.expect_token(&Token::RParen)?;
+        let mut primary_key: Vec<String> = Vec::new();
+        for (name, at) in key.unwrap_or_default() {
+            let Some(column) = columns.iter_mut().find(|c| c.name == name) else {
+                let message = format!("column \"{name}\" named in key does not exist");
+                return Err(Error::new(SqlState::UndefinedColumn, message).with_position(at).into());
+            };
+            column.not_null = true;
+            if primary_key.contains(&name) {
+                let message = format!("column \"{name}\" appears twice in primary key constraint");
+                return Err(Error::new(SqlState::DuplicateColumn, message).with_position(at).into());
+            }
+            primary_key.push(name);
+        }
+        Ok(Columns { columns, primary_key })
+    }
+
+    fn column_or_key(&mut self) -> Read<Item> {
+        if self.peek_word("CONSTRAINT") {
+            self.word("CONSTRAINT");
+            self.ident()?;
+        }
+        if self.words(&["PRIMARY", "KEY"]) {
+            return Ok(Item::Key(self.ident_list()?));
+        }
+        if self.peek_word("WATERMARK") && self.peek_nth_word(1, "FOR") {
+            return self.refuse("WATERMARK is not supported yet", "Leave the clause out.");
+        }
+        let next_is_paren = self.parser.peek_nth_token_ref(1).token == Token::LParen;
+        if (self.peek_word("UNIQUE") || self.peek_word("CHECK")) && next_is_paren
+            || self.peek_word("FOREIGN") && self.peek_nth_word(1, "KEY")
+            || self.peek_word("EXCLUDE")
+            || self.peek_word("LIKE")
+        {
+            return self.refuse_constraint();
+        }
+        self.column()
+    }
+
+    fn refuse_constraint<T>(&self) -> Read<T> {
+        self.refuse("UNIQUE, CHECK, FOREIGN KEY and EXCLUDE constraints are not supported", "Declare a PRIMARY KEY and NOT NULL.")
+    }
+
+    fn column(&mut self) -> Read<Item> {
+        let (name, position) = self.ident()?;
+        let type_at = self.position();
+        let sql_type = self.parser.parse_data_type()?;
+        if let Some(serial) = serial(&sql_type) {
+            return Err(Error::unsupported(format!("type {serial} is not supported"))
+                .with_hint("Use bigint and give the values.")
+                .with_position(type_at)
+                .into());
+        }
+        crate::types::arrow_type(&sql_type).map_err(|e| e.with_position(type_at))?;
+        let mut column = ColumnDefinition { name, sql_type, not_null: false, default: None, position };
+        let mut is_key = false;
+        loop {
+            if self.peek_word("CONSTRAINT") {
+                self.word("CONSTRAINT");
+                self.ident()?;
+            }
+            if self.words(&["NOT", "NULL"]) {
+                column.not_null = true;
+            } else if self.words(&["PRIMARY", "KEY"]) {
+                is_key = true;
+            } else if self.word("NULL") {
+                // The default.
+            } else if self.word("DEFAULT") {
+                let start = self.byte();
+                // Not `expr()`: NOT NULL after the default is the column's, not an operator.
+                let expr = self.default_expr()?;
+                column.default = Some(DefaultExpr { expr, text: self.text_from(start) });
+            } else if self.peek_word("UNIQUE") || self.peek_word("CHECK") || self.peek_word("REFERENCES") {
+                return self.refuse_constraint();
+            } else if self.peek_word("GENERATED") || self.peek_word("AS") {
+                return self.refuse("generated columns are not supported", "Compute the column in a view.");
+            } else if self.peek_word("COLLATE") {
+                return self.refuse("collations are not supported", "Text is compared by its bytes.");
+            } else {
+                return Ok(Item::Column { column, is_key });
+            }
+        }
+    }
+
+    /// sqlparser reads `0 NOT NULL` as a Postgres `NOTNULL` test unless it knows that it is in a column definition; the
+    /// test is taken off again and its words are given back.
+    fn default_expr(&mut self) -> Read<crate::statement::Expr> {
+        let first = self.parser.index();
+        let expr = self.expr()?;
+        match expr {
+            crate::statement::Expr::IsNotNull(inner) if !self.peek_last_is_is_not_null(first) => {
+                self.parser.prev_token();
+                self.parser.prev_token();
+                Ok(*inner)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Whether the last three tokens read since `first` were `IS NOT NULL` rather than `NOT NULL` or `NOTNULL`.
+    fn peek_last_is_is_not_null(&self, first: usize) -> bool {
+        let words: Vec<String> = (first..self.parser.index())
+            .map(|i| self.parser.token_at(i))
+            .filter(|t| !matches!(t.token, Token::Whitespace(_)))
+            .map(|t| t.token.to_string().to_uppercase())
+            .collect();
+        words.ends_with(&["IS".to_string(), "NOT".to_string(), "NULL".to_string()])
+            || !words.ends_with(&["NOT".to_string(), "NULL".to_string()])
+    }
+}
+
+/// One item of a column list.
+enum Item {
+    Column { column: ColumnDefinition, is_key: bool },
+    Key(Vec<(String, usize)>),
+}
+
+/// The name of a type that stands for an implicit sequence.
+fn serial(sql_type: &datafusion::sql::sqlparser::ast::DataType) -> Option<String> {
+    let name = sql_type.to_string().to_lowercase();
+    matches!(name.as_str(), "serial" | "bigserial" | "smallserial" | "serial4" | "serial8" | "serial2").then_some(name)
+}

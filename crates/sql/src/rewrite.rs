@@ -1,0 +1,492 @@
+//! What a query says in Postgres' terms, put into DataFusion's, on the syntax tree.
+//!
+//! Output columns get Postgres' names (`count`, `?column?`); spellings that DataFusion does not know are replaced by ones
+//! that it does; what Millstream has not, and what DataFusion would silently get wrong, is refused with its position.
+
+use std::ops::ControlFlow;
+
+use datafusion::sql::sqlparser::ast::{
+    self, BinaryOperator, CastKind, Expr, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
+    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Value, ValueWithSpan, VisitMut, VisitorMut,
+};
+use flow::{Error, Result, SqlState};
+
+use crate::names::{self, Source};
+use crate::{clock, types};
+
+/// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
+pub(crate) const NAME_END: char = '\u{1f}';
+
+/// The name of a plan's column as the client sees it.
+pub(crate) fn shown(name: &str) -> &str {
+    name.split(NAME_END).next().unwrap_or(name)
+}
+
+/// What [`rewrite`] found out on the way.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// The greatest `$n`.
+    pub parameters: usize,
+}
+
+/// Rewrites `query` in place. `standing`: the query has no clock.
+pub(crate) fn rewrite<T: VisitMut>(query: &mut T, source: &Source<'_>, standing: bool) -> Result<Found> {
+    let mut rewriter = Rewriter { source, standing, found: Found::default() };
+    match query.visit(&mut rewriter) {
+        ControlFlow::Break(error) => Err(*error),
+        ControlFlow::Continue(()) => Ok(rewriter.found),
+    }
+}
+
+struct Rewriter<'a> {
+    source: &'a Source<'a>,
+    standing: bool,
+    found: Found,
+}
+
+type Step = ControlFlow<Box<Error>>;
+
+impl Rewriter<'_> {
+    fn refuse(&self, message: &str, hint: &str, span: datafusion::sql::sqlparser::tokenizer::Span) -> Step {
+        let error = Error::unsupported(message).with_hint(hint);
+        ControlFlow::Break(Box::new(if span.start.line > 0 {
+            error.with_position(self.source.position(span.start))
+        } else {
+            error
+        }))
+    }
+}
+
+impl VisitorMut for Rewriter<'_> {
+    type Break = Box<Error>;
+
+    fn pre_visit_query(&mut self, query: &mut Query) -> Step {
+        if !query.locks.is_empty() {
+            return self.refuse(
+                "SELECT … FOR UPDATE and FOR SHARE are not supported",
+                "Readers never block and see one consistent snapshot; leave the clause out.",
+                query.span(),
+            );
+        }
+        if let Some(fetch) = query.fetch.take() {
+            if fetch.with_ties || fetch.percent {
+                return self.refuse("FETCH … WITH TIES is not supported", "Use rank() in a subquery.", query.span());
+            }
+            let limit = Some(fetch.quantity.unwrap_or_else(|| number("1")));
+            query.limit_clause = Some(match query.limit_clause.take() {
+                Some(LimitClause::LimitOffset { offset, limit_by, .. }) => {
+                    LimitClause::LimitOffset { limit, offset, limit_by }
+                }
+                _ => LimitClause::LimitOffset { limit, offset: None, limit_by: Vec::new() },
+            });
+        }
+        // Walk the left spine without recursion: a union of thousands is a deep tree.
+        let mut pending = vec![query.body.as_mut()];
+        while let Some(body) = pending.pop() {
+            match body {
+                SetExpr::SetOperation { op, set_quantifier, left, right } => {
+                    let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
+                    if all && matches!(op, SetOperator::Intersect | SetOperator::Except) {
+                        let what = if *op == SetOperator::Intersect { "INTERSECT ALL" } else { "EXCEPT ALL" };
+                        return self.refuse(
+                            &format!("{what} is not supported"),
+                            "Without ALL duplicates are removed; or count the rows of each side and compare.",
+                            right.span(),
+                        );
+                    }
+                    pending.push(left.as_mut());
+                    pending.push(right.as_mut());
+                }
+                SetExpr::Table(table) => {
+                    let mut parts = Vec::new();
+                    parts.extend(table.schema_name.take().map(Ident::new));
+                    parts.extend(table.table_name.take().map(Ident::new));
+                    *body = select_all(ObjectName(parts.into_iter().map(ObjectNamePart::Identifier).collect()));
+                }
+                SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {
+                    return self.refuse(
+                        "data-modifying statements in WITH are not supported",
+                        "Run the statement on its own.",
+                        body.span(),
+                    );
+                }
+                _ => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &mut Select) -> Step {
+        if select.into.is_some() {
+            return self.refuse(
+                "SELECT INTO is not supported",
+                "Create the table, then INSERT INTO … SELECT.",
+                select.span(),
+            );
+        }
+        name_columns(select);
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> Step {
+        let span = factor.span();
+        match factor {
+            TableFactor::Table { name, alias, args, version, sample, with_ordinality, with_hints, .. } => {
+                if version.is_some() {
+                    return self.refuse("FOR SYSTEM_TIME is not supported", "Read the current rows.", span);
+                }
+                if sample.is_some() {
+                    return self.refuse("TABLESAMPLE is not supported", "Use ORDER BY random() LIMIT n.", span);
+                }
+                if *with_ordinality {
+                    return self.refuse("WITH ORDINALITY is not supported", "Use row_number() OVER ().", span);
+                }
+                if !with_hints.is_empty() {
+                    let error = Error::new(SqlState::SyntaxError, "table hints are not supported");
+                    return ControlFlow::Break(Box::new(error.with_position(self.source.position(span.start))));
+                }
+                // The column of a set-returning function is named after the alias, or after the function.
+                if args.is_some() {
+                    let function = name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
+                    if function == "generate_series" || function == "range" {
+                        let alias = alias.get_or_insert_with(|| table_alias(&function));
+                        if alias.columns.is_empty() {
+                            alias.columns =
+                                vec![ast::TableAliasColumnDef { name: alias.name.clone(), data_type: None }];
+                        }
+                    }
+                }
+            }
+            TableFactor::Derived { sample: Some(_), .. } => {
+                return self.refuse("TABLESAMPLE is not supported", "Use ORDER BY random() LIMIT n.", span);
+            }
+            TableFactor::MatchRecognize { .. } => {
+                return self.refuse("MATCH_RECOGNIZE is not supported yet", "Use joins.", span);
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> Step {
+        match expr {
+            Expr::Function(function) if self.standing => {
+                let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
+                if clock::FUNCTIONS.contains(&name.as_str()) {
+                    return self.refuse(
+                        &format!("{name} is not supported in a standing query"),
+                        "Filter by time where you read the view, or write the time into a column.",
+                        expr.span(),
+                    );
+                }
+            }
+            Expr::Collate { expr: inner, collation } => {
+                let last = collation.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
+                if !matches!(last.to_lowercase().as_str(), "default" | "c" | "posix" | "ucs_basic") {
+                    let span = inner.span();
+                    return self.refuse(
+                        &format!("collation \"{last}\" is not supported"),
+                        "Text is compared by its bytes, which is COLLATE \"C\".",
+                        span,
+                    );
+                }
+                let inner = std::mem::replace(inner.as_mut(), null());
+                *expr = inner;
+                return self.pre_visit_expr(expr);
+            }
+            Expr::BinaryOp { op, .. } => {
+                if let BinaryOperator::PGCustomBinaryOperator(path) = op
+                    && let Some(plain) = path.last().and_then(|sign| operator(sign))
+                {
+                    *op = plain;
+                }
+            }
+            Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, data_type, .. } => {
+                if let Some(limit) = types::character_limit(data_type) {
+                    // An explicit cast cuts off what is too long.
+                    *data_type = ast::DataType::Text;
+                    let text = std::mem::replace(inner.as_mut(), null());
+                    let cast = Expr::Cast {
+                        kind: CastKind::Cast,
+                        expr: Box::new(text),
+                        data_type: ast::DataType::Text,
+                        array: false,
+                        format: None,
+                    };
+                    *expr = call("left", vec![cast, number(&limit.to_string())]);
+                }
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_value(&mut self, value: &mut ValueWithSpan) -> Step {
+        if let Value::Placeholder(name) = &value.value {
+            match name.strip_prefix('$').and_then(|n| n.parse::<usize>().ok()) {
+                Some(n) if (1..=PARAMETERS_MAX).contains(&n) => self.found.parameters = self.found.parameters.max(n),
+                _ => {
+                    let error = Error::new(SqlState::UndefinedParameter, format!("there is no parameter {name}"));
+                    let position = self.source.position(value.span.start);
+                    return ControlFlow::Break(Box::new(error.with_position(position)));
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// As in Postgres' protocol, where the number of parameters is 16 bits wide.
+const PARAMETERS_MAX: usize = 65_535;
+
+pub(crate) fn null() -> Expr {
+    Expr::Value(Value::Null.into())
+}
+
+pub(crate) fn number(text: &str) -> Expr {
+    Expr::Value(Value::Number(text.to_string(), false).into())
+}
+
+fn call(name: &str, args: Vec<Expr>) -> Expr {
+    Expr::Function(ast::Function {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        uses_odbc_syntax: false,
+        parameters: ast::FunctionArguments::None,
+        args: ast::FunctionArguments::List(ast::FunctionArgumentList {
+            duplicate_treatment: None,
+            args: args.into_iter().map(|a| ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(a))).collect(),
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
+}
+
+pub(crate) fn table_alias(name: &str) -> ast::TableAlias {
+    ast::TableAlias { explicit: true, name: Ident::with_quote('"', name), columns: Vec::new(), at: None }
+}
+
+/// `SELECT * FROM name`.
+pub(crate) fn select_all(name: ObjectName) -> SetExpr {
+    SetExpr::Select(Box::new(select_from(name, None, vec![SelectItem::Wildcard(Default::default())], None)))
+}
+
+/// `SELECT projection FROM name [AS alias] [WHERE selection]`.
+pub(crate) fn select_from(
+    name: ObjectName,
+    alias: Option<&str>,
+    projection: Vec<SelectItem>,
+    selection: Option<Expr>,
+) -> Select {
+    let relation = TableFactor::Table {
+        name,
+        alias: alias.map(table_alias),
+        args: None,
+        with_hints: Vec::new(),
+        version: None,
+        with_ordinality: false,
+        partitions: Vec::new(),
+        json_path: None,
+        sample: None,
+        index_hints: Vec::new(),
+    };
+    Select {
+        select_token: ast::helpers::attached_token::AttachedToken::empty(),
+        optimizer_hints: Vec::new(),
+        distinct: None,
+        select_modifiers: None,
+        top: None,
+        top_before_distinct: false,
+        projection,
+        exclude: None,
+        into: None,
+        from: vec![ast::TableWithJoins { relation, joins: Vec::new() }],
+        lateral_views: Vec::new(),
+        prewhere: None,
+        selection,
+        connect_by: Vec::new(),
+        group_by: ast::GroupByExpr::Expressions(Vec::new(), Vec::new()),
+        cluster_by: Vec::new(),
+        distribute_by: Vec::new(),
+        sort_by: Vec::new(),
+        having: None,
+        named_window: Vec::new(),
+        qualify: None,
+        window_before_qualify: false,
+        value_table_mode: None,
+        flavor: ast::SelectFlavor::Standard,
+    }
+}
+
+pub(crate) fn query_of(body: SetExpr) -> Query {
+    Query {
+        with: None,
+        body: Box::new(body),
+        order_by: None,
+        limit_clause: None,
+        fetch: None,
+        locks: Vec::new(),
+        for_clause: None,
+        settings: None,
+        format_clause: None,
+        pipe_operators: Vec::new(),
+    }
+}
+
+/// The operator behind `OPERATOR(pg_catalog.~)`.
+fn operator(sign: &str) -> Option<BinaryOperator> {
+    Some(match sign {
+        "=" => BinaryOperator::Eq,
+        "<>" | "!=" => BinaryOperator::NotEq,
+        "<" => BinaryOperator::Lt,
+        "<=" => BinaryOperator::LtEq,
+        ">" => BinaryOperator::Gt,
+        ">=" => BinaryOperator::GtEq,
+        "+" => BinaryOperator::Plus,
+        "-" => BinaryOperator::Minus,
+        "*" => BinaryOperator::Multiply,
+        "/" => BinaryOperator::Divide,
+        "%" => BinaryOperator::Modulo,
+        "||" => BinaryOperator::StringConcat,
+        "~" => BinaryOperator::PGRegexMatch,
+        "~*" => BinaryOperator::PGRegexIMatch,
+        "!~" => BinaryOperator::PGRegexNotMatch,
+        "!~*" => BinaryOperator::PGRegexNotIMatch,
+        "~~" => BinaryOperator::PGLikeMatch,
+        "~~*" => BinaryOperator::PGILikeMatch,
+        "!~~" => BinaryOperator::PGNotLikeMatch,
+        "!~~*" => BinaryOperator::PGNotILikeMatch,
+        _ => return None,
+    })
+}
+
+/// Gives every output column Postgres' name, and a plan-only suffix where a name comes twice.
+fn name_columns(select: &mut Select) {
+    let bare_wildcard = select.projection.iter().any(|i| matches!(i, SelectItem::Wildcard(_)));
+    let qualified: Vec<String> = select
+        .projection
+        .iter()
+        .filter_map(|i| match i {
+            SelectItem::QualifiedWildcard(ast::SelectItemQualifiedWildcardKind::ObjectName(name), _) => {
+                name.0.last().and_then(|p| p.as_ident()).map(names::fold)
+            }
+            _ => None,
+        })
+        .collect();
+    let mut seen: Vec<String> = Vec::new();
+    for item in &mut select.projection {
+        let expr = match item {
+            SelectItem::ExprWithAlias { alias, .. } => {
+                let name = names::fold(alias);
+                if seen.contains(&name) {
+                    *alias = Ident::with_quote('"', unique(&name, &seen));
+                }
+                seen.push(names::fold(alias));
+                continue;
+            }
+            SelectItem::UnnamedExpr(expr) => expr,
+            _ => continue,
+        };
+        let name = output_name(expr).unwrap_or_else(|| "?column?".to_string());
+        // A column that a wildcard of the same list gives too would come twice.
+        let of_wildcard = match expr {
+            Expr::Identifier(_) => bare_wildcard,
+            Expr::CompoundIdentifier(parts) => {
+                bare_wildcard
+                    || parts.len() >= 2 && qualified.contains(&names::fold(&parts[parts.len() - 2]))
+            }
+            _ => false,
+        };
+        let plain_column = matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+        let repeated = of_wildcard || seen.contains(&name);
+        if plain_column && !repeated {
+            seen.push(name);
+            continue;
+        }
+        let alias = if repeated { unique(&name, &seen) } else { name };
+        seen.push(alias.clone());
+        let expr = std::mem::replace(expr, null());
+        *item = SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', alias) };
+    }
+}
+
+fn unique(name: &str, seen: &[String]) -> String {
+    format!("{name}{NAME_END}{}", seen.len())
+}
+
+/// The name that Postgres gives to an output column; `None` is `?column?`.
+fn output_name(expr: &Expr) -> Option<String> {
+    let plain = |s: &str| Some(s.to_string());
+    match expr {
+        Expr::Identifier(ident) => Some(names::fold(ident)),
+        Expr::CompoundIdentifier(parts) => parts.last().map(names::fold),
+        Expr::CompoundFieldAccess { root, access_chain } => match access_chain.last() {
+            Some(ast::AccessExpr::Dot(Expr::Identifier(ident))) => Some(names::fold(ident)),
+            _ => output_name(root),
+        },
+        Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => output_name(inner),
+        Expr::Function(function) => function.name.0.last().and_then(|p| p.as_ident()).map(names::fold),
+        Expr::Cast { expr, data_type, .. } => output_name(expr).or_else(|| Some(internal_type_name(data_type))),
+        Expr::TypedString(typed) => Some(internal_type_name(&typed.data_type)),
+        Expr::Interval(_) => plain("interval"),
+        Expr::Case { else_result, .. } => match else_result.as_deref() {
+            Some(otherwise @ (Expr::Identifier(_) | Expr::CompoundIdentifier(_))) => output_name(otherwise),
+            _ => plain("case"),
+        },
+        Expr::Exists { .. } => plain("exists"),
+        Expr::Subquery(query) => match query.body.as_ref() {
+            SetExpr::Select(select) => match select.projection.first() {
+                Some(SelectItem::UnnamedExpr(expr)) => output_name(expr),
+                Some(SelectItem::ExprWithAlias { alias, .. }) => Some(names::fold(alias)),
+                _ => None,
+            },
+            _ => None,
+        },
+        Expr::Array(_) => plain("array"),
+        Expr::Tuple(_) => plain("row"),
+        Expr::Extract { .. } => plain("extract"),
+        Expr::Ceil { .. } => plain("ceil"),
+        Expr::Floor { .. } => plain("floor"),
+        Expr::Position { .. } => plain("position"),
+        Expr::Substring { .. } => plain("substring"),
+        Expr::Overlay { .. } => plain("overlay"),
+        Expr::Trim { trim_where, .. } => plain(match trim_where {
+            Some(ast::TrimWhereField::Leading) => "ltrim",
+            Some(ast::TrimWhereField::Trailing) => "rtrim",
+            _ => "btrim",
+        }),
+        Expr::AtTimeZone { .. } => plain("timezone"),
+        Expr::Value(ValueWithSpan { value: Value::Boolean(_), .. }) => plain("bool"),
+        _ => None,
+    }
+}
+
+/// The name in `pg_type` of a type as written.
+fn internal_type_name(data_type: &ast::DataType) -> String {
+    use arrow::datatypes::DataType as A;
+    if types::character_limit(data_type).is_some() || matches!(data_type, ast::DataType::Varchar(_)) {
+        return match data_type {
+            ast::DataType::Char(_) | ast::DataType::Character(_) => "bpchar".to_string(),
+            _ => "varchar".to_string(),
+        };
+    }
+    match types::arrow_type(data_type) {
+        Ok(A::Boolean) => "bool".to_string(),
+        Ok(A::Int16) => "int2".to_string(),
+        Ok(A::Int32) => "int4".to_string(),
+        Ok(A::Int64) => "int8".to_string(),
+        Ok(A::Float32) => "float4".to_string(),
+        Ok(A::Float64) => "float8".to_string(),
+        Ok(A::Decimal128(_, _)) => "numeric".to_string(),
+        Ok(A::Utf8View) => "text".to_string(),
+        Ok(A::Binary) => "bytea".to_string(),
+        Ok(A::Date32) => "date".to_string(),
+        Ok(A::Time64(_)) => "time".to_string(),
+        Ok(A::Timestamp(_, None)) => "timestamp".to_string(),
+        Ok(A::Timestamp(_, Some(_))) => "timestamptz".to_string(),
+        Ok(A::Interval(_)) => "interval".to_string(),
+        _ => data_type.to_string().to_lowercase(),
+    }
+}

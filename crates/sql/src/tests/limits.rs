@@ -1,0 +1,76 @@
+use std::time::{Duration, Instant};
+
+use flow::SqlState;
+
+use crate::{Limits, parse};
+
+/// Everything here runs on a thread with the small stack of a server's worker: an overflow would kill the test.
+fn on_a_small_stack(work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().stack_size(2 << 20).spawn(work).unwrap().join().unwrap();
+}
+
+fn state_of(text: &str) -> Result<usize, SqlState> {
+    parse(text, &Limits::default()).map(|all| all.len()).map_err(|e| e.state())
+}
+
+#[test]
+fn ten_thousand_parentheses_are_refused_and_do_not_overflow() {
+    on_a_small_stack(|| {
+        let n = 10_000;
+        let nested = format!("SELECT {}1{}", "(".repeat(n), ")".repeat(n));
+        assert_eq!(state_of(&nested), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT {}", "(".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT {}1", "- ".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT {}true", "NOT ".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT {}1", "CASE WHEN true THEN ".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT {}1", "ARRAY[".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT * FROM {}t", "(".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("{}SELECT 1", "EXPLAIN ".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT 1{}", "+1".repeat(100_000))), Err(SqlState::StatementTooComplex));
+    });
+}
+
+#[test]
+fn nesting_up_to_the_limit_is_parsed() {
+    on_a_small_stack(|| {
+        let n = 190;
+        for text in [
+            format!("SELECT {}1{}", "(".repeat(n), ")".repeat(n)),
+            format!("SELECT {}1{}", "abs(".repeat(n), ")".repeat(n)),
+            format!("SELECT {}1{}", "(SELECT ".repeat(n), ")".repeat(n)),
+            format!("SELECT {}1{}", "CASE WHEN true THEN ".repeat(n), " END".repeat(n)),
+            format!("SELECT 1{}", "+1".repeat(2_000)),
+            format!("SELECT true{}", " AND a = 1".repeat(2_000)),
+            format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(500)),
+        ] {
+            assert_eq!(state_of(&text), Ok(1), "{}…", &text[..40]);
+        }
+    });
+}
+
+#[test]
+fn nested_tables_take_linear_time() {
+    let started = Instant::now();
+    let n = 12;
+    let text = format!("SELECT * FROM {}t{}", "(".repeat(n), ")".repeat(n));
+    assert_eq!(state_of(&text).is_ok(), true);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_list_of_a_hundred_thousand_elements_is_parsed() {
+    on_a_small_stack(|| {
+        let list: Vec<String> = (0..100_000).map(|i| i.to_string()).collect();
+        assert_eq!(state_of(&format!("SELECT * FROM t WHERE a IN ({})", list.join(","))), Ok(1));
+    });
+}
+
+#[test]
+fn a_text_that_is_too_long_is_refused_before_it_is_read() {
+    let limits = Limits { text_bytes_max: 100, ..Limits::default() };
+    let e = parse(&format!("SELECT '{}'", "x".repeat(200)), &limits).unwrap_err();
+    assert_eq!(e.state(), SqlState::ProgramLimitExceeded);
+    assert!(e.hint().is_some());
+    let limits = Limits { tokens_max: 10, ..Limits::default() };
+    assert_eq!(parse("SELECT 1,2,3,4,5,6,7,8", &limits).unwrap_err().state(), SqlState::ProgramLimitExceeded);
+}

@@ -1,0 +1,35 @@
+//! The project's own commands: `cargo xtask ci` runs every check, `cargo xtask doors` the crate table alone.
+
+mod doors;
+
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("ci") => ci(),
+        Some("doors") => doors::check(),
+        _ => Err("usage: cargo xtask ci | doors".to_string()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// fmt, doors, clippy, tests, in this order: the cheap ones first.
+fn ci() -> Result<(), String> {
+    step("fmt", &["fmt", "--all", "--check"])?;
+    doors::check()?;
+    step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    step("tests", &["test", "--workspace"])
+}
+
+fn step(name: &str, args: &[&str]) -> Result<(), String> {
+    eprintln!("== {name}");
+    let status = Command::new(env!("CARGO")).args(args).status().map_err(|e| format!("{name}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{name} failed")) }
+}
