@@ -94,10 +94,8 @@ impl Catalog {
         let (schema, name) = self.creation_place(scope, new.name)?;
         let kind = new.definition.kind();
         let mut notices = Vec::new();
-        if let Some(written) = new.name.last() {
-            if *written != name {
-                notices.push(Notice::new("42622", format!("identifier \"{written}\" will be truncated to \"{name}\"")));
-            }
+        if let Some(written) = new.name.last().filter(|w| **w != name) {
+            notices.push(Notice::new("42622", format!("identifier \"{written}\" will be truncated to \"{name}\"")));
         }
         let existing = self.relation_named(&scope.database, &schema, &name);
         match (existing, if_exists) {

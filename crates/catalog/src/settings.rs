@@ -608,7 +608,7 @@ fn show_milliseconds(ms: u64) -> String {
         return "0".to_string();
     }
     for (factor, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")] {
-        if ms % factor == 0 {
+        if ms.is_multiple_of(factor) {
             return format!("{}{unit}", ms / factor);
         }
     }

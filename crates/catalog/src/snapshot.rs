@@ -312,10 +312,10 @@ impl Catalog {
                 let mut relation = Relation::clone(relation);
                 relation.created_seq = old.created_seq;
                 // A key that the old shape did not have brings a new OID.
-                if let Some(key) = relation.table().and_then(|t| t.key.as_ref()) {
-                    if old.table().and_then(|t| t.key.as_ref()).is_none_or(|k| k.oid != key.oid) {
-                        next.use_oid(key.oid)?;
-                    }
+                let key = relation.table().and_then(|t| t.key.as_ref()).map(|k| k.oid);
+                let old_key = old.table().and_then(|t| t.key.as_ref()).map(|k| k.oid);
+                if let Some(oid) = key.filter(|oid| old_key != Some(*oid)) {
+                    next.use_oid(oid)?;
                 }
                 next.index(Arc::new(relation));
             }

@@ -90,6 +90,8 @@ impl Backfill {
         let then = Tick::end_of(started.first.epoch);
         worker.broadcast(&ToSlot::BackfillBarrier { deployment: started.deployment, tick: last, then });
         clock.board.set_backfill(relation, feed.done, feed.done);
+        // The job's first epoch has to end, also when nothing else comes.
+        clock.commit(true, |_| Ok(Vec::new()))?;
         drop(pin);
         Ok(())
     }

@@ -302,6 +302,9 @@ fn from_plan(m: &str) -> Error {
         return Error::new(SqlState::GroupingError, "aggregate functions are not allowed in WHERE")
             .with_hint("Use HAVING.");
     }
+    if lower.contains("scalar subquery must be aggregated to return at most one row") {
+        return scalar_subquery_unsupported();
+    }
     if lower.contains("failed to coerce arguments")
         || lower.contains("no function matches")
         || lower.starts_with("function '")
@@ -375,6 +378,13 @@ fn from_plan(m: &str) -> Error {
         return Error::unsupported(sentence(m));
     }
     Error::new(SqlState::SyntaxError, sentence(m))
+}
+
+/// `0A000` for a scalar subquery of which nothing says that it returns at most one row.
+pub(crate) fn scalar_subquery_unsupported() -> Error {
+    Error::unsupported("a scalar subquery that could return more than one row is not supported")
+        .with_detail("Nothing in it says that it returns at most one row.")
+        .with_hint("Aggregate it (SELECT max(x) …), add LIMIT 1, or compare its table's whole primary key by =.")
 }
 
 /// `Int64 + Utf8View` as `bigint + text`.

@@ -20,6 +20,7 @@ mod postfix;
 pub use crate::error::{from_datafusion_error, from_datafusion_error_in};
 pub use bind::{bind, evaluate, field_of};
 pub(crate) use bind::is_key_type;
+pub(crate) use guard::GuardedLogic;
 pub(crate) use convert::window_unsupported;
 pub(crate) use literal::encode_batch;
 pub use convert::from_datafusion;

@@ -22,6 +22,7 @@ pub mod arithmetic;
 pub mod cast;
 mod decimal;
 pub mod format;
+pub mod guard;
 pub mod parse;
 pub mod rules;
 mod temporal;

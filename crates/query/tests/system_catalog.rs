@@ -8,8 +8,8 @@ use arrow::datatypes::DataType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use catalog::{
-    Catalog, Column, Connector, Definition, Format, IfExists, NewRelation, ObjectRef, Query, RelationKind, Scope, Settings,
-    Table,
+    Catalog, Column, Connector, Definition, Format, IfExists, NewRelation, ObjectRef, Query, RelationKind, Scope,
+    Settings, Table,
 };
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{ParamValues, ScalarValue};
@@ -36,7 +36,13 @@ impl SystemSource for Server {
     }
 
     fn sessions(&self) -> Vec<ActivityInfo> {
-        vec![ActivityInfo { pid: 77, database: "dev".into(), user: "ann".into(), state: "active".into(), ..Default::default() }]
+        vec![ActivityInfo {
+            pid: 77,
+            database: "dev".into(),
+            user: "ann".into(),
+            state: "active".into(),
+            ..Default::default()
+        }]
     }
 
     fn functions(&self) -> Vec<FunctionInfo> {
@@ -82,7 +88,9 @@ fn world() -> World {
     let key = Definition::Table(Table { primary_key: vec![0], ..Table::default() });
     let plain = Definition::Table(Table { append_only: true, ..Table::default() });
     let connector = Connector {
-        options: [("connector", "file"), ("path", "x.csv"), ("password", "canary")].map(|(k, v)| (k.into(), v.into())).into(),
+        options: [("connector", "file"), ("path", "x.csv"), ("password", "canary")]
+            .map(|(k, v)| (k.into(), v.into()))
+            .into(),
         format: Some(Format { format: "PLAIN".into(), encode: "CSV".into(), options: Default::default() }),
     };
     let columns = vec![
@@ -94,7 +102,13 @@ fn world() -> World {
     let small = vec![column("n", DataType::Int64, "bigint")];
     let objects: Vec<(&'static str, &[&str], Vec<Column>, Definition, &[&str])> = vec![
         ("t", &["t"], columns.clone(), key, &[]),
-        ("child", &["child"], vec![column("a", DataType::Int32, "int"), column("j", DataType::Utf8View, "")], plain, &[]),
+        (
+            "child",
+            &["child"],
+            vec![column("a", DataType::Int32, "int"), column("j", DataType::Utf8View, "")],
+            plain,
+            &[],
+        ),
         ("v", &["v"], columns, Definition::View(sql("SELECT * FROM t")), &["t"]),
         ("m", &["m"], small.clone(), Definition::MaterializedView(sql("SELECT count(*) AS n FROM v")), &["v"]),
         ("src", &["src"], small.clone(), Definition::Source(connector), &[]),
@@ -107,7 +121,11 @@ fn world() -> World {
         catalog.apply(&change).unwrap();
         oids.insert(key, catalog.resolve("dev", &["public"], name).unwrap().oid.0);
     }
-    for comment in [ObjectRef::Relation(RelationKind::Table, &["t"]), ObjectRef::Column(&["t"], "name"), ObjectRef::Schema("sales")] {
+    for comment in [
+        ObjectRef::Relation(RelationKind::Table, &["t"]),
+        ObjectRef::Column(&["t"], "name"),
+        ObjectRef::Schema("sales"),
+    ] {
         let change = catalog.plan_comment(&scope, comment, Some("a comment")).unwrap().change.unwrap();
         catalog.apply(&change).unwrap();
     }
@@ -191,7 +209,7 @@ impl World {
             .statement_to_plan(PlannedStatement::Statement(Box::new(statement)))
             .await
             .map_err(|e| fail("plan", &e))?;
-        let values = self.parameters(&plan).map_err(|e| fail("bind", &e))?;
+        let values = self.parameters(&plan, &sql).map_err(|e| fail("bind", &e))?;
         let plan = plan.with_param_values(ParamValues::from(values)).map_err(|e| fail("bind", &e))?;
         let frame = context.execute_logical_plan(plan).await.map_err(|e| fail("optimise", &e))?;
         let batches = frame.collect().await.map_err(|e| fail("run", &e))?;
@@ -199,7 +217,7 @@ impl World {
     }
 
     /// A value for each parameter of a plan: the table `t` by number or by name, as its type asks.
-    fn parameters(&self, plan: &LogicalPlan) -> datafusion::error::Result<Vec<ScalarValue>> {
+    fn parameters(&self, plan: &LogicalPlan, sql: &str) -> datafusion::error::Result<Vec<ScalarValue>> {
         let types = plan.get_parameter_types()?;
         let value = |wanted: Option<DataType>| match wanted {
             Some(t) if t.is_numeric() => ScalarValue::from(self.oids["t"] as i64).cast_to(&t),
@@ -212,9 +230,16 @@ impl World {
                 Ok(ScalarValue::List(ScalarValue::new_list(&[kind], element.data_type(), true)))
             }
             Some(t) => ScalarValue::from("t").cast_to(&t),
-            None => Ok(ScalarValue::from("t")),
+            // DataFusion does not infer types inside subqueries; digits can be read as text and as a number.
+            None => Ok(ScalarValue::from(self.oids["t"].to_string())),
         };
-        (1..=types.len()).map(|n| value(types.get(&format!("${n}")).cloned().flatten())).collect()
+        let boolean = |n: usize| sql.contains(&format!("${n}::BOOLEAN"));
+        (1..=parameter_count(sql))
+            .map(|n| match boolean(n) {
+                true => Ok(ScalarValue::from(true)),
+                false => value(types.get(&format!("${n}")).cloned().flatten()),
+            })
+            .collect()
     }
 
     /// The rows as text, cells joined by `|`, NULL as nothing.
@@ -223,13 +248,20 @@ impl World {
         let mut rows = Vec::new();
         for batch in batches {
             let options = FormatOptions::default();
-            let columns: Vec<_> = batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
+            let columns: Vec<_> =
+                batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
             for i in 0..batch.num_rows() {
                 rows.push(columns.iter().map(|c| c.value(i).to_string()).collect::<Vec<_>>().join("|"));
             }
         }
         rows
     }
+}
+
+/// The largest n of `$n` in a statement.
+fn parameter_count(sql: &str) -> usize {
+    let numbers = sql.split('$').skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    numbers.filter_map(|digits| digits.parse().ok()).max().unwrap_or(0)
 }
 
 /// The statements of the data file: who sent each, and its text.
@@ -272,7 +304,14 @@ async fn relations_have_the_kinds_that_psql_lists_them_by() {
         &w,
         "SELECT relname, relkind, relhasindex, pg_get_userbyid(relowner) FROM pg_class
          WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
-        &["child|r|false|ann", "m|m|false|ann", "src|f|false|ann", "t|r|true|ann", "t_pkey|i|false|ann", "v|v|false|ann"],
+        &[
+            "child|r|false|ann",
+            "m|m|false|ann",
+            "src|f|false|ann",
+            "t|r|true|ann",
+            "t_pkey|i|false|ann",
+            "v|v|false|ann",
+        ],
     )
     .await;
     check(
@@ -351,9 +390,11 @@ async fn a_primary_key_is_an_index_and_a_constraint() {
 #[tokio::test]
 async fn views_give_their_text_and_what_they_read() {
     let w = world();
-    check(&w, "SELECT pg_get_viewdef('v'::regclass, true), pg_get_viewdef('m')", &[
-        "SELECT * FROM t;|SELECT count(*) AS n FROM v;",
-    ])
+    check(
+        &w,
+        "SELECT pg_get_viewdef('v'::regclass, true), pg_get_viewdef('m')",
+        &["SELECT * FROM t;|SELECT count(*) AS n FROM v;"],
+    )
     .await;
     check(
         &w,
@@ -369,13 +410,17 @@ async fn views_give_their_text_and_what_they_read() {
 #[tokio::test]
 async fn names_and_numbers_of_objects_convert_both_ways() {
     let w = world();
-    check(&w, "SELECT 't'::regclass, 'sales.hidden'::regclass, 'pg_class'::regclass::oid, 1043::regtype, 25::regtype::text", &[
-        "t|sales.hidden|1259|character varying|text",
-    ])
+    check(
+        &w,
+        "SELECT 't'::regclass, 'sales.hidden'::regclass, 'pg_class'::regclass::oid, 1043::regtype, 25::regtype::text",
+        &["t|sales.hidden|1259|character varying|text"],
+    )
     .await;
-    check(&w, "SELECT to_regclass('nope') IS NULL, to_regtype('int4')::text, 'ann'::regrole, 'sales'::regnamespace", &[
-        "true|integer|ann|sales",
-    ])
+    check(
+        &w,
+        "SELECT to_regclass('nope') IS NULL, to_regtype('int4')::text, 'ann'::regrole, 'sales'::regnamespace",
+        &["true|integer|ann|sales"],
+    )
     .await;
     let oid = w.oids["t"];
     check(&w, "SELECT relname FROM pg_class WHERE oid = 'public.t'::regclass", &["t"]).await;
@@ -394,15 +439,24 @@ async fn operators_arrays_and_collations_of_the_catalogs_work() {
         &["t", "v"],
     )
     .await;
-    check(&w, "SELECT nspname FROM pg_namespace WHERE nspname = ANY (current_schemas(true)) ORDER BY 1", &[
-        "pg_catalog", "public",
-    ])
+    check(
+        &w,
+        "SELECT nspname FROM pg_namespace WHERE nspname = ANY (current_schemas(true)) ORDER BY 1",
+        &["pg_catalog", "public"],
+    )
     .await;
-    check(&w, "SELECT array_to_string(ARRAY(SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg' ORDER BY 1), ',')", &[
-        "information_schema,ms_catalog,public,sales",
-    ])
+    check(
+        &w,
+        "SELECT array_to_string(ARRAY(SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg' ORDER BY 1), ',')",
+        &["information_schema,ms_catalog,public,sales"],
+    )
     .await;
-    check(&w, "SELECT array_upper(ARRAY[5,6,7], 1), array_lower(ARRAY[5], 1), (current_schemas(false))[1]", &["3|1|public"]).await;
+    check(
+        &w,
+        "SELECT array_upper(ARRAY[5,6,7], 1), array_lower(ARRAY[5], 1), (current_schemas(false))[1]",
+        &["3|1|public"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -422,7 +476,12 @@ async fn the_session_answers_for_itself() {
     let error = w.run("SELECT current_setting('nope')").await.unwrap_err();
     assert!(error.contains("unrecognized configuration parameter \"nope\""), "{error}");
     check(&w, "SELECT datname, pid, usename, state FROM pg_stat_activity", &["dev|77|ann|active"]).await;
-    check(&w, "SELECT name, setting, unit FROM pg_settings WHERE name = 'statement_timeout'", &["statement_timeout|0|ms"]).await;
+    check(
+        &w,
+        "SELECT name, setting, unit FROM pg_settings WHERE name = 'statement_timeout'",
+        &["statement_timeout|0|ms"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -449,8 +508,10 @@ async fn secrets_of_connectors_never_appear() {
         seen += usize::from(text.contains("********"));
     }
     assert!(seen >= 2);
-    check(&w, "SELECT srvname, ftoptions[2] FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver", &[
-        "file|path=x.csv",
-    ])
+    check(
+        &w,
+        "SELECT srvname, ftoptions[2] FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver",
+        &["file|path=x.csv"],
+    )
     .await;
 }

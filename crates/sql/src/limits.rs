@@ -54,8 +54,10 @@ pub fn check_text(text: &str, limits: &Limits) -> Result<()> {
 
 /// Refuses tokens that would make a tree too deep or too large: `54001`.
 pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limits) -> Result<()> {
-    // One counter of operators per open level. A comma or a keyword that starts a clause begins a new chain.
-    let mut chains: Vec<usize> = vec![0];
+    // One counter of operators per open level. A comma or a keyword that starts a clause begins a new chain; in FROM a
+    // comma is a join.
+    let mut chains: Vec<Chain> = vec![Chain::default()];
+    let mut set_operations = 0usize;
     let mut unary = 0usize;
     let mut count = 0usize;
     for token in tokens {
@@ -69,22 +71,35 @@ pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limi
             Token::RParen | Token::RBracket | Token::RBrace => close(&mut chains),
             Token::SemiColon => {
                 chains.clear();
-                chains.push(0);
+                chains.push(Chain::default());
+                set_operations = 0;
             }
-            Token::Comma => reset(&mut chains),
+            Token::Comma if chains.last().is_some_and(|c| c.in_from) => link(&mut chains, at, source, limits)?,
+            Token::Comma => reset(&mut chains, false),
             Token::Word(w) => match w.keyword {
                 Keyword::CASE => open(&mut chains, at, source, limits)?,
                 Keyword::END if chains.len() > 1 => close(&mut chains),
-                Keyword::SELECT | Keyword::FROM | Keyword::WHERE | Keyword::HAVING | Keyword::GROUP => reset(&mut chains),
+                Keyword::FROM => reset(&mut chains, true),
+                Keyword::SELECT
+                | Keyword::WHERE
+                | Keyword::HAVING
+                | Keyword::GROUP
+                | Keyword::ORDER
+                | Keyword::WHEN
+                | Keyword::THEN
+                | Keyword::ELSE => reset(&mut chains, false),
+                Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => {
+                    set_operations += 1;
+                    if set_operations > limits.chain_max {
+                        return Err(too_complex("set operations", limits.chain_max, at, source));
+                    }
+                }
                 Keyword::AND
                 | Keyword::OR
                 | Keyword::NOT
                 | Keyword::LIKE
                 | Keyword::ILIKE
                 | Keyword::IS
-                | Keyword::UNION
-                | Keyword::INTERSECT
-                | Keyword::EXCEPT
                 | Keyword::JOIN => link(&mut chains, at, source, limits)?,
                 _ => {}
             },
@@ -114,30 +129,37 @@ pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limi
     Ok(())
 }
 
-fn open(chains: &mut Vec<usize>, at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {
-    chains.push(0);
+/// One open level of nesting.
+#[derive(Clone, Copy, Default)]
+struct Chain {
+    operators: usize,
+    in_from: bool,
+}
+
+fn open(chains: &mut Vec<Chain>, at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {
+    chains.push(Chain::default());
     if chains.len() > limits.nesting_max + 1 {
         return Err(too_complex("levels of nesting", limits.nesting_max, at, source));
     }
     Ok(())
 }
 
-fn close(chains: &mut Vec<usize>) {
+fn close(chains: &mut Vec<Chain>) {
     if chains.len() > 1 {
         chains.pop();
     }
 }
 
-fn reset(chains: &mut [usize]) {
+fn reset(chains: &mut [Chain], in_from: bool) {
     if let Some(chain) = chains.last_mut() {
-        *chain = 0;
+        *chain = Chain { operators: 0, in_from };
     }
 }
 
-fn link(chains: &mut [usize], at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {
+fn link(chains: &mut [Chain], at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {
     if let Some(chain) = chains.last_mut() {
-        *chain += 1;
-        if *chain > limits.chain_max {
+        chain.operators += 1;
+        if chain.operators > limits.chain_max {
             return Err(too_complex("operators in one expression", limits.chain_max, at, source)
                 .with_hint("Use IN (…) or a join with VALUES instead of a long chain of operators."));
         }

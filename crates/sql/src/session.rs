@@ -7,6 +7,7 @@ use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::optimizer::Analyzer;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
 /// Rows in a batch of an ad-hoc query.
@@ -34,11 +35,14 @@ pub fn options(zone: &str) -> ConfigOptions {
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config = SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
     let analyzer: Analyzer = plan::functions::rules::analyzer();
+    let mut physical = PhysicalOptimizer::new().rules;
+    physical.push(Arc::new(plan::functions::guard::GuardedPredicates));
     SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
         .with_default_features()
         .with_analyzer_rules(analyzer.rules)
+        .with_physical_optimizer_rules(physical)
         .with_expr_planners(plan::functions::expr_planners())
         .with_scalar_functions(plan::functions::scalars())
         .with_aggregate_functions(plan::functions::aggregates())

@@ -14,8 +14,9 @@ use pgwire::messages::copy::CopyInResponse;
 use crate::backend::CopyIn;
 use crate::cancel::CancelHandle;
 use crate::config::MESSAGE_BYTES_MAX;
+use crate::copy::binary::BinaryDecoder;
 use crate::copy::split::{Field, Line, Lines, Next, Splitter};
-use crate::copy::{CopyHeader, CopyOptions};
+use crate::copy::{CopyFormat, CopyHeader, CopyOptions};
 use crate::decode::number::quoted;
 use crate::decode::parse_column;
 use crate::failure::Failure;
@@ -24,10 +25,10 @@ use crate::settings::TextSettings;
 use crate::transport::Transport;
 
 /// Rows of a batch.
-const BATCH_ROWS: usize = 8192;
+pub(crate) const BATCH_ROWS: usize = 8192;
 
 /// Bytes of text after which a batch is not filled any further.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes of one line.
 const LINE_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
@@ -40,9 +41,15 @@ pub(crate) async fn receive(
     cancel: &CancelHandle,
 ) -> Result<String, Failure> {
     let CopyIn { table, schema, options, mut sink } = copy;
-    let mut decoder = Decoder::new(table, &schema, &options, settings);
+    let binary = options.format == CopyFormat::Binary;
+    let mut decoder = if binary {
+        RowDecoder::Binary(BinaryDecoder::new(table, &schema))
+    } else {
+        RowDecoder::Lines(Box::new(Decoder::new(table, &schema, &options, settings)))
+    };
     let columns = schema.fields().len();
-    transport.put(&CopyInResponse::new(0, columns as i16, vec![0; columns]))?;
+    let format = i16::from(binary);
+    transport.put(&CopyInResponse::new(format as i8, columns as i16, vec![format; columns]))?;
     loop {
         let frame = match transport.buffered_frame()? {
             Some(frame) => frame,
@@ -86,7 +93,42 @@ pub(crate) async fn receive(
     }
 }
 
-/// Turns bytes into batches.
+/// Either form of rows.
+enum RowDecoder {
+    Lines(Box<Decoder>),
+    Binary(BinaryDecoder),
+}
+
+impl RowDecoder {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        match self {
+            RowDecoder::Lines(decoder) => decoder.feed(bytes),
+            RowDecoder::Binary(decoder) => decoder.feed(bytes),
+        }
+    }
+
+    fn next_batch(&mut self, complete: bool) -> Result<Option<RecordBatch>, Failure> {
+        match self {
+            RowDecoder::Lines(decoder) => decoder.next_batch(complete),
+            RowDecoder::Binary(decoder) => decoder.next_batch(complete),
+        }
+    }
+
+    fn at_line(&self) -> String {
+        match self {
+            RowDecoder::Lines(decoder) => decoder.at_line(),
+            RowDecoder::Binary(decoder) => decoder.at_line(),
+        }
+    }
+}
+
+/// The columns of a batch as the sink gets them. NOT NULL is for the sink to check: it knows the defaults and says which
+/// row failed.
+pub(crate) fn nullable(schema: &Schema) -> Vec<SchemaField> {
+    schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()
+}
+
+/// Turns lines into batches.
 pub(crate) struct Decoder {
     table: String,
     schema: SchemaRef,
@@ -102,9 +144,7 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     pub(crate) fn new(table: String, schema: &SchemaRef, options: &CopyOptions, settings: TextSettings) -> Decoder {
-        // NOT NULL is for the sink to check: it knows the defaults and says which row failed.
-        let fields: Vec<SchemaField> =
-            schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+        let fields = nullable(schema);
         Decoder {
             table,
             settings,

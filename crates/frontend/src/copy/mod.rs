@@ -1,5 +1,6 @@
-//! COPY: its options, rows in and rows out, in the formats text and CSV.
+//! COPY: its options, rows in and rows out.
 
+pub(crate) mod binary;
 pub(crate) mod input;
 pub(crate) mod output;
 pub(crate) mod split;
@@ -12,6 +13,7 @@ use crate::settings::check_client_encoding;
 pub enum CopyFormat {
     Text,
     Csv,
+    Binary,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +92,7 @@ impl CopyOptions {
                 format = match text_of(name, value)?.to_ascii_lowercase().as_str() {
                     "text" => CopyFormat::Text,
                     "csv" => CopyFormat::Csv,
-                    "binary" => return Err(Error::unsupported("COPY in binary format is not supported")),
+                    "binary" => CopyFormat::Binary,
                     other => {
                         let message = format!("COPY format \"{other}\" not recognized");
                         return Err(Error::new(SqlState::InvalidParameterValue, message));
@@ -99,13 +101,19 @@ impl CopyOptions {
             }
         }
         let csv = format == CopyFormat::Csv;
+        let binary = format == CopyFormat::Binary;
         let mut parsed = if csv { CopyOptions::csv() } else { CopyOptions::text() };
+        parsed.format = format;
         let mut escape = None;
         for (name, value) in &options {
             let only_csv = |what: &str| {
                 if csv { Ok(()) } else { Err(Error::unsupported(format!("COPY {what} available only in CSV mode"))) }
             };
             match name.as_str() {
+                "delimiter" | "null" | "header" if binary => {
+                    let option = name.to_ascii_uppercase();
+                    return Err(syntax(&format!("cannot specify {option} in BINARY mode")));
+                }
                 "format" | "freeze" => {}
                 "delimiter" => parsed.delimiter = byte_of("delimiter", &text_of(name, value)?)?,
                 "null" => parsed.null = text_of(name, value)?,

@@ -5,9 +5,9 @@ use pgwire::messages::copy::CopyOutResponse;
 
 use crate::backend::CopyOut;
 use crate::cancel::CancelHandle;
-use crate::copy::{CopyFormat, CopyHeader, CopyOptions};
+use crate::copy::{CopyFormat, CopyHeader, CopyOptions, binary};
 use crate::encode::cell::Cells;
-use crate::encode::{BatchRows, RowEncoder};
+use crate::encode::{BatchRows, Format, RowEncoder};
 use crate::failure::Failure;
 use crate::rows::{flush_or_stop, next_batch};
 use crate::settings::TextSettings;
@@ -22,10 +22,17 @@ pub(crate) async fn send(
 ) -> Result<String, Failure> {
     let CopyOut { schema, options, mut batches } = copy;
     let columns = schema.fields().len();
-    transport.put(&CopyOutResponse::new(0, columns as i16, vec![0; columns]))?;
-    let encoder = RowEncoder::new(&schema, &[], settings);
+    let is_binary = options.format == CopyFormat::Binary;
+    let format = if is_binary { Format::Binary } else { Format::Text };
+    transport.put(&CopyOutResponse::new(format.code() as i8, columns as i16, vec![format.code(); columns]))?;
+    let encoder = RowEncoder::new(&schema, &vec![format; columns], settings);
     let writer = LineWriter::new(&options, columns);
-    if options.header != CopyHeader::No {
+    if is_binary {
+        write_message(&mut transport.output, |out| {
+            binary::write_header(out);
+            Ok(())
+        })?;
+    } else if options.header != CopyHeader::No {
         write_message(&mut transport.output, |out| {
             for (i, field) in schema.fields().iter().enumerate() {
                 if i > 0 {
@@ -43,12 +50,20 @@ pub(crate) async fn send(
     while let Some(batch) = next_batch(&mut batches, transport, cancel).await? {
         let batch = encoder.bind(&batch)?;
         for i in 0..batch.rows {
-            write_message(&mut transport.output, |out| writer.write_row(&batch, i, out))?;
+            write_message(&mut transport.output, |out| {
+                if is_binary { binary::write_row(&batch, i, out) } else { writer.write_row(&batch, i, out) }
+            })?;
             rows += 1;
             if transport.output.len() >= FLUSH_BYTES {
                 flush_or_stop(transport, cancel).await?;
             }
         }
+    }
+    if is_binary {
+        write_message(&mut transport.output, |out| {
+            binary::write_end(out);
+            Ok(())
+        })?;
     }
     transport.put_empty(b'c');
     Ok(format!("COPY {rows}"))

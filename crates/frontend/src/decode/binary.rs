@@ -163,7 +163,10 @@ fn decode_numeric(mut bytes: &[u8], precision: u8, scale: i8) -> Result<i128> {
                 .with_hint("Use double precision for values that may be NaN or infinite."));
         }
         _ => {
-            return Err(Error::new(SqlState::InvalidBinaryRepresentation, "invalid sign in external \"numeric\" value"));
+            return Err(Error::new(
+                SqlState::InvalidBinaryRepresentation,
+                "invalid sign in external \"numeric\" value",
+            ));
         }
     };
     let mut accumulator = DecimalAccumulator::new(precision, scale);
@@ -262,7 +265,8 @@ fn split_array<'a>(
         return if bytes.is_empty() { Ok(vec![0; dimensions]) } else { Err(incorrect("trailing bytes after array")) };
     }
     if lengths.len() != dimensions {
-        let message = format!("an array of {} dimensions is not supported where {dimensions} are expected", lengths.len());
+        let message =
+            format!("an array of {} dimensions is not supported where {dimensions} are expected", lengths.len());
         return Err(Error::unsupported(message));
     }
     // Every element takes at least the four bytes of its length, which bounds the memory by what has arrived.

@@ -32,7 +32,7 @@ impl Format {
         }
     }
 
-    fn code(self) -> i16 {
+    pub(crate) fn code(self) -> i16 {
         match self {
             Format::Text => 0,
             Format::Binary => 1,

@@ -253,6 +253,7 @@ impl Session for FakeSession {
             "copyin" | "copyout" => {
                 let options = match argument {
                     "csv" => CopyOptions::csv(),
+                    "binary" => CopyOptions { format: CopyFormat::Binary, ..CopyOptions::text() },
                     "header" => CopyOptions { header: copy::CopyHeader::Match, ..CopyOptions::csv() },
                     _ => CopyOptions::text(),
                 };
@@ -363,7 +364,9 @@ impl Server {
     }
 
     pub(super) async fn socket(&self) -> TcpStream {
-        TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
     }
 
     pub(super) async fn client(&self) -> tokio_postgres::Client {

@@ -3,6 +3,7 @@
 mod clients;
 mod copying;
 mod fake;
+mod garbage;
 mod golden;
 mod rates;
 mod raw;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::quoted;
 use crate::expr::Expr;
-use crate::stream::{AggCall, AggFunction, ChangeKind, Distribution, JoinKind, RankKind, SortKey, StreamNode, StreamOp};
+use crate::stream::{AggCall, ChangeKind, Distribution, JoinKind, RankKind, SortKey, StreamNode, StreamOp};
 
 /// The stream plan as an indented tree, each operator with the traits of the edge that it feeds.
 pub fn stream(node: &StreamNode) -> String {
@@ -129,28 +129,12 @@ pub(super) fn projected(exprs: &[Expr], input: &Schema, output: &Schema) -> Stri
 }
 
 pub(super) fn aggregate(group: &[usize], calls: &[AggCall], input: &Schema) -> String {
-    let calls: Vec<String> = calls.iter().map(|c| call(c, input)).collect();
+    let calls: Vec<String> = calls.iter().map(|c| c.named(input).to_string()).collect();
     match (group.is_empty(), calls.is_empty()) {
         (false, true) => format!("Distinct {}", list(input, group)),
         (true, _) => format!("Aggregate {}", calls.join(", ")),
         (false, false) => format!("Aggregate {} by {}", calls.join(", "), list(input, group)),
     }
-}
-
-fn call(call: &AggCall, input: &Schema) -> String {
-    let name = match call.function {
-        AggFunction::Count => "count",
-        AggFunction::Sum => "sum",
-        AggFunction::Avg => "avg",
-        AggFunction::Min => "min",
-        AggFunction::Max => "max",
-        AggFunction::BoolAnd => "bool_and",
-        AggFunction::BoolOr => "bool_or",
-    };
-    let arg = call.arg.map_or_else(|| "*".to_owned(), |a| list(input, &[a]));
-    let distinct = if call.distinct { "DISTINCT " } else { "" };
-    let filter = call.filter.map_or_else(String::new, |f| format!(" FILTER ({})", list(input, &[f])));
-    format!("{name}({distinct}{arg}){filter}")
 }
 
 pub(super) fn join(

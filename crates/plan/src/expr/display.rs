@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use arrow::datatypes::{DataType, Schema, TimeUnit};
 
 use super::{Expr, Is};
+use crate::stream::{AggCall, AggFunction};
 
 /// An expression shown with the column names of its input.
 pub struct Named<'a> {
@@ -156,6 +157,40 @@ impl Display for Named<'_> {
                     f.write_str(")")
                 }
             },
+        }
+    }
+}
+
+/// An aggregate call shown with the column names of its input.
+pub struct NamedCall<'a> {
+    call: &'a AggCall,
+    schema: &'a Schema,
+}
+
+impl AggCall {
+    /// The call with the names of `schema` in place of column numbers, for EXPLAIN and for naming its result.
+    pub fn named<'a>(&'a self, schema: &'a Schema) -> NamedCall<'a> {
+        NamedCall { call: self, schema }
+    }
+}
+
+impl Display for NamedCall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let column = |c: usize| Expr::Column(c).named(self.schema).to_string();
+        let name = match self.call.function {
+            AggFunction::Count => "count",
+            AggFunction::Sum => "sum",
+            AggFunction::Avg => "avg",
+            AggFunction::Min => "min",
+            AggFunction::Max => "max",
+            AggFunction::BoolAnd => "bool_and",
+            AggFunction::BoolOr => "bool_or",
+        };
+        let distinct = if self.call.distinct { "DISTINCT " } else { "" };
+        write!(f, "{name}({distinct}{})", self.call.arg.map_or_else(|| "*".to_owned(), column))?;
+        match self.call.filter {
+            Some(filter) => write!(f, " FILTER ({})", column(filter)),
+            None => Ok(()),
         }
     }
 }

@@ -19,7 +19,7 @@ use datafusion::physical_expr::expressions::BinaryExpr;
 
 /// `left AND right` or `left OR right` of Booleans.
 #[derive(Debug, Eq)]
-pub(super) struct GuardedLogic {
+pub(crate) struct GuardedLogic {
     plain: Arc<dyn PhysicalExpr>,
     left: Arc<dyn PhysicalExpr>,
     right: Arc<dyn PhysicalExpr>,
@@ -27,7 +27,7 @@ pub(super) struct GuardedLogic {
 }
 
 impl GuardedLogic {
-    pub(super) fn new(left: Arc<dyn PhysicalExpr>, conjunction: bool, right: Arc<dyn PhysicalExpr>) -> GuardedLogic {
+    pub(crate) fn new(left: Arc<dyn PhysicalExpr>, conjunction: bool, right: Arc<dyn PhysicalExpr>) -> GuardedLogic {
         let op = if conjunction { Operator::And } else { Operator::Or };
         let plain = Arc::new(BinaryExpr::new(Arc::clone(&left), op, Arc::clone(&right)));
         GuardedLogic { plain, left, right, conjunction }

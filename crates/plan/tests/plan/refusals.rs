@@ -29,9 +29,9 @@ fn refusals_name_the_construct() {
     check(r, "SELECT random() FROM orders", unsupported, "volatile function random");
     check(
         r,
-        "SELECT order_id FROM orders WHERE amount = (SELECT amount FROM events e WHERE e.account = 5)",
+        "SELECT order_id FROM orders o WHERE amount = (SELECT region FROM accounts a WHERE a.owner = o.kind)",
         unsupported,
-        "",
+        "more than one row",
     );
     check(
         r,

@@ -141,6 +141,9 @@ mod tests {
         let class = relation("pg_catalog", "pg_class").unwrap().arrow_schema();
         let oid = class.field_with_name("oid").unwrap();
         assert_eq!((oid.data_type(), oid.metadata()[PG_TYPE].as_str()), (&DataType::Int64, "26"));
-        assert_eq!(class.field_with_name("reloptions").unwrap().data_type(), &DataType::new_list(DataType::Utf8View, true));
+        assert_eq!(
+            class.field_with_name("reloptions").unwrap().data_type(),
+            &DataType::new_list(DataType::Utf8View, true)
+        );
     }
 }

@@ -17,13 +17,13 @@ use datafusion::catalog::TableProvider;
 use datafusion::logical_expr::ScalarUDF;
 use flow::Result;
 
-pub mod layout;
-pub mod source;
-pub mod rows;
 pub mod content;
-pub mod provider;
 pub mod functions;
+pub mod layout;
+pub mod provider;
 pub mod rewrite;
+pub mod rows;
+pub mod source;
 
 pub use layout::PG_TYPE;
 pub use source::{FunctionInfo, JobInfo, NoSource, SessionInfo, SourceInfo, SystemSource};

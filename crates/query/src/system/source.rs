@@ -28,9 +28,10 @@ pub struct SessionInfo {
 impl SessionInfo {
     /// The schemas of the search path that exist, without `pg_catalog` unless it was named.
     pub fn existing_path<'a>(&'a self, catalog: &'a catalog::Catalog) -> impl Iterator<Item = &'a str> {
-        self.search_path.iter().map(String::as_str).filter(|s| {
-            catalog.schema(&self.database, s).is_some() || catalog::names::VIRTUAL_SCHEMAS.contains(s)
-        })
+        self.search_path
+            .iter()
+            .map(String::as_str)
+            .filter(|s| catalog.schema(&self.database, s).is_some() || catalog::names::VIRTUAL_SCHEMAS.contains(s))
     }
 }
 

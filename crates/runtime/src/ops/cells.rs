@@ -431,6 +431,31 @@ impl Cells {
         }
     }
 
+    /// Writes the first `rows` rows of `from` as the rows from `start` on, which is the next number.
+    pub fn extend(&mut self, start: usize, from: &BatchColumn, rows: usize) {
+        if from.nulls.is_some() || self.any_null {
+            self.any_null = true;
+            (0..rows).for_each(|i| self.nulls.set(start + i, from.is_null(i)));
+        }
+        match (&mut self.values, &from.values) {
+            (Values::W1(to), BatchValues::W1(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::W2(to), BatchValues::W2(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::W4(to), BatchValues::W4(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::W8(to), BatchValues::W8(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::W16(to), BatchValues::W16(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::F32(to), BatchValues::F32(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::F64(to), BatchValues::F64(v)) => to.extend_from_slice(&v[..rows]),
+            (Values::View(to), BatchValues::View { .. }) => {
+                for i in 0..rows {
+                    let view = if from.is_null(i) { 0 } else { to.store(from.bytes(i)) };
+                    to.views.push(view);
+                }
+            }
+            // As in `write`: only the Null type is left.
+            _ => {}
+        }
+    }
+
     /// Whether row `id` here is the same value as row `i` of `other`.
     #[inline]
     pub fn equal(&self, id: usize, other: &BatchColumn, i: usize) -> bool {

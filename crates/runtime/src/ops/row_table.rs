@@ -117,7 +117,8 @@ impl RowTable {
     }
 
     /// The number of every row of `batch` into `ids`; rows not yet there are added, and their positions in the batch go
-    /// to `fresh` (only the first of several equal ones). `hashes` are `flow::hash` of the same columns.
+    /// to `fresh` (only the first of several equal ones). `hashes` are `flow::hash` of the same columns. Only for a table with
+    /// an index.
     pub fn upsert(
         &mut self,
         batch: &[BatchColumn],
@@ -132,18 +133,7 @@ impl RowTable {
         }
         let RowTable { columns, index, hashes: stored, free, size } = self;
         let Some(index) = index else {
-            for i in 0..hashes.len() {
-                let id = free.pop().unwrap_or_else(|| {
-                    *size += 1;
-                    (*size - 1) as u32
-                });
-                for (c, b) in columns.iter_mut().zip(batch) {
-                    c.write(id as usize, b, i);
-                }
-                ids.push(id);
-                fresh.push(i as u32);
-            }
-            return Ok(());
+            return Err(Error::internal("a row table without an index was searched"));
         };
         let mut state = IndexState { index, stored, free, size };
         match (columns.as_mut_slice(), batch) {
@@ -173,6 +163,18 @@ impl RowTable {
             c.write(id as usize, b, i);
         }
         id
+    }
+
+    /// Adds the first `rows` rows of `batch` under new numbers in a row and returns the first. Only for a table without an
+    /// index from which nothing was removed.
+    pub fn extend(&mut self, batch: &[BatchColumn], rows: usize) -> u32 {
+        debug_assert!(self.index.is_none() && self.free.is_empty());
+        let start = self.size;
+        for (c, b) in self.columns.iter_mut().zip(batch) {
+            c.extend(start, b, rows);
+        }
+        self.size += rows;
+        start as u32
     }
 
     /// Removes row `id`, which is present; its number may come back for another row.

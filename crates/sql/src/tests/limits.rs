@@ -27,6 +27,9 @@ fn ten_thousand_parentheses_are_refused_and_do_not_overflow() {
         assert_eq!(state_of(&format!("SELECT * FROM {}t", "(".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("{}SELECT 1", "EXPLAIN ".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("SELECT 1{}", "+1".repeat(100_000))), Err(SqlState::StatementTooComplex));
+        let union = format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(100_000));
+        assert_eq!(state_of(&union), Err(SqlState::StatementTooComplex));
+        assert_eq!(state_of(&format!("SELECT 1 FROM t{}", ", t".repeat(100_000))), Err(SqlState::StatementTooComplex));
     });
 }
 

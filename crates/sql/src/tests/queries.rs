@@ -309,6 +309,13 @@ fn arithmetic_is_checked_before_and_after_folding() {
         let e = w.error(text);
         assert_eq!((e.state(), e.message()), (state, message), "{text}: {e:?}");
     }
+    for text in [
+        "SELECT id FROM orders WHERE id <> 2 AND 10 / (id - 2) > 5",
+        "SELECT id FROM orders WHERE CASE WHEN id <> 2 THEN 10 / (id - 2) > 5 ELSE false END",
+        "SELECT id FROM orders WHERE NOT (id = 2 OR 10 / (id - 2) <= 5)",
+    ] {
+        assert_eq!(w.run(text).unwrap_or_else(|e| panic!("{text}: {e:?}")), ["id", "3"], "{text}");
+    }
     assert_eq!(w.value("SELECT CASE WHEN 0 <> 0 THEN 1 / 0 ELSE 2 END").unwrap(), "2");
     assert_eq!(w.run("SELECT CASE WHEN id <> 1 THEN 10 / (id - 1) END FROM orders ORDER BY id").unwrap(), ["case", "NULL", "10", "5", "3"]);
 }

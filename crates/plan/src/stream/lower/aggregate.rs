@@ -36,9 +36,8 @@ impl Lowering {
                     }
                 }
                 let calls = calls(aggregate, schema, exprs.len())?;
-                let names = aggregate.schema.fields().iter().map(|f| f.name().clone()).collect();
                 let group = exprs.into_iter().map(|e| from_datafusion(e, schema)).collect::<Result<Vec<_>>>()?;
-                one(input, group, &calls, names)
+                one(input, group, &calls)
             }
         }
     }
@@ -54,8 +53,9 @@ struct Call {
     output: DataType,
 }
 
-/// One aggregate of `input`: computes what the groups and calls read in a projection below.
-fn one(input: StreamNode, group: Vec<Expr>, calls: &[Call], names: Vec<String>) -> Result<StreamNode> {
+/// One aggregate of `input`: computes what the groups and calls read in a projection below. Output: the groups, then the
+/// calls.
+fn one(input: StreamNode, group: Vec<Expr>, calls: &[Call]) -> Result<StreamNode> {
     let mut exprs: Vec<Expr> = Vec::new();
     let mut place = |e: &Expr| match exprs.iter().position(|have| have == e) {
         Some(i) => i,
@@ -74,7 +74,7 @@ fn one(input: StreamNode, group: Vec<Expr>, calls: &[Call], names: Vec<String>) 
             columns.len() - 1
         }));
     }
-    let calls: Vec<AggCall> = calls
+    let mut calls: Vec<AggCall> = calls
         .iter()
         .map(|call| AggCall {
             function: call.function,
@@ -84,22 +84,36 @@ fn one(input: StreamNode, group: Vec<Expr>, calls: &[Call], names: Vec<String>) 
             output: call.output.clone(),
         })
         .collect();
-    let named = exprs.into_iter().map(|e| {
-        let name = e.named(&input.schema).to_string();
-        (e, name)
-    });
-    let named: Vec<(Expr, String)> = named.collect();
-    // A call of count(*) alone reads no column; then the input comes as it is.
-    let input = if named.is_empty() { input } else { input.project(named)? };
-    let (width, distinct_groups) = (group.len(), columns.len());
-    let mut names_below: Vec<String> = Vec::with_capacity(distinct_groups + calls.len());
-    for i in 0..distinct_groups {
-        let at = repeats.iter().position(|r| *r == i).unwrap_or_default();
-        names_below.push(names.get(at).cloned().unwrap_or_default());
-    }
-    names_below.extend(names.iter().skip(width).cloned());
-    let node = input.aggregate(columns, calls, names_below)?;
-    if distinct_groups == width {
+    // The input as it is, when it has just the columns that are read; count(*) alone reads none.
+    let plain: Option<Vec<usize>> =
+        exprs.iter().map(|e| if let Expr::Column(c) = e { Some(*c) } else { None }).collect();
+    let input = match plain {
+        Some(plain) if plain.len() == input.width() || plain.is_empty() => {
+            let at = |c: usize| plain.get(c).copied().unwrap_or(c);
+            columns.iter_mut().for_each(|c| *c = at(*c));
+            for call in &mut calls {
+                call.arg = call.arg.map(at);
+                call.filter = call.filter.map(at);
+            }
+            input
+        }
+        _ => {
+            let named = exprs.into_iter().map(|e| {
+                let name = e.named(&input.schema).to_string();
+                (e, name)
+            });
+            let named = named.collect();
+            input.project(named)?
+        }
+    };
+    let distinct_groups = columns.len();
+    let names = columns
+        .iter()
+        .map(|c| input.name_of(*c))
+        .chain(calls.iter().map(|c| c.named(&input.schema).to_string()))
+        .collect();
+    let node = input.aggregate(columns, calls, names)?;
+    if distinct_groups == repeats.len() {
         return Ok(node);
     }
     let picked: Vec<usize> = repeats.into_iter().chain(distinct_groups..node.width()).collect();
@@ -189,8 +203,7 @@ fn grouping_sets(input: StreamNode, sets: &GroupingSet, aggregate: &Aggregate) -
         present.sort_unstable();
         present.dedup();
         let key: Vec<Expr> = present.iter().filter_map(|i| group.get(*i).cloned()).collect();
-        let branch_names = present.iter().map(|i| names(*i)).chain((0..calls.len()).map(|c| names(all.len() + 1 + c)));
-        let node = one(input.clone(), key, &calls, branch_names.collect())?;
+        let node = one(input.clone(), key, &calls)?;
         // DataFusion's id: one bit per group column, the last column lowest, set where the column is not grouped by;
         // above them the number of earlier sets that are equal.
         let bits = (0..all.len()).fold(0u64, |id, i| (id << 1) | u64::from(!present.contains(&i)));

@@ -122,9 +122,7 @@ impl Parts {
         if self.right.is_unique_by(&keys) {
             return Ok(());
         }
-        Err(Error::unsupported("a scalar subquery that could return more than one row is not supported in a standing query")
-            .with_detail("Nothing in it says that it returns at most one row.")
-            .with_hint("Aggregate it (SELECT max(x) …), add LIMIT 1, or compare its table's whole primary key by =."))
+        Err(crate::error::scalar_subquery_unsupported())
     }
 
     fn build(self, kind: JoinKind) -> Result<StreamNode> {

@@ -119,7 +119,11 @@ impl Lowering {
                 }
                 _ => (0, None),
             };
-            let name = window.schema.field(base + i).name();
+            let name = match kind {
+                RankKind::RowNumber => "row_number",
+                RankKind::Rank => "rank",
+                RankKind::DenseRank => "dense_rank",
+            };
             if let Some(place) = columns.get_mut(i) {
                 *place = node.width();
             }

@@ -117,9 +117,7 @@ impl Snapshot {
     /// A readable relation of the session's database by OID.
     pub fn readable_by_oid(&self, oid: i64) -> Option<&Arc<Relation>> {
         let oid = RelationId(u32::try_from(oid).ok()?);
-        self.catalog
-            .relation(oid)
-            .filter(|r| r.database == self.session.database && r.kind() != RelationKind::Sink)
+        self.catalog.relation(oid).filter(|r| r.database == self.session.database && r.kind() != RelationKind::Sink)
     }
 
     /// Whether an unqualified `name` means the object in `schema`: the schema is searched and none before it has the name.

@@ -1,6 +1,6 @@
 //! Millstream's own views: jobs, sources, sinks, sessions, dependencies.
 
-use catalog::{Definition, RelationKind, SinkInput};
+use catalog::{Definition, RelationKind, Sink, SinkInput};
 
 use super::{Fill, option_texts};
 use crate::system::Snapshot;
@@ -145,10 +145,8 @@ fn keywords(_: &Snapshot, rows: &mut Rows) {
 fn dependencies(s: &Snapshot, rows: &mut Rows) {
     for r in s.catalog.relations().filter(|r| r.database == s.session.database) {
         let mut inputs = r.depends_on.clone();
-        if let Definition::Sink(sink) = &r.definition {
-            if let SinkInput::Relation(input) = sink.input {
-                inputs.push(input);
-            }
+        if let Definition::Sink(Sink { input: SinkInput::Relation(input), .. }) = &r.definition {
+            inputs.push(*input);
         }
         inputs.sort();
         inputs.dedup();

@@ -72,9 +72,10 @@ fn io_functions(t: &PgType) -> [String; 4] {
         "aclitem" => ["aclitemin".into(), "aclitemout".into(), missing(), missing()],
         "any" | "anyelement" => [format!("{}_in", t.name), format!("{}_out", t.name), missing(), missing()],
         _ if t.kind == 'r' => with("range", "_"),
-        "bool" | "bytea" | "char" | "name" | "int8" | "int2" | "int2vector" | "int4" | "regproc" | "text" | "oid" | "tid"
-        | "xid" | "cid" | "oidvector" | "float4" | "float8" | "unknown" | "bpchar" | "varchar" | "regprocedure" | "regoper"
-        | "regoperator" | "regclass" | "regtype" | "regnamespace" | "regrole" | "tsvector" | "tsquery" => with(t.name, ""),
+        "bool" | "bytea" | "char" | "name" | "int8" | "int2" | "int2vector" | "int4" | "regproc" | "text" | "oid"
+        | "tid" | "xid" | "cid" | "oidvector" | "float4" | "float8" | "unknown" | "bpchar" | "varchar"
+        | "regprocedure" | "regoper" | "regoperator" | "regclass" | "regtype" | "regnamespace" | "regrole"
+        | "tsvector" | "tsquery" => with(t.name, ""),
         _ => with(t.name, "_"),
     }
 }
@@ -84,7 +85,16 @@ fn pg_type(_: &Snapshot, rows: &mut Rows) {
         let [input, output, receive, send] = io_functions(t);
         let modified = matches!(
             t.name,
-            "bpchar" | "varchar" | "time" | "timestamp" | "timestamptz" | "interval" | "timetz" | "bit" | "varbit" | "numeric"
+            "bpchar"
+                | "varchar"
+                | "time"
+                | "timestamp"
+                | "timestamptz"
+                | "interval"
+                | "timetz"
+                | "bit"
+                | "varbit"
+                | "numeric"
         );
         let modifier = |suffix: &str| if modified { format!("{}typmod{suffix}", t.name) } else { "-".to_string() };
         // The vectors of the catalogs are arrays to those who ask for an element type.
@@ -160,8 +170,7 @@ fn pg_range(_: &Snapshot, rows: &mut Rows) {
 }
 
 fn pg_collation(_: &Snapshot, rows: &mut Rows) {
-    for (number, name, provider) in
-        [(DEFAULT_COLLATION, "default", "d"), (C_COLLATION, "C", "c"), (951, "POSIX", "c")]
+    for (number, name, provider) in [(DEFAULT_COLLATION, "default", "d"), (C_COLLATION, "C", "c"), (951, "POSIX", "c")]
     {
         let locale = (provider == "c").then_some(name);
         rows.push([

@@ -168,7 +168,9 @@ fn obj_description(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
         match class {
             Some("pg_class") => relation(),
             Some("pg_namespace") => schema(),
-            Some("pg_proc") => functions.get(function_number(oid)?).map(|f| f.description.clone()).filter(|d| !d.is_empty()),
+            Some("pg_proc") => {
+                functions.get(function_number(oid)?).map(|f| f.description.clone()).filter(|d| !d.is_empty())
+            }
             Some(_) => None,
             None => relation().or_else(schema),
         }
@@ -211,13 +213,17 @@ fn relation_is_updatable(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
 }
 
 fn column_is_updatable(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    Ok(bools(a.ints(0)?.iter().map(|oid| Some(s.readable_by_oid(oid?).is_some_and(|r| r.kind() == RelationKind::Table)))))
+    Ok(bools(
+        a.ints(0)?.iter().map(|oid| Some(s.readable_by_oid(oid?).is_some_and(|r| r.kind() == RelationKind::Table))),
+    ))
 }
 
 fn relation_size(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
     let oids = super::reg::relation_oids(s, a, 0)?;
     Ok(ints(oids.into_iter().map(|oid| {
-        let bytes = u32::try_from(oid?).ok().and_then(|oid| s.source.relation_bytes(RelationId(oid)));
+        let stored = [RelationKind::Table, RelationKind::MaterializedView];
+        let relation = s.readable_by_oid(oid?).filter(|r| stored.contains(&r.kind()));
+        let bytes = relation.and_then(|r| s.source.relation_bytes(r.oid));
         Some(bytes.map_or(0, |b| i64::try_from(b).unwrap_or(i64::MAX)))
     })))
 }
@@ -252,4 +258,3 @@ fn relation_filenode(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
     let oids = super::reg::relation_oids(s, a, 0)?;
     Ok(ints(oids.into_iter().map(|oid| oid.filter(|o| s.readable_by_oid(*o).is_some_and(|r| r.table().is_some())))))
 }
-

@@ -6,7 +6,9 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, Int64Builder, ListArray, ListBuilder, StringViewArray, StringViewBuilder};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, Int64Builder, ListArray, ListBuilder, StringViewArray, StringViewBuilder,
+};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use catalog::types::oid;
 use datafusion::common::ScalarValue;
@@ -207,7 +209,10 @@ impl Arguments {
 fn cast<T: Array + Clone + 'static>(column: &ArrayRef, to: &DataType) -> flow::Result<T> {
     let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
     let array = arrow::compute::cast_with_options(column, to, &options).map_err(|e| {
-        flow::Error::new(flow::SqlState::InvalidTextRepresentation, format!("invalid argument of a system function: {e}"))
+        flow::Error::new(
+            flow::SqlState::InvalidTextRepresentation,
+            format!("invalid argument of a system function: {e}"),
+        )
     })?;
     match array.as_any().downcast_ref::<T>() {
         Some(typed) => Ok(typed.clone()),

@@ -20,7 +20,9 @@ pub(super) const FUNCTIONS: &[Definition] = &[
     stable("regrole_number", OID, |s, a| numbers(a, |name| role(s, name), ROLE)),
     stable("regproc_number", OID, |s, a| numbers(a, |name| function(s, name), FUNCTION)),
     stable("regclass_name", TEXT, |s, a| names(a, |oid| class_name(s, oid))),
-    stable("regtype_name", TEXT, |_, a| names(a, |oid| u32::try_from(oid).ok().filter(type_exists).map(|o| format_type(o, -1)))),
+    stable("regtype_name", TEXT, |_, a| {
+        names(a, |oid| u32::try_from(oid).ok().filter(type_exists).map(|o| format_type(o, -1)))
+    }),
     stable("regnamespace_name", TEXT, |s, a| names(a, |oid| namespace_name(s, oid))),
     stable("regrole_name", TEXT, |s, a| names(a, |oid| role_name(s, oid))),
     stable("regproc_name", TEXT, |s, a| names(a, |oid| function_name(s, oid))),
@@ -39,17 +41,17 @@ const TYPE: Kind = ("type", SqlState::UndefinedObject);
 const NAMESPACE: Kind = ("schema", SqlState::InvalidSchemaName);
 const ROLE: Kind = ("role", SqlState::UndefinedObject);
 
-
 const FUNCTION: Kind = ("function", SqlState::UndefinedFunction);
 
 /// A name, number or dash as an OID.
 fn number(text: &str, find: impl Fn(&str) -> Option<i64>, kind: Kind) -> Result<i64> {
     match text.trim() {
         "-" => Ok(0),
-        digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => digits
-            .parse::<u32>()
-            .map(i64::from)
-            .map_err(|_| Error::new(SqlState::NumericValueOutOfRange, format!("value \"{digits}\" is out of range for type oid"))),
+        digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse::<u32>().map(i64::from).map_err(|_| {
+                Error::new(SqlState::NumericValueOutOfRange, format!("value \"{digits}\" is out of range for type oid"))
+            })
+        }
         name => find(name).ok_or_else(|| Error::new(kind.1, format!("{} \"{name}\" does not exist", kind.0))),
     }
 }

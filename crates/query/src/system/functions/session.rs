@@ -7,7 +7,9 @@ use catalog::settings::SERVER_VERSION;
 use catalog::types::oid;
 use flow::{Error, Result, SqlState};
 
-use super::{Arguments, BOOL, Definition, INT4, INT8, NAME, OID, TEXT, bools, ints, stable, text_lists, texts, volatile};
+use super::{
+    Arguments, BOOL, Definition, INT4, INT8, NAME, OID, TEXT, bools, ints, stable, text_lists, texts, volatile,
+};
 use crate::system::Snapshot;
 
 pub(super) const FUNCTIONS: &[Definition] = &[

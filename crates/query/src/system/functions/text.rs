@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int32Builder, ListArray, ListBuilder, StringViewArray, StringViewBuilder, StructArray};
+use arrow::array::{
+    Array, ArrayRef, Int32Builder, ListArray, ListBuilder, StringViewArray, StringViewBuilder, StructArray,
+};
 use arrow::datatypes::{DataType, Field};
 use catalog::names::{quote_identifier, quote_literal};
 use flow::{Error, Result, SqlState};
@@ -143,7 +145,7 @@ fn options_text(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
 
 /// `json_build_object(key, value, …)`, with a space after each colon as PostgreSQL writes it.
 fn json_build_object(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    if a.count() % 2 != 0 {
+    if !a.count().is_multiple_of(2) {
         return Err(Error::new(SqlState::InvalidParameterValue, "argument list must have even number of elements")
             .with_hint("The arguments of json_build_object() must consist of alternating keys and values."));
     }

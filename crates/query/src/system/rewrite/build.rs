@@ -1,8 +1,10 @@
 //! Making and reading syntax trees.
 
 use datafusion::sql::sqlparser::ast::{
-    Array, ArrayElemTypeDef, CaseWhen, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
-    Ident, ObjectName, ObjectNamePart, TableAlias, TableFactor, Value, helpers::attached_token::AttachedToken,
+    Array, ArrayElemTypeDef, CaseWhen, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
+    FunctionArgumentList, FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart, Query, Select,
+    SelectFlavor, SelectItem, SetExpr, TableAlias, TableFactor, TableWithJoins, Value,
+    helpers::attached_token::AttachedToken,
 };
 
 /// The parts of a name, folded where not quoted.
@@ -155,4 +157,47 @@ pub fn table(name: ObjectName, alias: TableAlias) -> TableFactor {
 /// `ARRAY[]::text[]`.
 pub fn empty_texts() -> Expr {
     cast(array(Vec::new()), DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)))
+}
+
+/// `(SELECT projection FROM relation) AS alias`.
+pub fn derived(projection: Vec<SelectItem>, relation: TableFactor, alias: TableAlias) -> TableFactor {
+    let select = Select {
+        select_token: AttachedToken::empty(),
+        optimizer_hints: Vec::new(),
+        distinct: None,
+        select_modifiers: None,
+        top: None,
+        top_before_distinct: false,
+        projection,
+        exclude: None,
+        into: None,
+        from: vec![TableWithJoins { relation, joins: Vec::new() }],
+        lateral_views: Vec::new(),
+        prewhere: None,
+        selection: None,
+        connect_by: Vec::new(),
+        group_by: GroupByExpr::Expressions(Vec::new(), Vec::new()),
+        cluster_by: Vec::new(),
+        distribute_by: Vec::new(),
+        sort_by: Vec::new(),
+        having: None,
+        named_window: Vec::new(),
+        qualify: None,
+        window_before_qualify: false,
+        value_table_mode: None,
+        flavor: SelectFlavor::Standard,
+    };
+    let query = Query {
+        with: None,
+        body: Box::new(SetExpr::Select(Box::new(select))),
+        order_by: None,
+        limit_clause: None,
+        fetch: None,
+        locks: Vec::new(),
+        for_clause: None,
+        settings: None,
+        format_clause: None,
+        pipe_operators: Vec::new(),
+    };
+    TableFactor::Derived { lateral: false, subquery: Box::new(query), alias: Some(alias), sample: None }
 }

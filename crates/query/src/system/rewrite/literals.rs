@@ -35,7 +35,8 @@ pub fn expression(expr: &mut Expr) {
 }
 
 fn typed_constant(column: &Expr, constant: &mut Expr) {
-    let Some(Some(type_oid)) = build::column_name(column).and_then(|name| COLUMN_TYPES.get(name.as_str()).copied()) else {
+    let Some(Some(type_oid)) = build::column_name(column).and_then(|name| COLUMN_TYPES.get(name.as_str()).copied())
+    else {
         return;
     };
     let Some(text) = build::string_value(constant) else { return };
@@ -67,14 +68,12 @@ pub fn table_oids(select: &mut Select) {
     impl VisitorMut for Replace {
         type Break = ();
         fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-            if let Expr::CompoundIdentifier(parts) = expr {
-                if let [.., relation, column] = &parts[..] {
-                    if column.value.eq_ignore_ascii_case("tableoid") {
-                        if let Some(oid) = self.0.get(&build::fold(relation)) {
-                            *expr = build::number(i64::from(*oid));
-                        }
-                    }
-                }
+            if let Expr::CompoundIdentifier(parts) = expr
+                && let [.., relation, column] = &parts[..]
+                && column.value.eq_ignore_ascii_case("tableoid")
+                && let Some(oid) = self.0.get(&build::fold(relation))
+            {
+                *expr = build::number(i64::from(*oid));
             }
             ControlFlow::Continue(())
         }

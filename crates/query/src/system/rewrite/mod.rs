@@ -104,6 +104,7 @@ impl VisitorMut for Shapes {
     }
 
     fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        sets::lateral_lists(select);
         sets::select(select);
         subqueries::select(select);
         ControlFlow::Continue(())

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArguments, Query,
-    Subscript, TimezoneInfo, Value, ValueWithSpan, VisitorMut,
+    AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArguments, Query, Subscript,
+    TimezoneInfo, Value, ValueWithSpan, VisitorMut,
 };
 
 use super::build;
@@ -13,11 +13,21 @@ use super::build;
 const VECTOR_COLUMNS: [&str; 5] = ["indkey", "indcollation", "indclass", "indoption", "proargtypes"];
 
 /// Columns of type regproc, which are held as text: no function is a dash, which PostgreSQL compares to 0.
-const FUNCTION_COLUMNS: [&str; 9] =
-    ["typinput", "typoutput", "typreceive", "typsend", "typmodin", "typmodout", "typanalyze", "typsubscript", "amhandler"];
+const FUNCTION_COLUMNS: [&str; 9] = [
+    "typinput",
+    "typoutput",
+    "typreceive",
+    "typsend",
+    "typmodin",
+    "typmodout",
+    "typanalyze",
+    "typsubscript",
+    "amhandler",
+];
 
 /// Functions without parentheses, which the parser takes for columns when it does not know them as keywords.
-const BARE_FUNCTIONS: [&str; 6] = ["current_schema", "current_catalog", "current_user", "current_role", "session_user", "user"];
+const BARE_FUNCTIONS: [&str; 6] =
+    ["current_schema", "current_catalog", "current_user", "current_role", "session_user", "user"];
 
 pub struct Names;
 
@@ -87,12 +97,16 @@ fn rewrite_expr(expr: &mut Expr) {
                 [AccessExpr::Subscript(_)] => is_vector(root),
                 _ => false,
             };
-            if let (Some(AccessExpr::Subscript(Subscript::Index { index })), true) = (access_chain.last_mut(), zero_based) {
+            if let (Some(AccessExpr::Subscript(Subscript::Index { index })), true) =
+                (access_chain.last_mut(), zero_based)
+            {
                 let one = Box::new(build::number(1));
                 *index = Expr::BinaryOp { left: Box::new(take(index)), op: BinaryOperator::Plus, right: one };
             }
         }
-        Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } => like_pattern(pattern, escape_char),
+        Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } => {
+            like_pattern(pattern, escape_char)
+        }
         _ => {}
     }
 }
@@ -109,18 +123,18 @@ fn like_pattern(pattern: &mut Expr, escape: &mut Option<ValueWithSpan>) {
 /// Takes the schema off a system function's name.
 fn function(f: &mut Function) {
     let parts = build::parts(&f.name);
-    if let [schema, name] = &parts[..] {
-        if schema == "pg_catalog" || schema == "information_schema" {
-            f.name = build::function_name(name);
-        }
+    if let [schema, name] = &parts[..]
+        && (schema == "pg_catalog" || schema == "information_schema")
+    {
+        f.name = build::function_name(name);
     }
     // current_user and its like come without arguments, and DataFusion wants a list.
-    if let Some(name) = build::system_name(&f.name) {
-        if BARE_FUNCTIONS.contains(&name.as_str()) && matches!(f.args, FunctionArguments::None) {
-            if let Expr::Function(call) = build::call(&name, Vec::new()) {
-                *f = call;
-            }
-        }
+    if matches!(f.args, FunctionArguments::None)
+        && let Some(name) = build::system_name(&f.name)
+        && BARE_FUNCTIONS.contains(&name.as_str())
+        && let Expr::Function(call) = build::call(&name, Vec::new())
+    {
+        *f = call;
     }
 }
 
@@ -164,7 +178,8 @@ fn function_comparison(op: &BinaryOperator, left: &Expr, right: &mut Expr) {
 
 /// The right side of ANY and ALL: array literals in braces are spelled out, and parameters get a type.
 fn array_operand(left: &Expr, right: &mut Expr) {
-    let numeric = build::column_name(left).is_some_and(|n| n.ends_with("oid") || n.ends_with("relid") || n.ends_with("typid"));
+    let numeric =
+        build::column_name(left).is_some_and(|n| n.ends_with("oid") || n.ends_with("relid") || n.ends_with("typid"));
     let element = if numeric { DataType::BigInt(None) } else { DataType::Text };
     if let Some(text) = build::string_value(right) {
         if let Some(elements) = array_literal(text, &element) {
@@ -231,10 +246,10 @@ fn registered_text(expr: &mut Expr) -> Option<Expr> {
 
 /// Registered values are shown by name when they are joined to text.
 fn registered_operand(op: &BinaryOperator, side: &mut Expr) {
-    if matches!(op, BinaryOperator::StringConcat) {
-        if let Some(text) = registered_text(side) {
-            *side = text;
-        }
+    if matches!(op, BinaryOperator::StringConcat)
+        && let Some(text) = registered_text(side)
+    {
+        *side = text;
     }
 }
 
@@ -245,17 +260,20 @@ fn cast(inner: &mut Expr, data_type: &mut DataType) -> Option<Expr> {
     }
     plain_type(data_type);
     // 'upper'::regproc::oid
-    if let (Some((name, arguments)), DataType::BigInt(_)) = (build::as_call(inner), &*data_type) {
-        if name == "regproc_name" {
-            return Some(build::call("regproc_number", arguments.into_iter().cloned().collect()));
-        }
+    if let (Some((name, arguments)), DataType::BigInt(_)) = (build::as_call(inner), &*data_type)
+        && name == "regproc_name"
+    {
+        // The cast stays, so that the number is not shown by name again.
+        let number = build::call("regproc_number", arguments.into_iter().cloned().collect());
+        return Some(build::cast(number, data_type.clone()));
     }
-    if is_text(data_type) {
-        if let Some(text) = registered_text(inner) {
-            return Some(text);
-        }
+    if is_text(data_type)
+        && let Some(text) = registered_text(inner)
+    {
+        return Some(text);
     }
-    if let (DataType::Array(ArrayElemTypeDef::SquareBracket(element, _)), Some(text)) = (&*data_type, build::string_value(inner))
+    if let (DataType::Array(ArrayElemTypeDef::SquareBracket(element, _)), Some(text)) =
+        (&*data_type, build::string_value(inner))
     {
         return array_literal(text, element);
     }
@@ -290,8 +308,8 @@ fn plain_type(data_type: &mut DataType) {
         "float4" => DataType::Real,
         "float8" => DataType::DoublePrecision,
         "bool" => DataType::Boolean,
-        "text" | "name" | "char" | "bpchar" | "varchar" | "cstring" | "unknown" | "json" | "jsonb" | "pg_node_tree" | "inet"
-        | "aclitem" | "sql_identifier" | "character_data" | "yes_or_no" => DataType::Text,
+        "text" | "name" | "char" | "bpchar" | "varchar" | "cstring" | "unknown" | "json" | "jsonb" | "pg_node_tree"
+        | "inet" | "aclitem" | "sql_identifier" | "character_data" | "yes_or_no" => DataType::Text,
         "cardinal_number" => DataType::Integer(None),
         "timestamptz" => DataType::Timestamp(None, TimezoneInfo::WithTimeZone),
         "timestamp" => DataType::Timestamp(None, TimezoneInfo::None),

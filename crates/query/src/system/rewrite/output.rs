@@ -36,6 +36,8 @@ pub fn names(query: &mut Query) -> Option<Vec<String>> {
 pub fn apply(query: &mut Query, names: &[String]) {
     let Some(projection) = naming_projection(&mut query.body) else { return };
     let mut used = HashSet::new();
+    // Where rows are unnested, DataFusion sees the names of input and output columns side by side.
+    let unnests = projection.iter_mut().filter_map(super::item_expr).any(|e| contains_unnest(e));
     for (i, (item, name)) in projection.iter_mut().zip(names).enumerate() {
         let distinct = used.insert(name);
         let plain_column = matches!(&*item, SelectItem::UnnamedExpr(e) if build::column_name(e).as_ref() == Some(name));
@@ -43,7 +45,8 @@ pub fn apply(query: &mut Query, names: &[String]) {
             continue;
         }
         // Not a name that anyone can have written, because the position is part of it.
-        let alias = if distinct { name.clone() } else { format!("{name}:{i}") };
+        let given = matches!(&*item, SelectItem::ExprWithAlias { .. });
+        let alias = if distinct && (given || !unnests) { name.clone() } else { format!("{name}:{i}") };
         if let Some(expr) = super::item_expr(item) {
             let expr = std::mem::replace(expr, build::null());
             *item = SelectItem::ExprWithAlias { expr, alias: build::ident(&alias) };
@@ -91,4 +94,8 @@ fn postgres_name(expr: &Expr) -> Option<String> {
 fn type_name(written: &str) -> String {
     let known = types::parse(written).and_then(|(oid, _)| types::by_oid(oid).or_else(|| types::element_of(oid)));
     known.map_or_else(|| written.rsplit('.').next().unwrap_or(written).to_lowercase(), |t| t.name.to_string())
+}
+
+fn contains_unnest(expr: &Expr) -> bool {
+    build::as_call(expr).is_some_and(|(name, _)| name == "unnest")
 }

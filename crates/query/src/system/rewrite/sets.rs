@@ -2,10 +2,12 @@
 
 use datafusion::sql::sqlparser::ast::{
     AccessExpr, BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
-    FunctionArguments, Ident, ObjectName, OrderByKind, Query, Select, SelectItem, SetExpr, TableAlias, TableAliasColumnDef, TableFactor,
+    FunctionArguments, Ident, JoinConstraint, JoinOperator, ObjectName, OrderByKind, Query, Select, SelectItem,
+    SetExpr, TableAlias, TableAliasColumnDef, TableFactor,
 };
 
-use super::{build, names};
+use super::{build, names, system_relation};
+use crate::system::layout::SystemRelation;
 
 fn take(expr: &mut Expr) -> Expr {
     std::mem::replace(expr, build::null())
@@ -31,8 +33,10 @@ fn positions(list: Expr, first: i64) -> Expr {
 
 /// Composite access and `ARRAY(SELECT …)`, wherever they stand.
 pub fn expression(expr: &mut Expr) {
-    let replaced =
-        options_display(expr).or_else(|| list_subquery(expr)).or_else(|| array_subquery(expr)).or_else(|| field_access(expr));
+    let replaced = options_display(expr)
+        .or_else(|| list_subquery(expr))
+        .or_else(|| array_subquery(expr))
+        .or_else(|| field_access(expr));
     if let Some(replaced) = replaced {
         *expr = replaced;
     }
@@ -49,12 +53,16 @@ fn options_display(expr: &Expr) -> Option<Expr> {
     let SetExpr::Select(select) = &*query.body else { return None };
     let [from] = &select.from[..] else { return None };
     let args = match &from.relation {
-        TableFactor::Table { name, args: Some(args), .. } if build::is_table_function(name, "pg_options_to_table") => &args.args,
+        TableFactor::Table { name, args: Some(args), .. } if build::is_table_function(name, "pg_options_to_table") => {
+            &args.args
+        }
         TableFactor::Function { name, args, .. } if build::is_table_function(name, "pg_options_to_table") => args,
         _ => return None,
     };
     match &args[..] {
-        [FunctionArg::Unnamed(FunctionArgExpr::Expr(options))] => Some(build::call("pg_options_text", vec![options.clone()])),
+        [FunctionArg::Unnamed(FunctionArgExpr::Expr(options))] => {
+            Some(build::call("pg_options_text", vec![options.clone()]))
+        }
         _ => None,
     }
 }
@@ -63,7 +71,8 @@ fn options_display(expr: &Expr) -> Option<Expr> {
 fn list_subquery(expr: &Expr) -> Option<Expr> {
     let Expr::Function(Function { name, args: FunctionArguments::Subquery(query), .. }) = expr else { return None };
     let SetExpr::Select(select) = &*query.body else { return None };
-    let ([from], [SelectItem::UnnamedExpr(item)], None) = (&select.from[..], &select.projection[..], &select.selection) else {
+    let ([from], [SelectItem::UnnamedExpr(item)], None) = (&select.from[..], &select.projection[..], &select.selection)
+    else {
         return None;
     };
     // The table function has become UNNEST by now, with its column named.
@@ -135,15 +144,15 @@ fn field_access(expr: &mut Expr) -> Option<Expr> {
         Expr::Nested(inner) => &**inner,
         other => other,
     };
-    if let Some((name, arguments)) = build::as_call(inner) {
-        if name == "_pg_expandarray" || name == "pg_expandarray" {
-            let list = (*arguments.first()?).clone();
-            return match field.as_str() {
-                "n" => Some(unnest(positions(list, 1))),
-                "x" => Some(unnest(list)),
-                _ => None,
-            };
-        }
+    if let Some((name, arguments)) = build::as_call(inner)
+        && (name == "_pg_expandarray" || name == "pg_expandarray")
+    {
+        let list = (*arguments.first()?).clone();
+        return match field.as_str() {
+            "n" => Some(unnest(positions(list, 1))),
+            "x" => Some(unnest(list)),
+            _ => None,
+        };
     }
     Some(build::call("get_field", vec![inner.clone(), build::string(&field)]))
 }
@@ -181,14 +190,17 @@ fn set_call(expr: &Expr) -> Option<Expr> {
 
 /// Table functions in FROM: lists are unnested, under the name that PostgreSQL gives to the one column.
 pub fn table_factor(factor: &mut TableFactor) {
-    if let TableFactor::UNNEST { alias: Some(alias), array_exprs, .. } = factor {
-        if alias.columns.is_empty() && array_exprs.len() == 1 {
-            alias.columns.push(TableAliasColumnDef { name: alias.name.clone(), data_type: None });
-        }
+    if let TableFactor::UNNEST { alias: Some(alias), array_exprs, .. } = factor
+        && alias.columns.is_empty()
+        && array_exprs.len() == 1
+    {
+        alias.columns.push(TableAliasColumnDef { name: alias.name.clone(), data_type: None });
     }
-    let (name, args, alias) = match factor {
-        TableFactor::Table { name, args: Some(args), alias, .. } => (name, &args.args, alias),
-        TableFactor::Function { name, args, alias, .. } => (name, &*args, alias),
+    let (name, args, alias, with_ordinality) = match factor {
+        TableFactor::Table { name, args: Some(args), alias, with_ordinality, .. } => {
+            (name, &args.args, alias, *with_ordinality)
+        }
+        TableFactor::Function { name, args, alias, with_ordinality, .. } => (name, &*args, alias, *with_ordinality),
         _ => return,
     };
     let Some(function) = build::system_name(name) else { return };
@@ -228,8 +240,95 @@ pub fn table_factor(factor: &mut TableFactor) {
         array_exprs: vec![list],
         with_offset: false,
         with_offset_alias: None,
-        with_ordinality: false,
+        with_ordinality,
     };
+}
+
+/// `FROM r CROSS JOIN unnest(r.list) [WITH ORDINALITY] AS u(x, n)`: DataFusion cannot unnest a column of another relation of
+/// the same FROM, but it can join `(SELECT r.key, unnest(r.list) AS x, … FROM r) AS u` by the key.
+pub fn lateral_lists(select: &mut Select) {
+    let mut extra_conditions = Vec::new();
+    let mut known: Vec<Known> = Vec::new();
+    for table in &mut select.from {
+        if let Some(condition) = joined_list(&mut table.relation, &known) {
+            extra_conditions.push(condition);
+        }
+        known.extend(Known::of(&table.relation));
+        for join in &mut table.joins {
+            if let Some(condition) = joined_list(&mut join.relation, &known) {
+                let constraint = JoinConstraint::On(condition);
+                join.join_operator = match &join.join_operator {
+                    JoinOperator::Left(_) | JoinOperator::LeftOuter(_) => JoinOperator::LeftOuter(constraint),
+                    _ => JoinOperator::Inner(constraint),
+                };
+            }
+            known.extend(Known::of(&join.relation));
+        }
+    }
+    for condition in extra_conditions {
+        select.selection = Some(match select.selection.take() {
+            None => condition,
+            Some(first) => Expr::BinaryOp {
+                left: Box::new(Expr::Nested(Box::new(first))),
+                op: BinaryOperator::And,
+                right: Box::new(condition),
+            },
+        });
+    }
+}
+
+/// A system relation of a FROM clause whose rows have a key.
+struct Known {
+    alias: Ident,
+    name: ObjectName,
+    key: &'static str,
+    relation: &'static SystemRelation,
+}
+
+impl Known {
+    fn of(factor: &TableFactor) -> Option<Known> {
+        let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
+        let relation = system_relation(name)?;
+        // The first column is the key wherever it is the object's own OID.
+        let key = relation.columns.first().map(|c| c.name).filter(|c| *c == "oid" || *c == "indexrelid")?;
+        let alias = alias.as_ref().map_or_else(|| Ident::new(relation.name), |a| a.name.clone());
+        Some(Known { alias, name: name.clone(), key, relation })
+    }
+}
+
+/// Replaces an UNNEST over a column of a relation before it; gives the join's condition.
+fn joined_list(factor: &mut TableFactor, known: &[Known]) -> Option<Expr> {
+    let TableFactor::UNNEST { alias: Some(alias), array_exprs, with_ordinality, .. } = &*factor else { return None };
+    let [list] = &array_exprs[..] else { return None };
+    let column = build::column_name(list)?;
+    let qualifier = match list {
+        Expr::CompoundIdentifier(parts) => parts.iter().rev().nth(1).map(build::fold),
+        _ => None,
+    };
+    let source = known.iter().find(|k| match &qualifier {
+        Some(q) => build::fold(&k.alias) == *q,
+        None => k.relation.columns.iter().any(|c| c.name == column),
+    })?;
+    const KEY: &str = "key of the list";
+    let mut projection = vec![SelectItem::ExprWithAlias {
+        expr: Expr::CompoundIdentifier(vec![source.alias.clone(), Ident::new(source.key)]),
+        alias: build::ident(KEY),
+    }];
+    let mut columns = alias.columns.iter().map(|c| c.name.clone());
+    projection.push(SelectItem::ExprWithAlias { expr: unnest(list.clone()), alias: columns.next()? });
+    if *with_ordinality {
+        let alias = columns.next().unwrap_or_else(|| Ident::new("ordinality"));
+        projection.push(SelectItem::ExprWithAlias { expr: unnest(positions(list.clone(), 1)), alias });
+    }
+    let inner = TableAlias { explicit: true, name: source.alias.clone(), columns: Vec::new(), at: None };
+    let outer = TableAlias { explicit: true, name: alias.name.clone(), columns: Vec::new(), at: None };
+    let condition = Expr::BinaryOp {
+        left: Box::new(Expr::CompoundIdentifier(vec![source.alias.clone(), Ident::new(source.key)])),
+        op: BinaryOperator::Eq,
+        right: Box::new(Expr::CompoundIdentifier(vec![alias.name.clone(), build::ident(KEY)])),
+    };
+    *factor = build::derived(projection, build::table(source.name.clone(), inner), outer);
+    Some(condition)
 }
 
 /// Puts back the alias of a table function that stays, without a schema in front of its name.

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArguments, GroupByExpr, JoinOperator, Query, Select, SelectItem, SetExpr, TableFactor, TableWithJoins,
-    UnaryOperator, Visit, VisitMut, Visitor, VisitorMut,
+    BinaryOperator, Expr, FunctionArguments, GroupByExpr, JoinOperator, Query, Select, SelectItem, SetExpr,
+    TableFactor, TableWithJoins, UnaryOperator, Visit, VisitMut, Visitor, VisitorMut,
 };
 
 use super::{build, sets, system_relation};
@@ -42,19 +42,30 @@ impl VisitorMut for Pruning {
         match expr {
             Expr::Subquery(query) if finds_nothing(query) => *expr = build::null(),
             Expr::Function(f) => {
-                if let FunctionArguments::Subquery(query) = &f.args {
-                    if finds_nothing(query) {
-                        *expr = build::empty_texts();
-                    }
+                if matches!(&f.args, FunctionArguments::Subquery(query) if finds_nothing(query)) {
+                    *expr = build::empty_texts();
                 }
             }
             Expr::Exists { subquery, negated } if finds_nothing(subquery) => {
                 *expr = build::value(datafusion::sql::sqlparser::ast::Value::Boolean(*negated));
             }
+            Expr::Case { operand: None, conditions, else_result, .. } => {
+                conditions.retain(|branch| !asks_for_absent_kind(&branch.condition));
+                if conditions.is_empty() {
+                    *expr = else_result.take().map_or_else(build::null, |e| *e);
+                }
+            }
             _ => {}
         }
         ControlFlow::Continue(())
     }
+}
+
+/// `t.typtype = 'd'`: there are no domains, composite types, enums or multiranges.
+fn asks_for_absent_kind(condition: &Expr) -> bool {
+    let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = condition else { return false };
+    build::column_name(left).is_some_and(|name| name == "typtype")
+        && build::string_value(right).is_some_and(|kind| ["d", "c", "e", "m"].contains(&kind))
 }
 
 struct NullSubqueries;
@@ -67,7 +78,9 @@ impl VisitorMut for NullSubqueries {
         match expr {
             Expr::Subquery(_) => *expr = build::null(),
             _ if array => *expr = build::empty_texts(),
-            Expr::Exists { negated, .. } => *expr = build::value(datafusion::sql::sqlparser::ast::Value::Boolean(*negated)),
+            Expr::Exists { negated, .. } => {
+                *expr = build::value(datafusion::sql::sqlparser::ast::Value::Boolean(*negated))
+            }
             _ => {}
         }
         ControlFlow::Continue(())
@@ -85,7 +98,9 @@ fn finds_nothing(query: &Query) -> bool {
 fn always_empty(from: &[TableWithJoins]) -> bool {
     fn factor(factor: &TableFactor) -> bool {
         match factor {
-            TableFactor::Table { name, args: None, .. } => system_relation(name).is_some_and(|r| !content::has_content(r)),
+            TableFactor::Table { name, args: None, .. } => {
+                system_relation(name).is_some_and(|r| !content::has_content(r))
+            }
             TableFactor::NestedJoin { table_with_joins, .. } => always_empty(std::slice::from_ref(table_with_joins)),
             TableFactor::Derived { subquery, .. } => finds_nothing(subquery),
             _ => false,
@@ -95,7 +110,9 @@ fn always_empty(from: &[TableWithJoins]) -> bool {
         let mut empty = factor(&t.relation);
         for join in &t.joins {
             empty = match &join.join_operator {
-                JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_) => empty || factor(&join.relation),
+                JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_) => {
+                    empty || factor(&join.relation)
+                }
                 JoinOperator::Left(_) | JoinOperator::LeftOuter(_) => empty,
                 _ => empty && factor(&join.relation),
             };
@@ -105,8 +122,20 @@ fn always_empty(from: &[TableWithJoins]) -> bool {
 }
 
 const AGGREGATES: [&str; 14] = [
-    "count", "sum", "avg", "min", "max", "array_agg", "string_agg", "bool_and", "bool_or", "every", "first_value", "last_value",
-    "json_agg", "json_object_agg",
+    "count",
+    "sum",
+    "avg",
+    "min",
+    "max",
+    "array_agg",
+    "string_agg",
+    "bool_and",
+    "bool_or",
+    "every",
+    "first_value",
+    "last_value",
+    "json_agg",
+    "json_object_agg",
 ];
 
 /// Whether the SELECT list itself calls one of these, outside of subqueries.
@@ -343,7 +372,8 @@ fn substitute_equals(conditions: &mut [Expr], own: &BTreeSet<String>) {
     for (i, condition) in conditions.iter().enumerate() {
         let Expr::BinaryOp { left, op: BinaryOperator::Eq, right } = condition else { continue };
         for (inner, outer) in [(left, right), (right, left)] {
-            let is_column = matches!(**inner, Expr::CompoundIdentifier(_)) && matches!(**outer, Expr::CompoundIdentifier(_));
+            let is_column =
+                matches!(**inner, Expr::CompoundIdentifier(_)) && matches!(**outer, Expr::CompoundIdentifier(_));
             if is_column && qualifiers(inner, own).1.is_empty() && qualifiers(outer, own).0.is_empty() {
                 equal.push((i, (**outer).clone(), (**inner).clone()));
             }

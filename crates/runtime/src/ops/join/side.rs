@@ -188,8 +188,19 @@ impl Side {
             return Err(Error::new(SqlState::ProgramLimitExceeded, "too many rows in one side of a join"));
         }
         self.ids.clear();
+        if self.find == Find::Never {
+            let start = self.rows.extend(&cells, keys.len());
+            self.is_fresh.resize(keys.len(), true);
+            for (i, key) in keys.iter().enumerate() {
+                let row = start + i as u32;
+                self.link(row, *key);
+                self.ids.push(row);
+                self.add_weight(row, diff.weight(i))?;
+            }
+            return Ok(());
+        }
         for (i, key) in keys.iter().enumerate() {
-            let mut row = if self.find == Find::Chain { self.heads[*key as usize] } else { NONE };
+            let mut row = self.heads[*key as usize];
             while row != NONE && !self.rows.equal(row, &cells, i) {
                 row = self.next[row as usize];
             }
