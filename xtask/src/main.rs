@@ -1,5 +1,7 @@
-//! The project's own commands: `cargo xtask ci` runs every check, `cargo xtask doors` the crate table alone.
+//! The project's own commands: `cargo xtask ci` runs every check, `cargo xtask doors` the crate table alone,
+//! `cargo xtask bench` measures a server from outside.
 
+mod bench;
 mod doors;
 
 use std::process::{Command, ExitCode};
@@ -9,7 +11,8 @@ fn main() -> ExitCode {
     let outcome = match args.next().as_deref() {
         Some("ci") => ci(),
         Some("doors") => doors::check(),
-        _ => Err("usage: cargo xtask ci | doors".to_string()),
+        Some("bench") => bench::run(args),
+        _ => Err(format!("usage: cargo xtask ci | cargo xtask doors | {}", bench::USAGE)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -85,7 +85,8 @@ pub struct Engine {
     clock_thread: Mutex<Option<JoinHandle<()>>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
     pub started_us: i64,
-    _directory: DataDirectory,
+    /// Owned until the shutdown.
+    directory: Mutex<Option<DataDirectory>>,
 }
 
 impl Engine {
@@ -153,7 +154,7 @@ impl Engine {
             tables: RwLock::new(recovered.tables),
             views: RwLock::default(),
             clock_thread: Mutex::new(Some(clock_thread)),
-            _directory: directory,
+            directory: Mutex::new(Some(directory)),
         });
         engine.open_sources();
         Ok(engine)
@@ -293,7 +294,12 @@ impl Engine {
     pub fn create_storage(&self, relation: &Relation) -> Result<()> {
         match relation.kind() {
             RelationKind::Table => {
-                self.tables.write().insert(relation.oid, Arc::new(Table::new(relation)?));
+                let table = Arc::new(Table::new(relation)?);
+                // An empty store is small; the limit shows at the first rows.
+                let _ = self.budget.change(0, table.store.bytes());
+                if let Some(old) = self.tables.write().insert(relation.oid, table) {
+                    let _ = self.budget.change(old.store.bytes(), 0);
+                }
                 Ok(())
             }
             RelationKind::Source => self.open_source(relation),
@@ -323,7 +329,10 @@ impl Engine {
         }
         if let Definition::Sink(sink) = &relation.definition {
             let writer = match sink.into {
-                Some(table) => TableSink::open(self, relation.oid, table)?,
+                Some(table) => {
+                    self.log.append(&[&record::sink_started(relation.oid)?])?;
+                    TableSink::open(self, relation.oid, table)?
+                }
                 None => {
                     let append_only = plan.tasks.last().is_some_and(|t| t.change_kind == ChangeKind::AppendOnly);
                     let schema = plan.tasks.last().map(|t| Arc::clone(&t.schema));
@@ -561,6 +570,8 @@ impl Engine {
             }
         }
         self.threads.stop();
+        // Sessions may outlive the engine's work; the data may be opened again all the same.
+        *self.directory.lock() = None;
         info!("engine stopped");
     }
 }
@@ -580,6 +591,9 @@ pub fn direct_inputs(relation: &Relation) -> Vec<RelationId> {
 fn recover(directory: &DataDirectory) -> Result<Recovered> {
     let mut catalog = Catalog::new();
     let mut reserved = Epoch(0);
+    // By sink: the number of the record from which on its rows count.
+    let mut started: HashMap<RelationId, usize> = HashMap::new();
+    let mut number = 0;
     Log::open(&directory.log_folder(), |bytes| {
         let record = record::decode_catalog(bytes)?;
         if let Some(snapshot) = record.catalog_snapshot {
@@ -589,15 +603,24 @@ fn recover(directory: &DataDirectory) -> Result<Recovered> {
             catalog.apply(change)?;
         }
         reserved = reserved.max(record.reserved_epochs.unwrap_or_default());
+        number += 1;
+        if let Some(sink) = record.sink_started {
+            started.insert(sink, number);
+        }
         Ok(())
     })?;
     let mut tables = HashMap::new();
     for relation in catalog.relations().filter(|r| r.kind() == RelationKind::Table) {
         tables.insert(relation.oid, Arc::new(Table::new(relation)?));
     }
+    number = 0;
     let log = Log::open(&directory.log_folder(), |bytes| {
+        number += 1;
         for rows in record::decode(bytes)?.rows {
-            let derived = rows.origin.is_some_and(|sink| catalog.relation(sink).is_some());
+            // A living sink derives all of its rows again; of a dropped one, what it derived last stays.
+            let derived = rows.origin.is_some_and(|sink| {
+                catalog.relation(sink).is_some() || started.get(&sink).is_some_and(|from| number < *from)
+            });
             if let (Some(table), false) = (tables.get(&rows.relation), derived) {
                 table.store.apply(0, Epoch(1), &rows.changes)?;
                 table.store.maintain(Epoch(1))?;

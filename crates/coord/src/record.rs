@@ -21,6 +21,9 @@ struct Header {
     rows: Vec<RowsHeader>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reserved_epochs: Option<Epoch>,
+    /// A sink into a table starts from nothing: what it derived before no longer counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sink_started: Option<RelationId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,6 +42,7 @@ pub struct Record {
     pub catalog_snapshot: Option<catalog::Catalog>,
     pub rows: Vec<LoggedRows>,
     pub reserved_epochs: Option<Epoch>,
+    pub sink_started: Option<RelationId>,
 }
 
 /// Row changes of one table in one transaction.
@@ -69,6 +73,7 @@ fn empty() -> Header {
         catalog_snapshot: None,
         rows: Vec::new(),
         reserved_epochs: None,
+        sink_started: None,
     }
 }
 
@@ -90,6 +95,11 @@ pub fn catalog_snapshot(catalog: &catalog::Catalog) -> Result<Vec<u8>> {
 /// A record that says: epochs below `bound` may have been used.
 pub fn reserve_epochs(bound: Epoch) -> Result<Vec<u8>> {
     assemble(&Header { reserved_epochs: Some(bound), ..empty() }, &[])
+}
+
+/// A record that says: rows that this sink derived before are derived anew from here on.
+pub fn sink_started(sink: RelationId) -> Result<Vec<u8>> {
+    assemble(&Header { sink_started: Some(sink), ..empty() }, &[])
 }
 
 /// A committed transaction's row changes.
@@ -121,7 +131,11 @@ fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
         return Err(damaged(format!("version {} is newer than this program", header.version)));
     }
     let encoded = |v: &serde_json::Value| serde_json::to_vec(v).map_err(damaged);
-    let mut record = Record { reserved_epochs: header.reserved_epochs, ..Record::default() };
+    let mut record = Record {
+        reserved_epochs: header.reserved_epochs,
+        sink_started: header.sink_started,
+        ..Record::default()
+    };
     for change in &header.catalog {
         record.catalog.push(catalog::CatalogChange::decode(&encoded(change)?)?);
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
+use arrow::array::{Array, AsArray, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
@@ -33,7 +33,7 @@ pub fn encode(change: &ChangeBatch) -> Result<Vec<u8>> {
     };
     let metadata = [(DIFF_KEY.to_string(), kind.to_string())].into();
     let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(change.num_rows()));
+    let options = RecordBatchOptions::new().with_row_count(Some(change.num_rows()));
     let rows = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options)?;
     let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
     writer.write(&rows)?;
@@ -72,7 +72,8 @@ pub fn decode(bytes: &[u8]) -> Result<ChangeBatch> {
 
 fn plain(rows: RecordBatch) -> Result<RecordBatch> {
     let schema: SchemaRef = Arc::new(Schema::new(rows.schema().fields().clone()));
-    Ok(rows.with_schema(schema)?)
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    Ok(RecordBatch::try_new_with_options(schema, rows.columns().to_vec(), &options)?)
 }
 
 impl Serialize for ChangeBatch {

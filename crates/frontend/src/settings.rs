@@ -173,6 +173,9 @@ impl TimeZone {
         if let Some(seconds) = parse_offset(name) {
             return Ok(if seconds == 0 { TimeZone::Utc } else { TimeZone::Fixed(seconds) });
         }
+        if let Ok(zone) = name.parse::<chrono_tz::Tz>() {
+            return Ok(TimeZone::Named(zone));
+        }
         let known = chrono_tz::TZ_VARIANTS.iter().find(|zone| zone.name().eq_ignore_ascii_case(name));
         known.map(|zone| TimeZone::Named(*zone)).ok_or_else(|| invalid("TimeZone", text))
     }

@@ -186,12 +186,17 @@ impl Transport {
         write_notice(notice, &mut self.scratch, &mut self.output);
     }
 
-    /// Ready once the client has closed its side. Pending for ever when there is unread input, as that must be read first.
+    /// Ready once the client is gone. Pending for ever when there is unread input, as that must be read first.
+    ///
+    /// A client may close its sending side only, and still wait for the answer; from here that looks the same as one that
+    /// has left. It gets a moment for its answer before its statement is given up.
     pub(crate) async fn disconnected(&self) {
+        const GRACE: std::time::Duration = std::time::Duration::from_secs(2);
         let mut byte = [0u8; 1];
         match self.stream.peek(&mut byte).await {
-            Ok(0) | Err(_) => {}
+            Ok(0) => tokio::time::sleep(GRACE).await,
             Ok(_) => std::future::pending().await,
+            Err(_) => {}
         }
     }
 

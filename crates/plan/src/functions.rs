@@ -26,6 +26,7 @@ pub mod guard;
 pub mod parse;
 pub mod rules;
 mod temporal;
+pub mod to_char;
 pub mod varchar;
 pub mod zone;
 
@@ -90,6 +91,8 @@ fn registry() -> &'static Registry {
             .map(|op| ScalarUDF::from(arithmetic::Arithmetic::new(op)))
             .chain([ScalarUDF::from(arithmetic::Negate::new()), ScalarUDF::from(varchar::Varchar::new())])
             .chain(cast::TARGETS.iter().map(|(name, _)| ScalarUDF::from(cast::Cast::new(name))))
+            .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
+            .chain([ScalarUDF::from(to_char::ToChar::new())])
             .map(Arc::new);
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
             for alias in function.aliases() {

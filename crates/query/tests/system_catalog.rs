@@ -4,24 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use async_trait::async_trait;
 use catalog::{
     Catalog, Column, Connector, Definition, Format, IfExists, NewRelation, ObjectRef, Query, RelationKind, Scope,
     Settings, Table,
 };
-use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
-use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::logical_expr::LogicalPlan;
-use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion::sql::parser::Statement as PlannedStatement;
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
-use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::common::ScalarValue;
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::physical_plan::collect;
 use flow::RelationId;
-use query::system::rewrite::{Rewritten, rewrite_statement};
+use query::system::rewrite::{Rewritten, rewrite};
 use query::system::source::{ActivityInfo, FunctionInfo, JobInfo};
 use query::system::{SessionInfo, SystemCatalog, SystemSource};
+use sql::{Content, Name, Planner, Resolver};
 
 #[derive(Debug, Default)]
 struct Server {
@@ -145,99 +142,71 @@ fn world() -> World {
     World { system: SystemCatalog::new(catalog, session, source), server, oids }
 }
 
-#[derive(Debug)]
-struct Database(SystemCatalog);
+/// What names mean when only the system relations exist.
+struct SystemNames(SystemCatalog);
 
-impl CatalogProvider for Database {
-    fn schema_names(&self) -> Vec<String> {
-        ["public", "pg_catalog", "information_schema", "ms_catalog"].map(String::from).to_vec()
+impl Resolver for SystemNames {
+    fn relation(&self, name: &Name) -> Option<sql::Relation> {
+        let table = self.0.table(name.schema.as_deref(), &name.name)?;
+        let column = |f: &Arc<Field>| sql::Column::new(f.name(), f.data_type().clone(), f.is_nullable());
+        Some(sql::Relation {
+            id: RelationId(0),
+            kind: sql::RelationKind::System,
+            database: "dev".to_string(),
+            schema: name.schema.clone().unwrap_or_else(|| "pg_catalog".to_string()),
+            name: name.name.clone(),
+            columns: table.schema().fields().iter().map(column).collect(),
+            primary_key: Vec::new(),
+            content: Content::Scan(provider_as_source(table)),
+        })
     }
 
-    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        Some(Arc::new(Schema(self.0.clone(), name.to_string())))
-    }
-}
-
-#[derive(Debug)]
-struct Schema(SystemCatalog, String);
-
-#[async_trait]
-impl SchemaProvider for Schema {
-    fn table_names(&self) -> Vec<String> {
-        Vec::new()
+    fn relation_by_id(&self, _: RelationId) -> Option<sql::Relation> {
+        None
     }
 
-    async fn table(&self, name: &str) -> datafusion::error::Result<Option<Arc<dyn TableProvider>>> {
-        let schema = if self.1 == "public" { "pg_catalog" } else { &self.1 };
-        Ok(self.0.table(Some(schema), name))
-    }
-
-    fn table_exist(&self, _: &str) -> bool {
-        true
+    fn function(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        self.0.function(name)
     }
 }
 
 impl World {
-    fn context(&self) -> SessionContext {
-        let config = SessionConfig::new()
-            .with_target_partitions(1)
-            .with_create_default_catalog_and_schema(false)
-            .with_default_catalog_and_schema("dev", "public")
-            .set_bool("datafusion.sql_parser.enable_ident_normalization", true);
-        let context = SessionContext::new_with_config(config);
-        context.register_catalog("dev", Arc::new(Database(self.system.clone())));
-        for function in self.system.functions() {
-            context.register_udf(function.as_ref().clone());
-        }
-        context
-    }
-
     /// The rows that a statement gives, and what the rewriter said of it.
     async fn run(&self, sql: &str) -> Result<(Rewritten, Vec<RecordBatch>), String> {
         let mut sql = sql.to_string();
         for (name, oid) in &self.oids {
             sql = sql.replace(&format!("{{{name}}}"), &oid.to_string());
         }
-        let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, &sql).map_err(|e| format!("parse: {e}"))?;
-        let mut statement = statements.pop().ok_or("no statement")?;
-        let rewritten = rewrite_statement(&mut statement).ok_or("not a query")?;
-        let text = statement.to_string();
-        let context = self.context();
+        let mut query = sql::parse_query(&sql).map_err(|e| format!("parse: {e}"))?;
+        let rewritten = rewrite(&mut query);
+        let text = query.to_string();
         let fail = |stage: &str, e: &dyn std::fmt::Display| format!("{stage}: {e}\n    {text}");
-        let plan = context
-            .state()
-            .statement_to_plan(PlannedStatement::Statement(Box::new(statement)))
-            .await
-            .map_err(|e| fail("plan", &e))?;
-        let values = self.parameters(&plan, &sql).map_err(|e| fail("bind", &e))?;
-        let plan = plan.with_param_values(ParamValues::from(values)).map_err(|e| fail("bind", &e))?;
-        let frame = context.execute_logical_plan(plan).await.map_err(|e| fail("optimise", &e))?;
-        let batches = frame.collect().await.map_err(|e| fail("run", &e))?;
+        let names = SystemNames(self.system.clone());
+        let planner = Planner::new(&names, sql::Settings::at("UTC", 0)).map_err(|e| fail("settings", &e))?;
+        let planned = planner.query(&query, &sql, &[]).map_err(|e| fail("plan", &e))?;
+        let values = self.parameters(&planned.parameters).map_err(|e| fail("bind", &e))?;
+        let plan = planned.bind(values).map_err(|e| fail("bind", &e))?;
+        let state = query::base_state(1 << 30, 1).map_err(|e| fail("state", &e))?;
+        let physical = state.create_physical_plan(&plan).await.map_err(|e| fail("optimise", &e))?;
+        let batches = collect(physical, state.task_ctx()).await.map_err(|e| fail("run", &e))?;
         Ok((rewritten, batches))
     }
 
-    /// A value for each parameter of a plan: the table `t` by number or by name, as its type asks.
-    fn parameters(&self, plan: &LogicalPlan, sql: &str) -> datafusion::error::Result<Vec<ScalarValue>> {
-        let types = plan.get_parameter_types()?;
-        let value = |wanted: Option<DataType>| match wanted {
-            Some(t) if t.is_numeric() => ScalarValue::from(self.oids["t"] as i64).cast_to(&t),
-            Some(DataType::List(element)) if element.data_type().is_numeric() => {
-                let oid = ScalarValue::from(1009i64).cast_to(element.data_type())?;
-                Ok(ScalarValue::List(ScalarValue::new_list(&[oid], element.data_type(), true)))
-            }
-            Some(DataType::List(element)) => {
-                let kind = ScalarValue::from("r").cast_to(element.data_type())?;
-                Ok(ScalarValue::List(ScalarValue::new_list(&[kind], element.data_type(), true)))
-            }
-            Some(t) => ScalarValue::from("t").cast_to(&t),
-            // DataFusion does not infer types inside subqueries; digits can be read as text and as a number.
-            None => Ok(ScalarValue::from(self.oids["t"].to_string())),
+    /// A value for each parameter: the table `t` by number or by name, as its type asks.
+    fn parameters(&self, types: &[DataType]) -> datafusion::error::Result<Vec<ScalarValue>> {
+        let one = |t: &DataType| match t {
+            t if t.is_numeric() => ScalarValue::from(i64::from(self.oids["t"])).cast_to(t),
+            DataType::Boolean => Ok(ScalarValue::from(true)),
+            t => ScalarValue::from("t").cast_to(t),
         };
-        let boolean = |n: usize| sql.contains(&format!("${n}::BOOLEAN"));
-        (1..=parameter_count(sql))
-            .map(|n| match boolean(n) {
-                true => Ok(ScalarValue::from(true)),
-                false => value(types.get(&format!("${n}")).cloned().flatten()),
+        types
+            .iter()
+            .map(|t| match t {
+                DataType::List(element) => {
+                    let value = one(element.data_type())?;
+                    Ok(ScalarValue::List(ScalarValue::new_list(&[value], element.data_type(), true)))
+                }
+                t => one(t),
             })
             .collect()
     }
@@ -256,12 +225,6 @@ impl World {
         }
         rows
     }
-}
-
-/// The largest n of `$n` in a statement.
-fn parameter_count(sql: &str) -> usize {
-    let numbers = sql.split('$').skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-    numbers.filter_map(|digits| digits.parse().ok()).max().unwrap_or(0)
 }
 
 /// The statements of the data file: who sent each, and its text.

@@ -2,14 +2,18 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{DataFusionError, Result, TableReference};
 use datafusion::datasource::cte_worktable::CteWorkTable;
 use datafusion::datasource::provider_as_source;
+use datafusion::catalog::TableFunctionArgs;
 use datafusion::execution::SessionStateDefaults;
+use datafusion::execution::context::SessionState;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::prelude::SessionConfig;
 use datafusion::logical_expr::planner::{ExprPlanner, TypePlanner};
 use datafusion::logical_expr::{
     AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, TableType, WindowUDF,
@@ -127,6 +131,12 @@ fn plain(name: &str) -> &str {
     name.strip_prefix("pg_catalog.").unwrap_or(name)
 }
 
+/// A session for table functions, which look at its settings only.
+fn bare_session() -> &'static SessionState {
+    static SESSION: OnceLock<SessionState> = OnceLock::new();
+    SESSION.get_or_init(|| SessionStateBuilder::new().with_config(SessionConfig::new()).build())
+}
+
 impl ContextProvider for Context<'_> {
     fn get_table_source(&self, name: TableReference) -> Result<Arc<dyn TableSource>> {
         self.source(&name).map_err(external)
@@ -135,8 +145,10 @@ impl ContextProvider for Context<'_> {
     fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> Result<Arc<dyn TableSource>> {
         let name = plain(name);
         match SessionStateDefaults::default_table_functions().into_iter().find(|f| f.name() == name) {
-            #[expect(deprecated)]
-            Some(function) => Ok(provider_as_source(function.create_table_provider(&args)?)),
+            Some(function) => {
+                let provider = function.create_table_provider_with_args(TableFunctionArgs::new(&args, bare_session()))?;
+                Ok(provider_as_source(provider))
+            }
             None => {
                 let message = format!("function {name} does not exist as a table function");
                 let error = Error::new(SqlState::UndefinedFunction, message)

@@ -180,6 +180,12 @@ impl VisitorMut for Rewriter<'_> {
                     );
                 }
             }
+            // DataFusion reads a literal as a decimal of up to 76 digits; ours have 38.
+            Expr::Value(ValueWithSpan { value: Value::Number(digits, _), .. }) => {
+                if let Some(rewritten) = wide_number(digits) {
+                    *expr = rewritten;
+                }
+            }
             Expr::Collate { expr: inner, collation } => {
                 let last = collation.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
                 if !matches!(last.to_lowercase().as_str(), "default" | "c" | "posix" | "ucs_basic") {
@@ -235,6 +241,42 @@ impl VisitorMut for Rewriter<'_> {
         ControlFlow::Continue(())
     }
 }
+
+/// A number literal with an exponent, or with more digits than a decimal has: plain digits where they fit, else a double.
+fn wide_number(digits: &str) -> Option<Expr> {
+    let significant = digits.bytes().filter(u8::is_ascii_digit).count();
+    let (mantissa, exponent) = digits.split_once(['e', 'E']).unwrap_or((digits, "0"));
+    if significant <= DIGITS_MAX && mantissa.len() == digits.len() {
+        return None;
+    }
+    let exponent: i64 = exponent.parse().unwrap_or(i64::MAX);
+    let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let point = (integer.len() as i64).saturating_add(exponent);
+    let all = format!("{integer}{fraction}");
+    let reach = DIGITS_MAX as i64;
+    if mantissa.len() != digits.len() && point > 0 && point <= reach && all.len() as i64 <= reach {
+        let (integer, fraction) = match all.split_at_checked(point as usize) {
+            Some((integer, fraction)) => (integer.to_string(), fraction),
+            None => (format!("{all:0<width$}", width = point as usize), ""),
+        };
+        let fraction = if fraction.is_empty() { "0" } else { fraction };
+        return Some(number(&format!("{integer}.{fraction}")));
+    }
+    if mantissa.len() != digits.len() && point <= 0 && all.len() as i64 - point <= reach {
+        let zeros = "0".repeat(point.unsigned_abs() as usize);
+        return Some(number(&format!("0.{zeros}{all}")));
+    }
+    Some(Expr::Cast {
+        kind: CastKind::Cast,
+        expr: Box::new(Expr::Value(Value::SingleQuotedString(digits.to_string()).into())),
+        data_type: ast::DataType::DoublePrecision,
+        array: false,
+        format: None,
+    })
+}
+
+/// Digits of a decimal.
+const DIGITS_MAX: usize = 38;
 
 /// As in Postgres' protocol, where the number of parameters is 16 bits wide.
 const PARAMETERS_MAX: usize = 65_535;

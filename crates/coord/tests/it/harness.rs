@@ -42,6 +42,12 @@ pub fn seed() -> u64 {
     std::env::var("MILLSTREAM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
 }
 
+/// A scratch folder, in memory where the machine offers it: these tests are about meaning, not about disks.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 /// An engine with its own data.
 pub struct Instance {
     pub engine: Arc<Engine>,

@@ -1,10 +1,10 @@
 //! One job's trouble is its own.
 
-use crate::harness::{Instance, ok, rows, run, state_of};
+use crate::harness::{Instance, ok, rows, run, scratch, state_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_stopped_by_an_error_says_why_and_others_go_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int)").await;
@@ -34,12 +34,12 @@ async fn a_view_stopped_by_an_error_says_why_and_others_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_limit_ends_the_job_that_grows_and_not_the_process() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::with_memory(folder.path(), 2, 8192, 48 << 20);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int)").await;
     ok(&mut s, "CREATE MATERIALIZED VIEW small AS SELECT count(*) AS n FROM t").await;
-    ok(&mut s, "INSERT INTO t SELECT value::int, 1 FROM generate_series(1, 3000) AS g").await;
+    ok(&mut s, "INSERT INTO t SELECT x::int, 1 FROM generate_series(1, 3000) AS x").await;
     // Nine million rows do not fit into what is left.
     let error = run(&mut s, "CREATE MATERIALIZED VIEW big AS SELECT a.k AS a, b.k AS b FROM t a JOIN t b ON a.v = b.v").await;
     assert_eq!(error.err().unwrap().state().code(), "55000");
@@ -53,11 +53,11 @@ async fn memory_limit_ends_the_job_that_grows_and_not_the_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_is_created_online_while_rows_arrive() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 3, 32);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int)").await;
-    ok(&mut s, "INSERT INTO t SELECT value::int, (value % 10)::int FROM generate_series(1, 50000) AS x").await;
+    ok(&mut s, "INSERT INTO t SELECT x::int, (x % 10)::int FROM generate_series(1, 50000) AS x").await;
     let mut writer = instance.session();
     let writing = tokio::spawn(async move {
         for i in 0..200 {
@@ -85,13 +85,13 @@ async fn a_view_is_created_online_while_rows_arrive() {
 async fn one_changed_row_costs_work_in_proportion_to_the_change() {
     let mut touched = Vec::new();
     for size in [1_000, 50_000] {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         let instance = Instance::open(folder.path(), 2, 8192);
         let mut s = instance.session();
         ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int, v int)").await;
         ok(&mut s, "CREATE TABLE d (g int PRIMARY KEY, name text)").await;
-        ok(&mut s, "INSERT INTO d SELECT value::int, 'n' FROM generate_series(0, 999) AS x").await;
-        ok(&mut s, &format!("INSERT INTO t SELECT value::int, (value % 1000)::int, value::int FROM generate_series(1, {size}) AS x")).await;
+        ok(&mut s, "INSERT INTO d SELECT x::int, 'n' FROM generate_series(0, 999) AS x").await;
+        ok(&mut s, &format!("INSERT INTO t SELECT x::int, (x % 1000)::int, x::int FROM generate_series(1, {size}) AS x")).await;
         ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT d.g, name, count(*) AS n, max(v) AS top
                     FROM t LEFT JOIN d ON t.g = d.g GROUP BY d.g, name ORDER BY n DESC, g LIMIT 5").await;
         let deployment = |instance: &Instance| {

@@ -2,11 +2,11 @@
 
 use flow::SqlState;
 
-use crate::harness::{Instance, ok, rows, run, state_of};
+use crate::harness::{Instance, ok, rows, run, scratch, state_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn catalog_rows_and_views_are_there_after_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v text DEFAULT 'none', n numeric(10,2))").await;
@@ -41,7 +41,7 @@ async fn catalog_rows_and_views_are_there_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_reads_its_own_writes_through_three_views() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int)").await;
@@ -57,7 +57,7 @@ async fn a_session_reads_its_own_writes_through_three_views() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_data_directory_has_one_owner() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let first = Instance::open(folder.path(), 1, 8192);
     let config = first.engine.config.clone();
     let refused = coord::Engine::open(config).err().unwrap();
@@ -67,7 +67,7 @@ async fn one_data_directory_has_one_owner() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_statement_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int NOT NULL)").await;

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::Duration;
 
-use crate::harness::{Instance, Rng, ok, rows, run, seed, state_of};
+use crate::harness::{Instance, Rng, ok, rows, run, scratch, seed, state_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bounded_file_feeds_views_of_every_age_with_the_same_rows() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let csv = folder.path().join("in.csv");
     let mut rng = Rng::new(seed());
     let mut text = String::from("id,city,amount\n");
@@ -41,7 +41,7 @@ async fn a_bounded_file_feeds_views_of_every_age_with_the_same_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_growing_file_is_followed_into_a_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let (input, output) = (folder.path().join("in.ndjson"), folder.path().join("out.csv"));
     let mut file = std::fs::File::create(&input).unwrap();
     writeln!(file, "{{\"k\": 1, \"v\": \"a\"}}").unwrap();
@@ -82,7 +82,7 @@ async fn wait_for(session: &mut coord::Session, query: &str, expected: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_into_a_table_follows_its_input_over_restarts() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int)").await;
@@ -109,7 +109,7 @@ async fn a_sink_into_a_table_follows_its_input_over_restarts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_connectors_are_refused_at_create() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 1, 8192);
     let mut s = instance.session();
     let missing = "CREATE SOURCE f (k int) WITH (connector = 'file', path = '/nonexistent/x.csv') FORMAT PLAIN ENCODE CSV";

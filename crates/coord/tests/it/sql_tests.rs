@@ -11,7 +11,10 @@ use coord::session::show::create_statement;
 use coord::table::WriteSet;
 use sqllogictest::{DBOutput, DefaultColumnType, QueryExpect, Record};
 
-use crate::harness::{Answer, Instance, Rng, ok, render, rows, run, seed};
+use crate::harness::{Answer, Instance, Rng, ok, render, rows, run, scratch, seed};
+
+/// A file takes well under a second; one that waits for ever is a failure, not a hang.
+const FILE_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Files under `sql-tests`, sorted.
 fn files() -> Vec<PathBuf> {
@@ -227,7 +230,7 @@ async fn write(instance: &Instance, relation: &Arc<Relation>, delete: Option<Rec
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
 async fn check_standing(contents: &Contents, queries: &[Standing], seed: u64) -> Vec<String> {
     let mut rng = Rng::new(seed);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let slots = 1 + rng.below(4);
     let instance = Instance::open(folder.path(), slots, rng.pick(&[1, 32, 8192]));
     let mut session = instance.session();
@@ -306,7 +309,7 @@ async fn check_standing(contents: &Contents, queries: &[Standing], seed: u64) ->
 
 /// Runs a file in both ways; returns what went wrong.
 async fn check_file(path: &Path, seed: u64) -> Vec<String> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut runner = sqllogictest::Runner::new(|| async { Ok(Db(instance.session())) });
     runner.with_column_validator(sqllogictest::strict_column_validator);
@@ -348,8 +351,18 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
         let name = name.collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/");
         let file = path.clone();
         // On a thread of the runtime, whose stack is large.
-        let problems = runtime.block_on(async { tokio::spawn(async move { check_file(&file, seed).await }).await });
-        let problems = problems.unwrap_or_else(|e| vec![format!("panicked: {e}")]);
+        let checked = runtime.block_on(async {
+            let check = tokio::spawn(async move { check_file(&file, seed).await });
+            tokio::time::timeout(FILE_TIME_MAX, check).await
+        });
+        let problems = match checked {
+            Ok(Ok(problems)) => problems,
+            Ok(Err(e)) => vec![format!("panicked: {e}")],
+            Err(_) => vec!["did not end in time".to_string()],
+        };
+        if verbose {
+            eprintln!("{name}: {} problems", problems.len());
+        }
         if known.contains(&name) {
             if problems.is_empty() {
                 solved.push(name.clone());
@@ -383,7 +396,7 @@ fn known_differences() -> Vec<String> {
 /// `rows` is used by other tests of this binary; here it proves that rendering follows PostgreSQL.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_are_rendered_as_postgres_does() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 1, 8192);
     let mut session = instance.session();
     let found = rows(&mut session, "SELECT true, '' AS e, NULL::int AS n, 1.50::numeric(10,2) AS d, DATE '2024-02-29' AS x").await;

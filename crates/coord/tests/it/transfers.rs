@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::harness::{Instance, Rng, ok, rows, seed};
+use crate::harness::{Instance, Rng, ok, rows, scratch, seed};
 
 const VIEWS: &[&str] = &[
     "CREATE TABLE transfers (id bigint PRIMARY KEY, from_account int, to_account int, amount bigint)",
@@ -28,7 +28,7 @@ fn every_read_of_the_transfers_is_consistent() {
 }
 
 async fn transfers(count: usize) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut session = instance.session();
     for view in VIEWS {
@@ -37,6 +37,8 @@ async fn transfers(count: usize) {
     // Every account has both sides from the start, so that the inner join of the balance leaves nobody out.
     let first: Vec<String> = (0..10).map(|a| format!("({}, {a}, {}, 1)", -1 - a, (a + 1) % 10)).collect();
     ok(&mut session, &format!("INSERT INTO transfers VALUES {}", first.join(", "))).await;
+    // Other sessions see an epoch once it is complete, which is a moment after the acknowledgement.
+    ok(&mut session, "FLUSH").await;
 
     let done = Arc::new(AtomicBool::new(false));
     let reads = Arc::new(AtomicUsize::new(0));

@@ -395,3 +395,37 @@ async fn a_result_larger_than_the_buffers_arrives_whole() {
     assert_eq!(messages.len(), 200_003);
     assert_eq!(messages[200_000].1, b"\0\x02\0\0\0\x06199999\0\0\0\x0arow 199999");
 }
+
+#[tokio::test]
+async fn a_client_that_only_stops_sending_gets_its_answer() {
+    let server = Server::start(FrontendConfig::default()).await;
+    let mut raw = Raw::log_in(&server).await;
+    raw.send(&[parse("", "rows 5000"), bind("", ""), execute("", 0), sync()].concat()).await;
+    raw.stream.shutdown().await.unwrap();
+    let answer = raw.rest().await;
+    assert_eq!(answer.len(), 5004);
+    assert_eq!(summary(&answer[5002..]), "C:SELECT 5000 Z:I");
+}
+
+#[tokio::test]
+async fn a_client_that_has_left_does_not_keep_its_statement_running() {
+    for statement in ["sleep", "slow", "copyin text a:int4"] {
+        let config = FrontendConfig { connections_max: 1, ..FrontendConfig::default() };
+        let server = Server::start(config).await;
+        let mut raw = Raw::log_in(&server).await;
+        raw.send(&query(statement)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(raw);
+        let mut logged_in = false;
+        for _ in 0..100 {
+            let mut raw = Raw { stream: server.socket().await };
+            raw.send(&startup(&[("user", "tester")])).await;
+            logged_in = raw.next().await.is_some_and(|(kind, _)| kind == b'R');
+            if logged_in {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(logged_in, "{statement}");
+    }
+}

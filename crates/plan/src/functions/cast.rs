@@ -42,6 +42,24 @@ pub const TARGETS: [(&str, DataType); 14] = [
     ("interval", DataType::Interval(IntervalUnit::MonthDayNano)),
 ];
 
+/// Functions that read an array from its text, named as Postgres names the array types.
+pub const ARRAY_TARGETS: [&str; 14] = [
+    "_bool",
+    "_int2",
+    "_int4",
+    "_int8",
+    "_float4",
+    "_float8",
+    "_numeric",
+    "_text",
+    "_bytea",
+    "_date",
+    "_time",
+    "_timestamp",
+    "_timestamptz",
+    "_interval",
+];
+
 /// The function that casts to `to`, and its arguments after the value; `None` where Arrow's own cast means the same.
 pub fn function_of(from: &DataType, to: &DataType, zone: &str) -> Option<(&'static str, Vec<ScalarValue>)> {
     let from = unwrap(from);
@@ -72,6 +90,7 @@ pub fn function_of(from: &DataType, to: &DataType, zone: &str) -> Option<(&'stat
         DataType::Timestamp(TimeUnit::Microsecond, None) => "timestamp",
         DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => "timestamptz",
         DataType::Interval(IntervalUnit::MonthDayNano) => "interval",
+        DataType::List(item) if is_text(from) => return Some((array_target(item.data_type())?, vec![ScalarValue::from(zone)])),
         _ => return None,
     };
     let widening = match (from, to) {
@@ -86,6 +105,15 @@ pub fn function_of(from: &DataType, to: &DataType, zone: &str) -> Option<(&'stat
         _ => false,
     };
     if widening { None } else { Some((name, zone_argument)) }
+}
+
+fn array_target(element: &DataType) -> Option<&'static str> {
+    let scalar = match element {
+        DataType::Decimal128(_, _) => "numeric",
+        DataType::Timestamp(_, Some(_)) => "timestamptz",
+        other => TARGETS.iter().find(|(_, t)| t == other)?.0,
+    };
+    ARRAY_TARGETS.iter().find(|name| &name[1..] == scalar).copied()
 }
 
 /// Whether [`convert`] knows the pair.
@@ -126,12 +154,14 @@ impl Cast {
     }
 
     fn target(&self, precision_and_scale: Option<(u8, i8)>) -> DataType {
-        match (self.name, precision_and_scale) {
-            ("numeric", Some((p, s))) => DataType::Decimal128(p, s),
-            ("timestamptz", _) => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-            (name, _) => {
-                TARGETS.iter().find(|(n, _)| *n == name).map_or(DataType::Utf8View, |(_, t)| t.clone())
-            }
+        let scalar = |name: &str| match name {
+            "timestamptz" => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            name => TARGETS.iter().find(|(n, _)| *n == name).map_or(DataType::Utf8View, |(_, t)| t.clone()),
+        };
+        match (self.name.strip_prefix('_'), precision_and_scale) {
+            (Some(element), _) => DataType::List(Arc::new(Field::new("item", scalar(element), true))),
+            (None, Some((p, s))) if self.name == "numeric" => DataType::Decimal128(p, s),
+            (None, _) => scalar(self.name),
         }
     }
 }

@@ -6,15 +6,17 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DFSchemaRef, Result, ScalarValue};
+use datafusion::common::{Column, DFSchema, DFSchemaRef, Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
 use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, LogicalPlan, Operator, Values, lit};
+use datafusion::logical_expr::{
+    BinaryExpr, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, RecursiveQuery, Values, lit,
+};
 use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
@@ -133,6 +135,9 @@ fn operators_of_node(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     if let LogicalPlan::Values(values) = plan {
         return values_of_node(values);
     }
+    if let LogicalPlan::RecursiveQuery(query) = plan {
+        return recursive_query(query);
+    }
     let names = NamePreserver::new(&plan);
     plan.map_expressions(|expr| {
         let name = names.save(&expr);
@@ -179,6 +184,45 @@ fn rewrite_operators(expr: Expr) -> Result<Transformed<Expr>> {
             other => Transformed::no(other),
         })
     })
+}
+
+/// Both terms of a recursive query keep the types with which the reference to itself was planned.
+fn recursive_query(mut query: RecursiveQuery) -> Result<Transformed<LogicalPlan>> {
+    let mut own: Option<SchemaRef> = None;
+    query.recursive_term.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && scan.table_name.schema().is_none()
+            && scan.table_name.table() == query.name
+        {
+            own = Some(scan.source.schema());
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    if let Some(own) = own {
+        query.static_term = with_types(query.static_term, &own)?;
+        query.recursive_term = with_types(query.recursive_term, &own)?;
+    }
+    Ok(Transformed::yes(LogicalPlan::RecursiveQuery(query)))
+}
+
+/// `plan` with its columns cast to the types of `wanted`, by position.
+fn with_types(plan: Arc<LogicalPlan>, wanted: &SchemaRef) -> Result<Arc<LogicalPlan>> {
+    let schema = plan.schema();
+    let same = schema.fields().iter().zip(wanted.fields()).all(|(a, b)| a.data_type() == b.data_type());
+    if same || schema.fields().len() != wanted.fields().len() {
+        return Ok(plan);
+    }
+    let exprs: Vec<Expr> = schema
+        .iter()
+        .zip(wanted.fields())
+        .map(|((qualifier, field), wanted)| {
+            let column = Expr::Column(Column::new(qualifier.cloned(), field.name()));
+            let cast = Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(column), wanted.data_type().clone()));
+            cast.alias_qualified(qualifier.cloned(), field.name())
+        })
+        .collect();
+    Ok(Arc::new(LogicalPlanBuilder::from(plan.as_ref().clone()).project(exprs)?.build()?))
 }
 
 /// A column of VALUES whose values are all integer literals that fit is of type integer.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
@@ -533,7 +533,7 @@ fn inserts_fill_defaults_and_cast_to_the_table() {
     let rows = execute(plan.bind(&values).unwrap()).unwrap();
     assert_eq!(rows_of(&rows, "UTC"), ["9|NULL|1.50|NULL|NULL|NULL"]);
     let schema = plan.table.arrow_schema();
-    let rows = rows.into_iter().map(|b| RecordBatch::try_new(Arc::clone(&schema), b.columns().to_vec()).unwrap_or(b)).collect();
+    let rows: Vec<RecordBatch> = rows.into_iter().map(|b| RecordBatch::try_new(Arc::clone(&schema), b.columns().to_vec()).unwrap_or(b)).collect();
     let memory: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(rows_schema(&rows), vec![rows]).unwrap());
     let returning = plan.returning.unwrap();
     let names: Vec<&str> = returning.schema.fields().iter().map(|f| f.name().as_str()).collect();

@@ -93,10 +93,30 @@ fn pg_user(s: &Snapshot, rows: &mut Rows) {
     }
 }
 
+/// First OID of the input and output functions of the types.
+const FIRST_IO_FUNCTION_OID: u32 = 10_000;
 /// First OID of the functions, which are numbered in the order in which the server lists them.
-pub const FIRST_FUNCTION_OID: u32 = 10_500;
+pub const FIRST_FUNCTION_OID: u32 = 11_000;
 
 fn pg_proc(s: &Snapshot, rows: &mut Rows) {
+    for (i, name) in super::types::io_function_names().into_iter().enumerate() {
+        rows.push([
+            ("oid", (FIRST_IO_FUNCTION_OID + i as u32).into()),
+            ("proname", name.clone().into()),
+            ("pronamespace", PG_CATALOG_OID.into()),
+            ("proowner", BOOTSTRAP_ROLE_OID.into()),
+            ("prolang", 12.into()),
+            ("procost", Cell::Float(1.0)),
+            ("prokind", "f".into()),
+            ("proisstrict", true.into()),
+            ("provolatile", "i".into()),
+            ("proparallel", "s".into()),
+            ("pronargs", 1.into()),
+            ("prorettype", catalog::types::oid::RECORD.into()),
+            ("proargtypes", vec![0i64].into()),
+            ("prosrc", name.into()),
+        ]);
+    }
     for (i, f) in s.source.functions().into_iter().enumerate() {
         rows.push([
             ("oid", (FIRST_FUNCTION_OID + i as u32).into()),

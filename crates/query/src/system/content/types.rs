@@ -1,5 +1,7 @@
 //! `pg_type` and the static catalogs around types: ranges, collations, access methods, operator classes.
 
+use std::collections::BTreeSet;
+
 use catalog::types::{PgType, TYPES, oid};
 
 use super::Fill;
@@ -78,6 +80,12 @@ fn io_functions(t: &PgType) -> [String; 4] {
         | "tsvector" | "tsquery" => with(t.name, ""),
         _ => with(t.name, "_"),
     }
+}
+
+/// The functions that `pg_type` names, each once.
+pub fn io_function_names() -> BTreeSet<String> {
+    let arrays = ["array_in", "array_out", "array_recv", "array_send"].map(String::from);
+    TYPES.iter().flat_map(io_functions).chain(arrays).filter(|name| name != "-").collect()
 }
 
 fn pg_type(_: &Snapshot, rows: &mut Rows) {

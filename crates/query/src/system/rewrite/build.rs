@@ -161,6 +161,15 @@ pub fn empty_texts() -> Expr {
 
 /// `(SELECT projection FROM relation) AS alias`.
 pub fn derived(projection: Vec<SelectItem>, relation: TableFactor, alias: TableAlias) -> TableFactor {
+    subquery(projection, vec![TableWithJoins { relation, joins: Vec::new() }], alias)
+}
+
+/// `(SELECT item) AS name`.
+pub fn values(item: SelectItem, name: Ident) -> TableFactor {
+    subquery(vec![item], Vec::new(), TableAlias { explicit: true, name, columns: Vec::new(), at: None })
+}
+
+fn subquery(projection: Vec<SelectItem>, from: Vec<TableWithJoins>, alias: TableAlias) -> TableFactor {
     let select = Select {
         select_token: AttachedToken::empty(),
         optimizer_hints: Vec::new(),
@@ -171,7 +180,7 @@ pub fn derived(projection: Vec<SelectItem>, relation: TableFactor, alias: TableA
         projection,
         exclude: None,
         into: None,
-        from: vec![TableWithJoins { relation, joins: Vec::new() }],
+        from,
         lateral_views: Vec::new(),
         prewhere: None,
         selection: None,

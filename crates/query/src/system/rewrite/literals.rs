@@ -1,4 +1,4 @@
-//! Constants that PostgreSQL reads by the type of the column beside them, and the system column `tableoid`.
+//! Constants that PostgreSQL reads by the type of the column beside them, and the system columns.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use catalog::types::oid;
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Select, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
+    BinaryOperator, DataType, Expr, Query, Select, SetExpr, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
 };
 
 use super::{build, names, system_relation};
@@ -57,7 +57,23 @@ fn typed_constant(column: &Expr, constant: &mut Expr) {
     }
 }
 
-/// `c.tableoid` is the OID of the catalog that `c` stands for.
+/// In `WITH RECURSIVE r AS (SELECT …, 0 AS depth UNION ALL SELECT …, r.depth + 1 FROM r)` the first constant and the sum must
+/// be of one type; the sum of integers is a bigint for DataFusion.
+pub fn recursive_counters(query: &mut Query) {
+    let Some(with) = query.with.as_mut().filter(|w| w.recursive) else { return };
+    for table in &mut with.cte_tables {
+        let SetExpr::SetOperation { left, .. } = &mut *table.query.body else { continue };
+        let SetExpr::Select(first) = &mut **left else { continue };
+        for expr in first.projection.iter_mut().filter_map(super::item_expr) {
+            if matches!(expr, Expr::Value(v) if matches!(v.value, Value::Number(..))) {
+                let number = std::mem::replace(expr, build::null());
+                *expr = build::cast(number, DataType::BigInt(None));
+            }
+        }
+    }
+}
+
+/// `c.tableoid` is the OID of the catalog that `c` stands for; the other system columns are constants.
 pub fn table_oids(select: &mut Select) {
     let mut relations = BTreeMap::new();
     collect(&select.from, &mut relations);
@@ -70,10 +86,15 @@ pub fn table_oids(select: &mut Select) {
         fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
             if let Expr::CompoundIdentifier(parts) = expr
                 && let [.., relation, column] = &parts[..]
-                && column.value.eq_ignore_ascii_case("tableoid")
                 && let Some(oid) = self.0.get(&build::fold(relation))
             {
-                *expr = build::number(i64::from(*oid));
+                match build::fold(column).as_str() {
+                    "tableoid" => *expr = build::number(i64::from(*oid)),
+                    // Catalog rows are made anew for each statement: they have no versions.
+                    "xmin" => *expr = build::number(1),
+                    "xmax" | "cmin" | "cmax" => *expr = build::number(0),
+                    _ => {}
+                }
             }
             ControlFlow::Continue(())
         }

@@ -98,6 +98,11 @@ impl VisitorMut for Shapes {
         ControlFlow::Continue(())
     }
 
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
+        literals::recursive_counters(query);
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
         literals::table_oids(select);
         ControlFlow::Continue(())

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArguments, Query, Subscript,
+    AccessExpr, ArrayElemTypeDef, BinaryOperator, DataType, Expr, Function, FunctionArguments, Ident, Query, Subscript,
     TimezoneInfo, Value, ValueWithSpan, VisitorMut,
 };
 
@@ -167,12 +167,27 @@ fn operator(op: &mut BinaryOperator) {
     *op = plain;
 }
 
-/// `typreceive <> 0` asks whether there is a function.
-fn function_comparison(op: &BinaryOperator, left: &Expr, right: &mut Expr) {
+/// `typreceive <> 0` asks whether there is a function, and `pg_proc.oid = typreceive` which one.
+fn function_comparison(op: &BinaryOperator, left: &mut Expr, right: &mut Expr) {
     let compares = matches!(op, BinaryOperator::Eq | BinaryOperator::NotEq);
+    let is_function = |e: &Expr| build::column_name(e).is_some_and(|n| FUNCTION_COLUMNS.contains(&n.as_str()));
+    if compares && is_function(right) {
+        by_name(left);
+    } else if compares && is_function(left) {
+        by_name(right);
+    }
     let zero = matches!(right, Expr::Value(v) if matches!(&v.value, Value::Number(n, _) if n == "0"));
-    if compares && zero && build::column_name(left).is_some_and(|n| FUNCTION_COLUMNS.contains(&n.as_str())) {
+    if compares && zero && is_function(left) {
         *right = build::string("-");
+    }
+}
+
+/// `p.oid` as `p.proname`.
+fn by_name(number: &mut Expr) {
+    if let Expr::CompoundIdentifier(parts) = number
+        && let Some(column) = parts.last_mut().filter(|c| build::fold(c) == "oid")
+    {
+        *column = Ident::new("proname");
     }
 }
 

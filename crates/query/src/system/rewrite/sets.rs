@@ -227,6 +227,13 @@ pub fn table_factor(factor: &mut TableFactor) {
         ("generate_series", _) => build::call("generate_series", arguments),
         ("generate_subscripts", [list, _]) => positions(list.clone(), if names::is_vector(list) { 0 } else { 1 }),
         ("pg_partition_ancestors", _) => build::call(&function, arguments),
+        // A function of one value is a relation of one row.
+        ("string_to_array" | "current_schemas", _) => {
+            let column = alias.columns.first().map_or_else(|| alias.name.clone(), |c| c.name.clone());
+            let expr = build::call(&function, arguments);
+            *factor = build::values(SelectItem::ExprWithAlias { expr, alias: column }, alias.name);
+            return;
+        }
         _ => {
             restore(factor, alias, &function);
             return;

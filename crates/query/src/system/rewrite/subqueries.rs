@@ -41,6 +41,7 @@ impl VisitorMut for Pruning {
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         match expr {
             Expr::Subquery(query) if finds_nothing(query) => *expr = build::null(),
+            Expr::Subquery(query) if counts_nothing(query) => *expr = build::number(0),
             Expr::Function(f) => {
                 if matches!(&f.args, FunctionArguments::Subquery(query) if finds_nothing(query)) {
                     *expr = build::empty_texts();
@@ -92,6 +93,15 @@ fn finds_nothing(query: &Query) -> bool {
         SetExpr::Select(select) => query.with.is_none() && always_empty(&select.from) && !counts(select),
         _ => false,
     }
+}
+
+/// `SELECT count(*)` over what is always empty.
+fn counts_nothing(query: &Query) -> bool {
+    let SetExpr::Select(select) = &*query.body else { return false };
+    let [SelectItem::UnnamedExpr(item)] = &select.projection[..] else { return false };
+    let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(e, _) if e.is_empty());
+    let counts = build::as_call(item).is_some_and(|(name, _)| name == "count");
+    counts && !grouped && select.having.is_none() && query.with.is_none() && always_empty(&select.from)
 }
 
 /// Whether a FROM clause has no rows whatever the catalog holds.
@@ -193,11 +203,12 @@ pub fn expression(expr: &mut Expr) {
     });
     select.selection = conjunction(rest);
     let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(e, _) if e.is_empty());
-    if !grouped && !aggregates(select) {
-        // At most one row by the nature of the catalogs: LIMIT 1 says the same.
-        if is_limit_one(query) {
-            query.limit_clause = None;
-        }
+    let aggregated = aggregates(select);
+    // At most one row, by the nature of the catalogs or of an aggregate: LIMIT 1 says the same.
+    if !grouped && is_limit_one(query) {
+        query.limit_clause = None;
+    }
+    if !grouped && !aggregated {
         let _ = sets::aggregate_single_column(query, "first_value");
     }
     if let Some(condition) = conjunction(outer_only) {

@@ -1,0 +1,150 @@
+//! The measured server: a process of its own, its connections, and what it uses of the machine.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+use super::measure::{ms_since, now};
+use super::{Options, Result};
+
+/// How long a start with recovery may take.
+const START_MS_MAX: f64 = 120_000.0;
+/// Ticks of a second in `/proc/PID/stat`; the kernel promises 100 to user space.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// CPU seconds of all threads, and the most memory that was resident.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub cpu_s: f64,
+    pub peak_mb: u64,
+    pub resident_mb: u64,
+}
+
+impl Usage {
+    /// The CPU seconds since `before`.
+    pub fn since(self, before: Usage) -> Usage {
+        Usage { cpu_s: self.cpu_s - before.cpu_s, ..self }
+    }
+}
+
+pub struct Server {
+    binary: PathBuf,
+    folder: TempDir,
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    /// Starts a server on an empty folder.
+    pub async fn start(options: &Options) -> Result<Server> {
+        let folder = match &options.scratch {
+            Some(parent) => tempfile::tempdir_in(parent)?,
+            None => tempfile::tempdir()?,
+        };
+        let port = free_port()?;
+        let process = spawn(&options.binary, folder.path(), port)?;
+        let mut server = Server { binary: options.binary.clone(), folder, process, port };
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Ends the process as a crash would, without any chance to tidy up.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts again on the same folder. Answers with the milliseconds until it took a connection.
+    pub async fn restart(&mut self) -> Result<f64> {
+        let start = now();
+        self.port = free_port()?;
+        self.process = spawn(&self.binary, self.folder.path(), self.port)?;
+        self.ready().await?;
+        Ok(ms_since(start))
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let start = now();
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Err(format!("the server ended with {status}: {}", self.log_tail()).into());
+            }
+            if let Ok(client) = self.connect().await {
+                client.simple_query("SELECT 1").await?;
+                return Ok(());
+            }
+            if ms_since(start) > START_MS_MAX {
+                return Err(format!("the server does not take connections: {}", self.log_tail()).into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    pub async fn connect(&self) -> Result<Client> {
+        let config = format!("host=127.0.0.1 port={} user=bench dbname=dev", self.port);
+        let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
+        // Its error reaches whoever uses the client.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// A folder beside the data for files of the benchmark.
+    pub fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn usage(&self) -> Result<Usage> {
+        let id = self.process.id();
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+        // The command may hold spaces; the fields after it are counted from its closing parenthesis.
+        let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no command in stat")?.1.split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field).and_then(|f| f.parse::<f64>().ok()).ok_or("short stat");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let megabytes = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name));
+            line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
+        };
+        Ok(Usage {
+            cpu_s: (ticks(11)? + ticks(12)?) / TICKS_PER_SECOND,
+            peak_mb: megabytes("VmHWM:"),
+            resident_mb: megabytes("VmRSS:"),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn(binary: &Path, folder: &Path, port: u16) -> Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
+    Command::new(binary)
+        .arg("server")
+        .args(["--pg-addr", &format!("127.0.0.1:{port}"), "--http-addr", &format!("127.0.0.1:{}", free_port()?)])
+        .args(["--log-level", "warn", "--data-dir"])
+        .arg(folder.join("data"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .map_err(|e| format!("cannot start {}: {e}", binary.display()).into())
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
