@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Things that no client should do, done to a running server; after each it must be the same process and answer SELECT 1.
 #
-# usage: robustness.sh PORT [BINARY]
+# usage: robustness.sh PORT [BINARY [WORD…]]
 #   PORT     of a running server's Postgres wire on loopback, trust authentication
 #   BINARY   of the server: also tests a full disk (needs root, for a tmpfs of 64 MB) and two servers on one folder
+#   WORD     runs only the cases whose name holds it
 # Needs bash and python3 (standard library). Ends with status 1 if anything failed.
 set -u
 exec python3 - "$@" <<'PYTHON'
@@ -11,6 +12,7 @@ import os, random, shutil, signal, socket, struct, subprocess, sys, tempfile, ti
 
 PORT = int(sys.argv[1])
 BINARY = sys.argv[2] if len(sys.argv) > 2 else None
+ONLY = sys.argv[3:]
 FAILURES = []
 
 
@@ -102,6 +104,8 @@ def alive():
 
 
 def case(name, run):
+    if ONLY and not any(word in name for word in ONLY):
+        return
     start = time.time()
     try:
         note = run()
@@ -243,7 +247,7 @@ def start(folder, wait=True):
             Client(port).close()
             break
         except (OSError, SqlError):
-            assert process.poll() is None, f"the server ended with {process.returncode}"
+            assert process.poll() is None, f"the server ended with {process.returncode}: {open(folder + '.log').read()[-300:]}"
             assert time.time() < end, "the server does not answer"
             time.sleep(0.05)
     return process, port
@@ -264,12 +268,13 @@ def full_disk():
         client = Client(port)
         client.query("CREATE TABLE t (id bigint PRIMARY KEY, pad text)")
         client.query("CREATE MATERIALIZED VIEW v AS SELECT count(*) AS n FROM t")
-        # Ballast fills the disk but for 8 MB, so that the log meets its end soon, and can be taken away again.
+        # Ballast fills the disk but for 6 MB, so that the log meets its end soon, and can be taken away again.
         ballast = folder + "/ballast"
+        room = os.statvfs(folder)
         with open(ballast, "wb") as file:
-            file.write(b"\0" * (56 << 20))
+            file.write(b"\0" * (room.f_bavail * room.f_frsize - (6 << 20)))
         acknowledged, refused, states = 0, 0, {}
-        for batch in range(400):
+        for batch in range(2000):
             rows = ", ".join(f"({batch * 100 + n}, '{random.randbytes(200).hex()}')" for n in range(100))
             try:
                 client.query("INSERT INTO t VALUES " + rows)

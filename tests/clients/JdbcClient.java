@@ -11,6 +11,7 @@ import java.util.*;
 import org.postgresql.PGConnection;
 import org.postgresql.copy.CopyManager;
 import org.postgresql.util.PGInterval;
+import org.postgresql.util.PGobject;
 
 public class JdbcClient {
     interface Test { Object run() throws Exception; }
@@ -101,7 +102,15 @@ public class JdbcClient {
 
     static void set(PreparedStatement s, int place, Object value, int type) throws SQLException {
         if (value == null) s.setNull(place, type);
-        else if (value instanceof byte[]) s.setBytes(place, (byte[]) value);
+        else if (value instanceof byte[] && mode.equals("simple")) {
+            // The driver's simple mode writes parameters into the text and knows no literal for setBytes.
+            StringBuilder hex = new StringBuilder("\\x");
+            for (byte b : (byte[]) value) hex.append(String.format("%02x", b));
+            PGobject literal = new PGobject();
+            literal.setType("bytea");
+            literal.setValue(hex.toString());
+            s.setObject(place, literal);
+        } else if (value instanceof byte[]) s.setBytes(place, (byte[]) value);
         else s.setObject(place, value);
     }
 

@@ -1,6 +1,5 @@
 -- What psql's backslash commands send, and what its -E shows. run.sh checks the answers.
 \set ON_ERROR_STOP 0
-\set QUIET 1
 SET client_min_messages = warning;
 DROP SCHEMA IF EXISTS client_psql CASCADE;
 CREATE SCHEMA client_psql;

@@ -60,10 +60,10 @@ fn allowed(name: &str) -> BTreeSet<&'static str> {
     let mut reach = BTreeSet::new();
     let mut open: Vec<&str> = TABLE.iter().find(|(n, _)| *n == name).map(|(_, uses)| uses.to_vec()).unwrap_or_default();
     while let Some(next) = open.pop() {
-        if let Some((name, uses)) = TABLE.iter().find(|(n, _)| *n == next) {
-            if reach.insert(*name) {
-                open.extend(uses.iter());
-            }
+        if let Some((name, uses)) = TABLE.iter().find(|(n, _)| *n == next)
+            && reach.insert(*name)
+        {
+            open.extend(uses.iter());
         }
     }
     reach

@@ -129,7 +129,8 @@ fn tables_that_cannot_be_are_refused() {
     let table = |key: &[usize]| Definition::Table(Table { primary_key: key.to_vec(), ..Table::default() });
     let interval = Column::new("i", DataType::Interval(arrow_schema::IntervalUnit::MonthDayNano), "");
     let many: Vec<Column> = (0..=MAX_COLUMNS).map(|i| column(&format!("c{i}"))).collect();
-    let cases: Vec<(&[&str], Vec<Column>, Definition, &str, &str)> = vec![
+    type Case<'a> = (&'a [&'a str], Vec<Column>, Definition, &'a str, &'a str);
+    let cases: Vec<Case> = vec![
         (&["t"], vec![column("a")], table(&[]), "42P07", "relation \"t\" already exists"),
         (&["t_pkey"], vec![column("a")], table(&[]), "42P07", "relation \"t_pkey\" already exists"),
         (&["u"], vec![column("a"), column("a")], table(&[]), "42701", "column \"a\" specified more than once"),

@@ -107,7 +107,7 @@ impl Log {
 
     /// Replaces the log by a new segment that holds exactly `records`: the way to forget what was overwritten.
     /// A crash leaves either the old log or the new one.
-    pub fn rewrite<'a>(self, records: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<Log> {
+    pub fn rewrite(self, records: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<Log> {
         let folder = self.path.parent().unwrap_or(Path::new(".")).to_path_buf();
         let number = self
             .path
@@ -239,9 +239,14 @@ fn header(parts: &[&[u8]]) -> Result<[u8; HEADER_BYTES]> {
 
 /// What stands at a position of a segment.
 enum Found {
-    Record { payload: Vec<u8>, next: u64 },
+    Record {
+        payload: Vec<u8>,
+        next: u64,
+    },
     /// Not a whole record; `next` is where one would follow if only the payload is damaged.
-    Broken { next: Option<u64> },
+    Broken {
+        next: Option<u64>,
+    },
     /// Zeros or the end of the file.
     Nothing,
 }
@@ -272,8 +277,7 @@ fn record_at(file: &File, at: u64, size: u64) -> std::io::Result<Found> {
 }
 
 fn read_segment(path: &Path, replay: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<(File, u64)> {
-    let mut file =
-        OpenOptions::new().read(true).write(true).open(path).map_err(|e| io_error("open", path, &e))?;
+    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| io_error("open", path, &e))?;
     let size = file.metadata().map_err(|e| io_error("read", path, &e))?.len();
     let mut magic = [0; 8];
     file.read_exact(&mut magic).map_err(|e| io_error("read", path, &e))?;
@@ -318,7 +322,11 @@ mod tests {
     }
 
     fn segment(folder: &Path) -> PathBuf {
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "log")).unwrap()
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| p.extension().is_some_and(|e| e == "log"))
+            .unwrap()
     }
 
     #[test]

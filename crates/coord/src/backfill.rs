@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use flow::{ChangeBatch, RelationId, Result, SlotId};
+use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
 use state::{Pin, Snapshot};
 use tracing::debug;
@@ -28,8 +29,9 @@ pub struct BackfillInput {
 
 /// Where the rows of an input come from.
 pub enum InputRows {
-    /// A table or a view; `sharded` says that shard *i* belongs to slot *i* (views).
-    Store { open: Box<dyn FnOnce() -> Result<Snapshot> + Send>, sharded: bool },
+    /// A table or a view; `sharded` says that shard *i* belongs to slot *i* (views), `route` names the columns by which
+    /// the rows are spread over the slots (tables whose rows can be taken away).
+    Store { open: Box<dyn FnOnce() -> Result<Snapshot> + Send>, sharded: bool, route: Option<Arc<[usize]>> },
     /// A source, read again up to the snapshot's offsets; the total is an estimate in rows.
     Source { open: Box<dyn FnOnce() -> Result<Rows> + Send> },
 }
@@ -64,22 +66,32 @@ impl Backfill {
     fn run(self) -> Result<()> {
         let Backfill { clock, worker, relation, started, inputs, pin } = self;
         futures::executor::block_on(clock.wait_completed(started.snapshot))?;
-        let mut feed = Feed { clock: &clock, worker: &worker, relation, started: &started, chunk: 0, rows: 0, done: 0, total: 0, next_slot: 0 };
+        let mut feed = Feed {
+            clock: &clock,
+            worker: &worker,
+            relation,
+            started: &started,
+            chunk: 0,
+            rows: 0,
+            done: 0,
+            total: 0,
+            next_slot: 0,
+        };
         let mut opened = Vec::new();
         for input in inputs {
             match input.rows {
-                InputRows::Store { open, sharded } => {
+                InputRows::Store { open, sharded, route } => {
                     let snapshot = open()?;
                     feed.total += snapshot.num_rows() as u64;
-                    opened.push((input.relation, Opened::Store(snapshot, sharded)));
+                    opened.push((input.relation, Opened::Store(snapshot, sharded, route)));
                 }
                 InputRows::Source { open } => opened.push((input.relation, Opened::Rows(open()?))),
             }
         }
         for (input, rows) in opened {
             let alive = match rows {
-                Opened::Store(snapshot, sharded) => feed.store(input, &snapshot, sharded)?,
-                Opened::Rows(rows) => feed.rows(input, rows, None)?,
+                Opened::Store(snapshot, sharded, route) => feed.store(input, &snapshot, sharded, route.as_deref())?,
+                Opened::Rows(rows) => feed.rows(input, rows, None, None)?,
             };
             if !alive {
                 debug!(relation = relation.0, "back-fill ends: the job is gone");
@@ -98,7 +110,7 @@ impl Backfill {
 }
 
 enum Opened {
-    Store(Snapshot, bool),
+    Store(Snapshot, bool, Option<Arc<[usize]>>),
     Rows(Rows),
 }
 
@@ -116,30 +128,44 @@ struct Feed<'a> {
 }
 
 impl Feed<'_> {
-    fn store(&mut self, input: RelationId, snapshot: &Snapshot, sharded: bool) -> Result<bool> {
+    fn store(
+        &mut self,
+        input: RelationId,
+        snapshot: &Snapshot,
+        sharded: bool,
+        route: Option<&[usize]>,
+    ) -> Result<bool> {
         for shard in 0..snapshot.shards() {
             let slot = sharded.then_some(SlotId(shard as u16));
-            if !self.rows(input, Box::new(snapshot.scan_shard(shard, None, BATCH_ROWS)?), slot)? {
+            if !self.rows(input, Box::new(snapshot.scan_shard(shard, None, BATCH_ROWS)?), slot, route)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Sends rows to their slot, or to the slots in turn. Returns false when the job is gone.
-    fn rows(&mut self, input: RelationId, rows: Rows, slot: Option<SlotId>) -> Result<bool> {
-        let deployment = self.started.deployment;
+    /// Sends rows to their slot, by their route, or to the slots in turn. Returns false when the job is gone.
+    fn rows(&mut self, input: RelationId, rows: Rows, slot: Option<SlotId>, route: Option<&[usize]>) -> Result<bool> {
+        let slots = self.worker.slots();
         for batch in rows {
             let batch = batch?;
             for start in (0..batch.num_rows()).step_by(BATCH_ROWS) {
-                let piece = batch.slice(start, BATCH_ROWS.min(batch.num_rows() - start));
-                let to = slot.unwrap_or(SlotId(self.next_slot as u16));
-                self.next_slot = (self.next_slot + 1) % self.worker.slots();
+                let piece = ChangeBatch::insert(batch.slice(start, BATCH_ROWS.min(batch.num_rows() - start)));
                 self.rows += piece.num_rows();
                 self.done += piece.num_rows() as u64;
-                let tick = self.tick();
-                let rows = ChangeBatch::insert(piece);
-                self.worker.send(to, ToSlot::Backfill { deployment, relation: input, tick, rows });
+                let parts = match (slot, route) {
+                    (Some(slot), _) => vec![(slot.0 as usize, piece)],
+                    (None, Some(route)) if slots > 1 => partition(&piece, route, slots)?,
+                    _ => {
+                        self.next_slot = (self.next_slot + 1) % slots;
+                        vec![(self.next_slot, piece)]
+                    }
+                };
+                let (deployment, tick) = (self.started.deployment, self.tick());
+                for (slot, rows) in parts {
+                    let message = ToSlot::Backfill { deployment, relation: input, tick, rows };
+                    self.worker.send(SlotId(slot as u16), message);
+                }
                 if self.rows >= CHUNK_ROWS && !self.end_chunk() {
                     return Ok(false);
                 }

@@ -4,7 +4,7 @@
 //! before anything of it reaches a slot. Rows enter the flow only after the log is synced. An epoch is complete when every
 //! attached job has finished it on every slot; completed epochs only grow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
 use parking_lot::{Mutex, RwLock};
 use plan::ProcessPlan;
+use runtime::job::partition;
 use runtime::{DeploymentId, FromSlot, Tick, ToSlot, Worker};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
@@ -36,11 +37,20 @@ pub enum Event {
     Input,
     FromSlot(FromSlot),
     Deploy(Deploy),
-    Remove { relations: Vec<RelationId>, reply: oneshot::Sender<()> },
+    Remove {
+        relations: Vec<RelationId>,
+        reply: oneshot::Sender<()>,
+    },
     /// A back-fill has sent everything, or could not.
-    BackfillFailed { deployment: DeploymentId, error: Error },
+    BackfillFailed {
+        deployment: DeploymentId,
+        error: Error,
+    },
     /// A job has to stop for a cause outside of the slots (its sink, its source).
-    StopJob { relation: RelationId, error: Error },
+    StopJob {
+        relation: RelationId,
+        error: Error,
+    },
     Shutdown,
 }
 
@@ -52,10 +62,17 @@ pub struct Deploy {
     pub inputs: Vec<RelationId>,
     /// Whether readers wait for this job (views) or not (sinks).
     pub is_view: bool,
-    /// Called on the clock thread once the first epoch is known: starts the back-fill, if one is needed.
-    pub start: Box<dyn FnOnce(&Started) -> bool + Send>,
+    /// Called on the clock thread once the first epoch is known: what feeds the back-fill, if one is needed. The feeder
+    /// is let go when every slot has been told of the job, or its rows would come too early.
+    pub start: Start,
     pub reply: oneshot::Sender<Result<Started>>,
 }
+
+/// Decides whether a job must back-fill, given where it starts.
+pub type Start = Box<dyn FnOnce(&Started) -> Option<Feeder> + Send>;
+
+/// Starts the feeder of a back-fill.
+pub type Feeder = Box<dyn FnOnce() + Send>;
 
 /// What a starting job is told.
 #[derive(Clone, Debug)]
@@ -83,6 +100,9 @@ pub struct Clock {
     durable: watch::Sender<Durable>,
     completed: watch::Sender<Epoch>,
     pub board: JobBoard,
+    /// By relation whose rows can be taken away: the columns by which its rows are spread over the slots. A row's deletion
+    /// must reach the slot that has seen its insertion.
+    routes: RwLock<HashMap<RelationId, Arc<[usize]>>>,
 }
 
 #[derive(Default)]
@@ -105,6 +125,7 @@ impl Clock {
             durable: watch::Sender::new(Durable { epoch: before, failed: None }),
             completed: watch::Sender::new(before),
             board: JobBoard::default(),
+            routes: RwLock::default(),
         };
         (Arc::new(clock), receiver)
     }
@@ -136,6 +157,20 @@ impl Clock {
         drop(lease);
         self.send(Event::Input);
         Ok(epoch)
+    }
+
+    /// Spreads the rows of `relation` by these columns from now on; `None` forgets it.
+    pub fn set_route(&self, relation: RelationId, columns: Option<Vec<usize>>) {
+        let mut routes = self.routes.write();
+        match columns {
+            Some(columns) => routes.insert(relation, columns.into()),
+            None => routes.remove(&relation),
+        };
+    }
+
+    /// The columns by which the rows of `relation` are spread over the slots.
+    pub fn route(&self, relation: RelationId) -> Option<Arc<[usize]>> {
+        self.routes.read().get(&relation).cloned()
     }
 
     /// Bytes of input that wait for the next cut.
@@ -215,7 +250,7 @@ impl ClockLoop {
         reserved: Epoch,
         deliver: Box<dyn Fn(FromSlot) + Send>,
         on_complete: Box<dyn Fn(Epoch) + Send>,
-        ) -> ClockLoop {
+    ) -> ClockLoop {
         let cut = Epoch(clock.open.read().0 - 1);
         let timers = vec![None; worker.slots()];
         ClockLoop {
@@ -349,7 +384,13 @@ impl ClockLoop {
         self.clock.durable.send_modify(|d| d.epoch = epoch);
         self.last_cut_us = now_us;
         for (relation, changes) in pending.inputs {
-            self.send_input(relation, epoch, changes);
+            if let Err(cause) = self.send_input(relation, epoch, changes) {
+                // Its readers have missed rows: they must not go on.
+                let readers = self.jobs.values().filter(|j| j.inputs.contains(&relation)).map(|j| j.deployment);
+                for deployment in readers.collect::<Vec<_>>() {
+                    self.fail(deployment, cause.clone());
+                }
+            }
         }
         self.worker.broadcast(&ToSlot::Barrier { epoch, now_us });
         self.advance();
@@ -366,20 +407,30 @@ impl ClockLoop {
         Ok(())
     }
 
-    fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) {
+    fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
         let batch_rows = self.worker.shared().batch_rows;
+        if let Some(route) = self.clock.route(relation).filter(|_| slots > 1) {
+            for (slot, part) in partition(&changes, &route, slots)? {
+                for start in (0..part.num_rows()).step_by(batch_rows) {
+                    let changes = part.slice(start, batch_rows.min(part.num_rows() - start));
+                    self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
+                }
+            }
+            return Ok(());
+        }
         if rows <= SPLIT_ROWS_MIN.min(batch_rows) {
             let slot = flow::hash::hash_u64(relation.0 as u64) as usize % slots;
             self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
-            return;
+            return Ok(());
         }
         let piece = batch_rows.min(rows.div_ceil(slots));
         for (n, start) in (0..rows).step_by(piece).enumerate() {
             let changes = changes.slice(start, piece.min(rows - start));
             self.worker.send(SlotId((n % slots) as u16), ToSlot::Input { relation, epoch, changes });
         }
+        Ok(())
     }
 
     fn deploy(&mut self, deploy: Deploy) {
@@ -398,7 +449,8 @@ impl ClockLoop {
             return;
         }
         // The store exists before anyone can read the view.
-        let backfills = (deploy.start)(&started);
+        let feeder = (deploy.start)(&started);
+        let backfills = feeder.is_some();
         let first = if backfills { started.first } else { Tick::end_of(open) };
         job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
         self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, first });
@@ -411,6 +463,9 @@ impl ClockLoop {
         if !backfills {
             // The first row of a global aggregate, or of constants, needs an epoch to appear in.
             self.clock.pending.lock().logged |= true;
+        }
+        if let Some(feed) = feeder {
+            feed();
         }
         let _ = deploy.reply.send(Ok(started));
         self.advance();

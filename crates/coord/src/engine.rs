@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SinkInput};
+use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind};
 use checkpoint::{DataDirectory, Log};
 use flow::{Epoch, Error, JobId, RelationId, Result, SqlState};
 use parking_lot::{Mutex, RwLock};
@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use crate::backfill::{Backfill, BackfillInput, InputRows};
-use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Started};
+use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
 use crate::into_table::TableSink;
 use crate::job::Phase;
 use crate::record;
@@ -108,6 +108,9 @@ impl Engine {
             let _ = budget.change(0, table.store.bytes());
         }
         let (clock, events) = Clock::new(first);
+        for relation in recovered.catalog.relations().filter(|r| r.kind() == RelationKind::Table) {
+            clock.set_route(relation.oid, route(relation));
+        }
         let sender = Arc::clone(&clock);
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let shared = Shared::new(budget.clone(), config.batch_rows);
@@ -162,11 +165,11 @@ impl Engine {
 
     fn open_sources(&self) {
         for relation in self.catalog().relations() {
-            if relation.kind() == RelationKind::Source {
-                if let Err(error) = self.open_source(relation) {
-                    error!(source = relation.name, %error, "source cannot be opened");
-                    self.clock.board.set_failed(relation.oid, error);
-                }
+            if relation.kind() == RelationKind::Source
+                && let Err(error) = self.open_source(relation)
+            {
+                error!(source = relation.name, %error, "source cannot be opened");
+                self.clock.board.set_failed(relation.oid, error);
             }
         }
     }
@@ -245,7 +248,11 @@ impl Engine {
             Definition::Table(table) => {
                 let kind = if table.append_only { ChangeKind::AppendOnly } else { ChangeKind::Retract };
                 let keys = if table.primary_key.is_empty() { vec![] } else { vec![table.primary_key.clone()] };
-                RelationSource::new(relation.oid, name, schema, kind, keys, Distribution::Arbitrary, false)
+                let distribution = match (&keys[..], table.append_only) {
+                    ([key], false) => Distribution::Hash(key.clone()),
+                    _ => Distribution::Arbitrary,
+                };
+                RelationSource::new(relation.oid, name, schema, kind, keys, distribution, false)
             }
             Definition::Source(_) => {
                 let bounded = self.sources.get(relation.oid).is_some_and(|s| s.source.bounded());
@@ -295,6 +302,7 @@ impl Engine {
         match relation.kind() {
             RelationKind::Table => {
                 let table = Arc::new(Table::new(relation)?);
+                self.clock.set_route(relation.oid, route(relation));
                 // An empty store is small; the limit shows at the first rows.
                 let _ = self.budget.change(0, table.store.bytes());
                 if let Some(old) = self.tables.write().insert(relation.oid, table) {
@@ -362,7 +370,12 @@ impl Engine {
     }
 
     /// On the clock thread: decides whether the job must back-fill, and starts the feeder. `None`: nothing to feed.
-    fn start_backfill(self: &Arc<Self>, job: RelationId, started: &Started, inputs: &BTreeSet<RelationId>) -> bool {
+    fn start_backfill(
+        self: &Arc<Self>,
+        job: RelationId,
+        started: &Started,
+        inputs: &BTreeSet<RelationId>,
+    ) -> Option<Feeder> {
         let mut feeds = Vec::new();
         for input in inputs {
             let relation = *input;
@@ -370,7 +383,8 @@ impl Engine {
             if let Some(table) = self.table(relation) {
                 if table.store.live_rows() + table.store.dead_rows() > 0 {
                     let open = Box::new(move || table.store.snapshot(epoch));
-                    feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: false } });
+                    let route = self.clock.route(relation);
+                    feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: false, route } });
                 }
             } else if let Some(source) = self.sources.get(relation) {
                 if let Some(positions) = source.positions(epoch) {
@@ -380,28 +394,25 @@ impl Engine {
             } else {
                 let engine = Arc::clone(self);
                 let open = Box::new(move || engine.view_snapshot(relation, epoch));
-                feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: true } });
+                feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: true, route: None } });
             }
         }
         if feeds.is_empty() {
-            return false;
+            return None;
         }
+        let engine = Arc::clone(self);
+        let started = started.clone();
+        // The pin is taken now: the snapshot must stay readable until the feeder runs.
         let pinned = self.pins.pin(started.snapshot);
-        let feeder = pinned.and_then(|pin| {
-            Backfill {
-                clock: Arc::clone(&self.clock),
-                worker: Arc::clone(&self.worker),
-                relation: job,
-                started: started.clone(),
-                inputs: feeds,
-                pin,
+        Some(Box::new(move || {
+            let deployment = started.deployment;
+            let (clock, worker) = (Arc::clone(&engine.clock), Arc::clone(&engine.worker));
+            let feeder =
+                pinned.and_then(|pin| Backfill { clock, worker, relation: job, started, inputs: feeds, pin }.spawn());
+            if let Err(error) = feeder {
+                engine.clock.send(Event::BackfillFailed { deployment, error });
             }
-            .spawn()
-        });
-        if let Err(error) = feeder {
-            self.clock.send(Event::BackfillFailed { deployment: started.deployment, error });
-        }
-        true
+        }))
     }
 
     /// The rows of a view at a completed epoch.
@@ -463,6 +474,7 @@ impl Engine {
             self.sources.unsubscribe(relation.oid);
             match relation.kind() {
                 RelationKind::Table => {
+                    self.clock.set_route(relation.oid, None);
                     if let Some(table) = self.tables.write().remove(&relation.oid) {
                         let _ = self.budget.change(table.store.bytes(), 0);
                     }
@@ -564,10 +576,10 @@ impl Engine {
         }
         self.sinks.stop_all();
         self.clock.send(Event::Shutdown);
-        if let Some(thread) = self.clock_thread.lock().take() {
-            if thread.join().is_err() {
-                error!("the clock thread failed");
-            }
+        if let Some(thread) = self.clock_thread.lock().take()
+            && thread.join().is_err()
+        {
+            error!("the clock thread failed");
         }
         self.threads.stop();
         // Sessions may outlive the engine's work; the data may be opened again all the same.
@@ -576,15 +588,10 @@ impl Engine {
     }
 }
 
-/// Relations that a definition's query reads directly.
-pub fn direct_inputs(relation: &Relation) -> Vec<RelationId> {
-    match &relation.definition {
-        Definition::Sink(sink) => match &sink.input {
-            SinkInput::Relation(input) => vec![*input],
-            SinkInput::Query(query) => query.references.values().copied().collect(),
-        },
-        other => other.query().map(|q| q.references.values().copied().collect()).unwrap_or_default(),
-    }
+/// The columns by which a table's rows are spread over the slots; `None` for rows that never go.
+fn route(relation: &Relation) -> Option<Vec<usize>> {
+    let table = relation.table().filter(|t| !t.append_only)?;
+    Some(if table.primary_key.is_empty() { (0..relation.columns.len()).collect() } else { table.primary_key.clone() })
 }
 
 /// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state.

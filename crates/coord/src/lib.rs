@@ -7,18 +7,18 @@
 //!
 //! No network here: slots are behind `runtime::Worker`, whose messages are serialisable.
 
-pub mod clock;
-pub mod job;
-pub mod table;
-pub mod record;
 pub mod backfill;
-pub mod sources;
-pub mod sinks;
-pub mod into_table;
+pub mod clock;
 pub mod connectors;
 pub mod engine;
-pub mod status;
+pub mod into_table;
+pub mod job;
+pub mod record;
 pub mod session;
+pub mod sinks;
+pub mod sources;
+pub mod status;
+pub mod table;
 pub mod time;
 
 pub use engine::{Engine, EngineConfig};

@@ -124,18 +124,16 @@ pub fn decode(bytes: &[u8]) -> Result<Record> {
 }
 
 fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
-    let length = bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize).ok_or_else(|| damaged("too short"))?;
+    let length =
+        bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize).ok_or_else(|| damaged("too short"))?;
     let json = bytes.get(4..4 + length).ok_or_else(|| damaged("header is cut off"))?;
     let header: Header = serde_json::from_slice(json).map_err(damaged)?;
     if header.version > RECORD_VERSION {
         return Err(damaged(format!("version {} is newer than this program", header.version)));
     }
     let encoded = |v: &serde_json::Value| serde_json::to_vec(v).map_err(damaged);
-    let mut record = Record {
-        reserved_epochs: header.reserved_epochs,
-        sink_started: header.sink_started,
-        ..Record::default()
-    };
+    let mut record =
+        Record { reserved_epochs: header.reserved_epochs, sink_started: header.sink_started, ..Record::default() };
     for change in &header.catalog {
         record.catalog.push(catalog::CatalogChange::decode(&encoded(change)?)?);
     }

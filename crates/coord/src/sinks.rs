@@ -24,7 +24,11 @@ use crate::time::Time;
 pub const BACKLOG_BYTES_MAX: usize = 256 << 20;
 
 enum ToSink {
-    Rows { slot: SlotId, tick: Tick, changes: Option<ChangeBatch> },
+    Rows {
+        slot: SlotId,
+        tick: Tick,
+        changes: Option<ChangeBatch>,
+    },
     /// A new deployment of the same sink starts from nothing.
     Close,
 }
@@ -99,7 +103,11 @@ impl Sinks {
         let backlog = sink_thread.shared.backlog.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if backlog > BACKLOG_BYTES_MAX {
             let error = Error::new(SqlState::OutOfMemory, "the sink does not keep up")
-                .with_detail(format!("{} MiB wait to be written; the limit is {} MiB.", backlog >> 20, BACKLOG_BYTES_MAX >> 20))
+                .with_detail(format!(
+                    "{} MiB wait to be written; the limit is {} MiB.",
+                    backlog >> 20,
+                    BACKLOG_BYTES_MAX >> 20
+                ))
                 .with_hint("Drop the sink and create it again on a faster target.");
             self.clock.send(Event::StopJob { relation: sink, error });
         }

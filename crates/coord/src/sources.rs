@@ -303,7 +303,12 @@ fn read_all(handle: &Arc<SourceHandle>, clock: &Clock) -> Result<()> {
             if !outcome.errors.is_empty() {
                 metrics::counter!("millstream_source_skipped_rows").increment(outcome.errors.len() as u64);
                 for bad in outcome.errors.iter().take(10) {
-                    warn!(relation = handle.relation.0, line = bad.line, reason = bad.reason, "malformed record skipped");
+                    warn!(
+                        relation = handle.relation.0,
+                        line = bad.line,
+                        reason = bad.reason,
+                        "malformed record skipped"
+                    );
                 }
             }
             metrics::counter!("millstream_source_rows").increment(rows as u64);

@@ -146,8 +146,7 @@ impl TableWrites {
             let rows = take_record_batch(&rows, &all)?;
             self.changes.push(ChangeBatch::insert(rows));
         }
-        let cancelled: Vec<u32> =
-            kept.iter().enumerate().filter(|(_, k)| k.is_none()).map(|(i, _)| i as u32).collect();
+        let cancelled: Vec<u32> = kept.iter().enumerate().filter(|(_, k)| k.is_none()).map(|(i, _)| i as u32).collect();
         if !cancelled.is_empty() {
             let rows = self.changes[change].take(&UInt32Array::from(cancelled))?.rows;
             self.changes.push(ChangeBatch::delete(rows));

@@ -34,7 +34,10 @@ pub fn hash_bytes(bytes: &[u8]) -> u64 {
     let mut h = SEED ^ (bytes.len() as u64).wrapping_mul(K1);
     let mut chunks = bytes.chunks_exact(8);
     for chunk in &mut chunks {
-        h = mix(h, u64::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7]]));
+        h = mix(
+            h,
+            u64::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7]]),
+        );
     }
     let rest = chunks.remainder();
     if !rest.is_empty() {
@@ -183,7 +186,8 @@ fn hash_column(column: &ArrayRef, first: bool, hashes: &mut [u64]) -> Result<()>
         DataType::Null => merge(hashes, first, None, |_| NULL_HASH),
         DataType::List(_) | DataType::LargeList(_) | DataType::Struct(_) | DataType::FixedSizeList(_, _) => {
             // The order-preserving row encoding gives one canonical byte string per nested value.
-            let rows = crate::keys::KeyEncoder::new(&[column.data_type().clone()])?.encode(std::slice::from_ref(column))?;
+            let rows =
+                crate::keys::KeyEncoder::new(&[column.data_type().clone()])?.encode(std::slice::from_ref(column))?;
             merge(hashes, first, nulls, |i| hash_bytes(rows.row(i).data()))
         }
         other => return Err(Error::internal(format!("no stable hash for type {other}"))),

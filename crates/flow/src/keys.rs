@@ -50,7 +50,15 @@ pub fn canonical(column: &ArrayRef) -> ArrayRef {
             if a.values().iter().all(|v| v.to_bits() != (-0.0f64).to_bits() && !v.is_nan()) {
                 return Arc::clone(column);
             }
-            let values = a.values().iter().map(|v| if *v == 0.0 { 0.0 } else if v.is_nan() { f64::NAN } else { *v });
+            let values = a.values().iter().map(|v| {
+                if *v == 0.0 {
+                    0.0
+                } else if v.is_nan() {
+                    f64::NAN
+                } else {
+                    *v
+                }
+            });
             Arc::new(Float64Array::new(values.collect(), a.nulls().cloned()))
         }
         DataType::Float32 => {
@@ -58,7 +66,15 @@ pub fn canonical(column: &ArrayRef) -> ArrayRef {
             if a.values().iter().all(|v| v.to_bits() != (-0.0f32).to_bits() && !v.is_nan()) {
                 return Arc::clone(column);
             }
-            let values = a.values().iter().map(|v| if *v == 0.0 { 0.0 } else if v.is_nan() { f32::NAN } else { *v });
+            let values = a.values().iter().map(|v| {
+                if *v == 0.0 {
+                    0.0
+                } else if v.is_nan() {
+                    f32::NAN
+                } else {
+                    *v
+                }
+            });
             Arc::new(Float32Array::new(values.collect(), a.nulls().cloned()))
         }
         _ => Arc::clone(column),
@@ -72,7 +88,14 @@ mod tests {
     #[test]
     fn equal_keys_have_equal_bytes_and_order_is_kept() {
         let encoder = KeyEncoder::new(&[DataType::Float64]).unwrap();
-        let column: ArrayRef = Arc::new(Float64Array::from(vec![Some(-0.0), Some(0.0), Some(-1.5), None, Some(-f64::NAN), Some(f64::NAN)]));
+        let column: ArrayRef = Arc::new(Float64Array::from(vec![
+            Some(-0.0),
+            Some(0.0),
+            Some(-1.5),
+            None,
+            Some(-f64::NAN),
+            Some(f64::NAN),
+        ]));
         let rows = encoder.encode(&[column]).unwrap();
         assert_eq!(rows.row(0), rows.row(1));
         assert_eq!(rows.row(4), rows.row(5));

@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn change_batches_come_back_as_they_were() {
-        let column: ArrayRef = Arc::new(StringViewArray::from(vec![Some("a"), None, Some("a text beyond twelve bytes")]));
+        let column: ArrayRef =
+            Arc::new(StringViewArray::from(vec![Some("a"), None, Some("a text beyond twelve bytes")]));
         let rows = RecordBatch::try_from_iter_with_nullable([("t", column, true)]).unwrap();
         for diff in [Diff::Insert, Diff::Delete, Diff::Weights(vec![1, -2, 3].into())] {
             let back = decode(&encode(&ChangeBatch::new(rows.clone(), diff.clone())).unwrap()).unwrap();

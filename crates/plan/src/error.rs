@@ -3,8 +3,8 @@
 //! DataFusion reports most planning errors as text. The mapping goes by the kind of the error where there is one and by
 //! the fixed parts of the text otherwise; a text that is not known keeps a state that is true of its kind.
 
-use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::common::{Column, TableReference};
+use datafusion::common::{DataFusionError, SchemaError};
 use flow::{Error, SqlState};
 
 /// The SQL error that `error` stands for. An error of ours that travelled through DataFusion comes back unchanged.
@@ -42,9 +42,7 @@ fn convert(error: DataFusionError, text: Option<&str>) -> Error {
         DataFusionError::Plan(m) => from_plan(&m),
         DataFusionError::NotImplemented(m) => Error::unsupported(sentence(&m)),
         DataFusionError::Execution(m) => from_execution(&m),
-        DataFusionError::ResourcesExhausted(m) => {
-            Error::new(SqlState::OutOfMemory, "out of memory").with_detail(m)
-        }
+        DataFusionError::ResourcesExhausted(m) => Error::new(SqlState::OutOfMemory, "out of memory").with_detail(m),
         DataFusionError::SQL(e, _) => Error::new(SqlState::SyntaxError, sentence(&parser_message(&e.to_string()))),
         DataFusionError::IoError(e) => match e.kind() {
             std::io::ErrorKind::StorageFull => Error::new(SqlState::DiskFull, "no space left on the disk"),
@@ -218,12 +216,9 @@ fn from_schema(error: SchemaError) -> Error {
                     format!("missing FROM-clause entry for table \"{}\"", relation.table()),
                 );
             }
-            let missing =
-                Error::new(SqlState::UndefinedColumn, format!("column {} does not exist", quoted(&field)));
+            let missing = Error::new(SqlState::UndefinedColumn, format!("column {} does not exist", quoted(&field)));
             match nearest(&field, &valid_fields) {
-                Some(near) => {
-                    missing.with_hint(format!("Perhaps you meant to reference the column {}.", quoted(near)))
-                }
+                Some(near) => missing.with_hint(format!("Perhaps you meant to reference the column {}.", quoted(near))),
                 None => missing,
             }
         }
@@ -321,9 +316,10 @@ fn from_plan(m: &str) -> Error {
         };
         return e.with_detail(first_line(m)).with_hint("You might need to add explicit type casts.");
     }
-    if let Some(rest) = ["Cannot coerce arithmetic expression ", "Cannot infer common argument type for comparison operation "]
-        .iter()
-        .find_map(|p| m.strip_prefix(p))
+    if let Some(rest) =
+        ["Cannot coerce arithmetic expression ", "Cannot infer common argument type for comparison operation "]
+            .iter()
+            .find_map(|p| m.strip_prefix(p))
     {
         let types = rest.strip_suffix(" to valid types").unwrap_or(rest);
         return Error::new(SqlState::UndefinedFunction, format!("operator does not exist: {}", sql_types_in(types)))

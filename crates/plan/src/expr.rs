@@ -18,13 +18,13 @@ mod literal;
 mod postfix;
 
 pub use crate::error::{from_datafusion_error, from_datafusion_error_in};
-pub use bind::{bind, evaluate, field_of};
 pub(crate) use bind::is_key_type;
-pub(crate) use guard::GuardedLogic;
-pub(crate) use convert::window_unsupported;
-pub(crate) use literal::encode_batch;
+pub use bind::{bind, evaluate, field_of};
 pub use convert::from_datafusion;
+pub(crate) use convert::window_unsupported;
 pub use display::{Named, sql_type};
+pub(crate) use guard::GuardedLogic;
+pub(crate) use literal::encode_batch;
 
 /// Levels of nesting that an expression may have; deeper ones are refused with `54001`.
 pub const DEPTH_MAX: usize = 256;

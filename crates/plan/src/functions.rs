@@ -181,9 +181,9 @@ pub fn canonical(t: &DataType) -> DataType {
             DataType::Interval(arrow::datatypes::IntervalUnit::MonthDayNano)
         }
         DataType::Dictionary(_, value) => canonical(value),
-        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => DataType::List(Arc::new(
-            arrow::datatypes::Field::new("item", canonical(f.data_type()), true),
-        )),
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
+            DataType::List(Arc::new(arrow::datatypes::Field::new("item", canonical(f.data_type()), true)))
+        }
         other => other.clone(),
     }
 }

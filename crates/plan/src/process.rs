@@ -61,17 +61,30 @@ pub enum Exchange {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TaskOp {
     /// Changes of a relation, projected to `columns` of its schema. No inputs; the runtime feeds it.
-    Relation { relation: RelationId, columns: Vec<usize> },
+    Relation {
+        relation: RelationId,
+        columns: Vec<usize>,
+    },
     /// Constant rows, emitted once, by slot 0, in the job's first epoch. `ipc` is one Arrow IPC stream.
-    Values { ipc: Vec<u8> },
-    Project { exprs: Vec<Expr> },
+    Values {
+        ipc: Vec<u8>,
+    },
+    Project {
+        exprs: Vec<Expr>,
+    },
     /// Keeps rows for which the predicate is true.
-    Filter { predicate: Expr },
+    Filter {
+        predicate: Expr,
+    },
     /// All inputs, as they come. Schemas are equal.
     Union,
     /// Output: group columns, then one column per call. With no group columns there is one row over all input, present
     /// from the first epoch even without input, made by slot 0 (the input is gathered).
-    Aggregate { group: Vec<usize>, calls: Vec<AggCall>, input_kind: ChangeKind },
+    Aggregate {
+        group: Vec<usize>,
+        calls: Vec<AggCall>,
+        input_kind: ChangeKind,
+    },
     /// Inputs: left, right. Output: left columns then right columns; semi and anti joins output left columns only.
     Join {
         kind: JoinKind,
@@ -104,7 +117,12 @@ pub enum TaskOp {
     },
     /// Writes the relation's view store. `key` is a unique key of the rows, if one is known: the store is distributed and
     /// indexed by it; otherwise by the whole row. Emits the epoch's net change for readers downstream.
-    Materialize { relation: RelationId, key: Option<Vec<usize>> },
+    Materialize {
+        relation: RelationId,
+        key: Option<Vec<usize>>,
+    },
     /// Hands each epoch's net change to the sink of the job.
-    Deliver { sink: RelationId },
+    Deliver {
+        sink: RelationId,
+    },
 }

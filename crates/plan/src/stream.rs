@@ -63,14 +63,40 @@ pub struct StreamNode {
 /// The change-stream operators; fields as in [`crate::process::TaskOp`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamOp {
-    Relation { relation: RelationId, name: String, columns: Vec<usize> },
-    Values { ipc: Vec<u8> },
-    Project { exprs: Vec<Expr> },
-    Filter { predicate: Expr },
+    Relation {
+        relation: RelationId,
+        name: String,
+        columns: Vec<usize>,
+    },
+    Values {
+        ipc: Vec<u8>,
+    },
+    Project {
+        exprs: Vec<Expr>,
+    },
+    Filter {
+        predicate: Expr,
+    },
     Union,
-    Aggregate { group: Vec<usize>, calls: Vec<AggCall> },
-    Join { kind: JoinKind, on: Vec<(usize, usize)>, nulls_equal: bool, filter: Option<Expr>, null_aware: bool },
-    TopN { partition: Vec<usize>, order: Vec<SortKey>, offset: u64, limit: Option<u64>, rank: RankKind, emit_rank: bool },
+    Aggregate {
+        group: Vec<usize>,
+        calls: Vec<AggCall>,
+    },
+    Join {
+        kind: JoinKind,
+        on: Vec<(usize, usize)>,
+        nulls_equal: bool,
+        filter: Option<Expr>,
+        null_aware: bool,
+    },
+    TopN {
+        partition: Vec<usize>,
+        order: Vec<SortKey>,
+        offset: u64,
+        limit: Option<u64>,
+        rank: RankKind,
+        emit_rank: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

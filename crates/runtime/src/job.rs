@@ -47,9 +47,8 @@ impl QueueBytes {
     /// Whether any queue above `level` is full. The highest level never waits, so something can always run.
     fn full_above(&self, level: usize) -> bool {
         let slots = self.cells.len() / self.levels.max(1);
-        (0..slots).any(|slot| {
-            (level + 1..self.levels).any(|l| self.cell(slot, l).load(Ordering::Relaxed) >= QUEUE_BYTES_MAX)
-        })
+        (0..slots)
+            .any(|slot| (level + 1..self.levels).any(|l| self.cell(slot, l).load(Ordering::Relaxed) >= QUEUE_BYTES_MAX))
     }
 }
 
@@ -66,16 +65,33 @@ pub struct Work {
 pub enum WorkKind {
     Rows(ChangeBatch),
     /// The channel has nothing more for this tick. Leaves are told the tick that follows.
-    Barrier { then: Option<Tick>, now_us: i64 },
+    Barrier {
+        then: Option<Tick>,
+        now_us: i64,
+    },
 }
 
 /// What a job sends out of its slot's instance while it works.
 #[derive(Debug)]
 pub enum Outgoing {
-    Rows { slot: usize, task: usize, port: usize, tick: Tick, changes: ChangeBatch },
-    Barrier { slot: usize, task: usize, port: usize, tick: Tick },
+    Rows {
+        slot: usize,
+        task: usize,
+        port: usize,
+        tick: Tick,
+        changes: ChangeBatch,
+    },
+    Barrier {
+        slot: usize,
+        task: usize,
+        port: usize,
+        tick: Tick,
+    },
     /// The terminal task's net change of a tick.
-    Result { tick: Tick, changes: Vec<ChangeBatch> },
+    Result {
+        tick: Tick,
+        changes: Vec<ChangeBatch>,
+    },
 }
 
 /// Where a job ends.
@@ -254,7 +270,9 @@ impl Job {
     pub fn state_bytes(&self) -> usize {
         let queued: usize =
             (0..self.levels.len()).map(|level| self.queued.cell(self.slot, level).load(Ordering::Relaxed)).sum();
-        queued + self.stashed + self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.state_bytes()).sum::<usize>()
+        queued
+            + self.stashed
+            + self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.state_bytes()).sum::<usize>()
     }
 
     /// The earliest timer of any task.
@@ -309,7 +327,14 @@ impl Job {
         }
     }
 
-    fn process(&mut self, task: usize, port: usize, tick: Tick, changes: ChangeBatch, out: &mut Vec<Outgoing>) -> Result<()> {
+    fn process(
+        &mut self,
+        task: usize,
+        port: usize,
+        tick: Tick,
+        changes: ChangeBatch,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<()> {
         if changes.num_rows() == 0 {
             return Ok(());
         }
@@ -377,12 +402,7 @@ impl Job {
     }
 
     fn forward_barrier(&mut self, output: Output, tick: Tick, now_us: i64, out: &mut Vec<Outgoing>) -> Result<()> {
-        let work = Work {
-            task: output.task,
-            port: output.port,
-            tick,
-            kind: WorkKind::Barrier { then: None, now_us },
-        };
+        let work = Work { task: output.task, port: output.port, tick, kind: WorkKind::Barrier { then: None, now_us } };
         // Through `run`, because another port of that task may still be in an earlier tick.
         self.run(work, out)
     }

@@ -7,12 +7,12 @@
 //! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
 //! after that. So what leaves a job for an epoch is exactly a function of what entered it up to that epoch.
 
-pub mod message;
 pub mod budget;
-pub mod ops;
-pub mod terminal;
 pub mod job;
+pub mod message;
+pub mod ops;
 pub mod slot;
+pub mod terminal;
 pub mod worker;
 
 pub use budget::Budget;

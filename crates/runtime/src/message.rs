@@ -36,23 +36,59 @@ impl Tick {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToSlot {
     /// Start a job whose first tick is `first`. Sent between two epochs, to every slot.
-    Deploy { deployment: DeploymentId, plan: Arc<ProcessPlan>, first: Tick },
+    Deploy {
+        deployment: DeploymentId,
+        plan: Arc<ProcessPlan>,
+        first: Tick,
+    },
     /// Stop a job and forget its state. Sent to every slot.
-    Remove { deployment: DeploymentId },
+    Remove {
+        deployment: DeploymentId,
+    },
     /// Whether the epoch clock waits for this job: an attached job is served before detached ones.
-    Attach { deployment: DeploymentId, attached: bool },
+    Attach {
+        deployment: DeploymentId,
+        attached: bool,
+    },
     /// Changes of a table or source in the open epoch.
-    Input { relation: RelationId, epoch: Epoch, changes: ChangeBatch },
+    Input {
+        relation: RelationId,
+        epoch: Epoch,
+        changes: ChangeBatch,
+    },
     /// The epoch's input is complete; `now_us` is the clock that its timers see.
-    Barrier { epoch: Epoch, now_us: i64 },
+    Barrier {
+        epoch: Epoch,
+        now_us: i64,
+    },
     /// Rows of one input of a job that existed before the job, in chunk `tick`.
-    Backfill { deployment: DeploymentId, relation: RelationId, tick: Tick, rows: ChangeBatch },
+    Backfill {
+        deployment: DeploymentId,
+        relation: RelationId,
+        tick: Tick,
+        rows: ChangeBatch,
+    },
     /// The chunk is complete. With `then` the job goes on with the epoch's live changes, else with the next chunk.
-    BackfillBarrier { deployment: DeploymentId, tick: Tick, then: Tick },
+    BackfillBarrier {
+        deployment: DeploymentId,
+        tick: Tick,
+        then: Tick,
+    },
     /// From another slot (or this one): rows of an exchange.
-    Exchange { deployment: DeploymentId, task: TaskId, port: u16, tick: Tick, changes: ChangeBatch },
+    Exchange {
+        deployment: DeploymentId,
+        task: TaskId,
+        port: u16,
+        tick: Tick,
+        changes: ChangeBatch,
+    },
     /// From another slot: it has sent everything of this tick over this exchange.
-    ExchangeBarrier { deployment: DeploymentId, task: TaskId, port: u16, tick: Tick },
+    ExchangeBarrier {
+        deployment: DeploymentId,
+        task: TaskId,
+        port: u16,
+        tick: Tick,
+    },
     /// A queue has room again.
     Wake,
     Shutdown,

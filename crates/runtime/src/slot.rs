@@ -34,7 +34,14 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(budget: Budget, batch_rows: usize) -> Shared {
-        Shared { stores: Stores::default(), budget, batch_rows, floor: Arc::default(), queues: Arc::default(), touched: Arc::default() }
+        Shared {
+            stores: Stores::default(),
+            budget,
+            batch_rows,
+            floor: Arc::default(),
+            queues: Arc::default(),
+            touched: Arc::default(),
+        }
     }
 
     /// Rows of state that a deployment has touched on all slots, as of each slot's last finished epoch.
@@ -66,7 +73,13 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(id: SlotId, shared: Shared, inbox: Receiver<ToSlot>, peers: Vec<Sender<ToSlot>>, reports: Reports) -> Slot {
+    pub fn new(
+        id: SlotId,
+        shared: Shared,
+        inbox: Receiver<ToSlot>,
+        peers: Vec<Sender<ToSlot>>,
+        reports: Reports,
+    ) -> Slot {
         Slot {
             id,
             shared,
@@ -200,16 +213,9 @@ impl Slot {
                 End::Sink(_) => None,
             })
             .collect();
-        let job = Job::new(
-            deployment,
-            plan,
-            first,
-            self.id,
-            slots,
-            &self.shared,
-            queued,
-            |relation| views.contains(&relation),
-        );
+        let job = Job::new(deployment, plan, first, self.id, slots, &self.shared, queued, |relation| {
+            views.contains(&relation)
+        });
         match job {
             Ok(job) => {
                 for leaf in &job.leaves {
@@ -288,8 +294,10 @@ impl Slot {
     }
 
     fn run_class(&mut self, attached: bool) -> bool {
-        let after: Vec<DeploymentId> = self.jobs.range(self.turn..).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
-        let before: Vec<DeploymentId> = self.jobs.range(..self.turn).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
+        let after: Vec<DeploymentId> =
+            self.jobs.range(self.turn..).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
+        let before: Vec<DeploymentId> =
+            self.jobs.range(..self.turn).filter(|(_, j)| j.attached == attached).map(|(d, _)| *d).collect();
         for deployment in after.into_iter().chain(before) {
             if self.run_job(deployment) {
                 self.turn = DeploymentId(deployment.0 + 1);

@@ -33,9 +33,7 @@ fn make_slots(slots: usize, shared: &Shared, reports: &Reports) -> (Vec<Sender<T
     let states = channels
         .into_iter()
         .enumerate()
-        .map(|(i, (_, inbox))| {
-            Slot::new(SlotId(i as u16), shared.clone(), inbox, peers.clone(), Arc::clone(reports))
-        })
+        .map(|(i, (_, inbox))| Slot::new(SlotId(i as u16), shared.clone(), inbox, peers.clone(), Arc::clone(reports)))
         .collect();
     (peers, states)
 }

@@ -18,8 +18,8 @@ use frontend::backend::{CopyIn, CopyOut, CopySink, NoticeSeverity};
 use frontend::copy::CopyHeader;
 use frontend::settings::FloatDigits;
 use frontend::{
-    Backend, ByteaOutput, CancelHandle, CopyFormat, CopyOptions, IntervalStyle, Notice, ParsedStatement, Prepared, Response, RowsTag, Session,
-    Startup, TextSettings, TimeZone, TransactionStatus,
+    Backend, ByteaOutput, CancelHandle, CopyFormat, CopyOptions, IntervalStyle, Notice, ParsedStatement, Prepared,
+    Response, RowsTag, Session, Startup, TextSettings, TimeZone, TransactionStatus,
 };
 use futures::StreamExt;
 use sql::statement::{Parsed, Statement};
@@ -56,11 +56,8 @@ impl Backend for Server {
         let named = catalog.database(&startup.database).is_some();
         let database = if !named && startup.database == startup.user { "dev" } else { &startup.database };
         if catalog.database(database).is_none() {
-            return Err(Error::new(
-                SqlState::InvalidCatalogName,
-                format!("database \"{database}\" does not exist"),
-            )
-            .with_hint("Connect to database dev."));
+            return Err(Error::new(SqlState::InvalidCatalogName, format!("database \"{database}\" does not exist"))
+                .with_hint("Connect to database dev."));
         }
         let mut session = self.session(&startup.user, database, startup.pid);
         if !startup.application_name.is_empty() {
@@ -87,7 +84,11 @@ impl Connected {
 }
 
 /// Ends `work` when the client cancels or the time is up.
-async fn bounded<T>(cancel: &CancelHandle, limit: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn bounded<T>(
+    cancel: &CancelHandle,
+    limit: Option<Duration>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     match limit {
         None => cancel.run(work).await,
         Some(limit) => match tokio::time::timeout(limit, cancel.run(work)).await {
@@ -115,7 +116,8 @@ impl Session for Connected {
     }
 
     async fn prepare(&mut self, statement: &ParsedStatement, declared: &[Option<DataType>]) -> Result<Prepared> {
-        let parsed = Arc::clone(&statement.body).downcast::<Parsed>().map_err(|_| Error::internal("not a statement"))?;
+        let parsed =
+            Arc::clone(&statement.body).downcast::<Parsed>().map_err(|_| Error::internal("not a statement"))?;
         let mut session = self.session.lock().await;
         let limit = session.statement_timeout();
         let planned = bounded(&self.cancel, limit, session.prepare(&parsed, declared)).await?;
@@ -207,7 +209,8 @@ impl Session for Connected {
                 date_order,
                 interval_style: IntervalStyle::parse(get("IntervalStyle")).unwrap_or(defaults.interval_style),
                 bytea_output: ByteaOutput::parse(get("bytea_output")).unwrap_or(defaults.bytea_output),
-                extra_float_digits: FloatDigits::parse(get("extra_float_digits")).unwrap_or(defaults.extra_float_digits),
+                extra_float_digits: FloatDigits::parse(get("extra_float_digits"))
+                    .unwrap_or(defaults.extra_float_digits),
             }
         })
         .unwrap_or_default()

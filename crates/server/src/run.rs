@@ -100,7 +100,9 @@ async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
             println!("({count} {})", if count == 1 { "row" } else { "rows" });
             Ok(())
         }
-        Outcome::CopyFrom(_) => Err(Error::unsupported("COPY FROM STDIN needs a client").with_hint("Use a file source.")),
+        Outcome::CopyFrom(_) => {
+            Err(Error::unsupported("COPY FROM STDIN needs a client").with_hint("Use a file source."))
+        }
         _ => Ok(()),
     }
 }

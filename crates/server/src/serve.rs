@@ -106,7 +106,5 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         .await
         .map_err(|e| Error::new(SqlState::ConnectionFailure, format!("Postgres wire: {e}")))?;
     let _ = http.await;
-    tokio::task::spawn_blocking(move || engine.shutdown())
-        .await
-        .map_err(|e| Error::internal(format!("shutdown: {e}")))
+    tokio::task::spawn_blocking(move || engine.shutdown()).await.map_err(|e| Error::internal(format!("shutdown: {e}")))
 }

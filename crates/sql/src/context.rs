@@ -5,19 +5,19 @@ use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
+use datafusion::catalog::TableFunctionArgs;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{DataFusionError, Result, TableReference};
 use datafusion::datasource::cte_worktable::CteWorkTable;
 use datafusion::datasource::provider_as_source;
-use datafusion::catalog::TableFunctionArgs;
 use datafusion::execution::SessionStateDefaults;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::prelude::SessionConfig;
 use datafusion::logical_expr::planner::{ExprPlanner, TypePlanner};
 use datafusion::logical_expr::{
     AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, TableType, WindowUDF,
 };
+use datafusion::prelude::SessionConfig;
 use datafusion::sql::planner::ContextProvider;
 use datafusion::sql::sqlparser::ast;
 use flow::{Error, RelationId, SqlState};
@@ -146,7 +146,8 @@ impl ContextProvider for Context<'_> {
         let name = plain(name);
         match SessionStateDefaults::default_table_functions().into_iter().find(|f| f.name() == name) {
             Some(function) => {
-                let provider = function.create_table_provider_with_args(TableFunctionArgs::new(&args, bare_session()))?;
+                let provider =
+                    function.create_table_provider_with_args(TableFunctionArgs::new(&args, bare_session()))?;
                 Ok(provider_as_source(provider))
             }
             None => {

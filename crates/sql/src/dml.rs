@@ -11,7 +11,7 @@ use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column as DfColumn, DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, TableScan, TableSource};
+use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder, TableScan, TableSource};
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, SelectItem, SetExpr};
 use flow::{Error, RelationId, Result, SqlState};
@@ -257,7 +257,7 @@ impl Planner<'_> {
                 }
                 None => self.default_value(column)?,
             };
-            exprs.push(fitted(expr, column, &schema)?.alias(&column.name));
+            exprs.push(fitted(expr, column)?.alias(&column.name));
         }
         LogicalPlanBuilder::from(input)
             .project(exprs)
@@ -312,8 +312,7 @@ impl Planner<'_> {
             let alias = Ident::with_quote('"', format!("{name}{NAME_END}new"));
             projection.push(SelectItem::ExprWithAlias { expr: value, alias });
         }
-        let select =
-            rewrite::select_from(object_name(&table), Some(&alias), projection, update.selection.clone());
+        let select = rewrite::select_from(object_name(&table), Some(&alias), projection, update.selection.clone());
         let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
         let raw = self.raw_query(query, source, &declared, 0)?;
         let schema = Arc::clone(raw.plan.schema());
@@ -324,7 +323,7 @@ impl Planner<'_> {
         let mut exprs: Vec<Expr> = (0..table.columns.len()).map(&column).collect();
         for (i, (definition, place)) in table.columns.iter().zip(&places).enumerate() {
             let value = match place {
-                Some(place) => fitted(column(*place), definition, &schema)?,
+                Some(place) => fitted(column(*place), definition)?,
                 None => column(i),
             };
             exprs.push(value.alias(format!("{}{NAME_END}new", definition.name)));
@@ -368,7 +367,12 @@ impl Planner<'_> {
     ) -> Result<Option<Returning>> {
         let Some(items) = items else { return Ok(None) };
         let rows = WithAffectedRows { inner: self.resolver, table };
-        let planner = Planner { resolver: &rows, settings: self.settings.clone(), zone: self.zone, options: self.options.clone() };
+        let planner = Planner {
+            resolver: &rows,
+            settings: self.settings.clone(),
+            zone: self.zone,
+            options: self.options.clone(),
+        };
         let alias = alias.unwrap_or(&table.name);
         let name = ObjectName::from(vec![Ident::with_quote('"', AFFECTED_ROWS)]);
         let select = rewrite::select_from(name, Some(alias), items.clone(), None);
@@ -412,12 +416,11 @@ impl crate::Resolver for WithAffectedRows<'_> {
 }
 
 /// `expr` as a value of `column`: cast to its type, and no longer than it takes.
-fn fitted(expr: Expr, column: &crate::resolver::Column, schema: &DFSchema) -> Result<Expr> {
-    let from = expr.get_type(schema).unwrap_or(DataType::Null);
-    let value = if from == column.data_type { expr } else { Expr::Cast(Cast::new(Box::new(expr), column.data_type.clone())) };
+fn fitted(expr: Expr, column: &crate::resolver::Column) -> Result<Expr> {
+    let value = Expr::Cast(Cast::new(Box::new(expr), column.data_type.clone()));
     let Some(limit) = column.characters_max else { return Ok(value) };
-    let function = plan::functions::scalar("varchar")
-        .ok_or_else(|| Error::internal("function varchar is not registered"))?;
+    let function =
+        plan::functions::scalar("varchar").ok_or_else(|| Error::internal("function varchar is not registered"))?;
     let limit = Expr::Literal(ScalarValue::Int64(Some(i64::try_from(limit).unwrap_or(i64::MAX))), None);
     Ok(Expr::ScalarFunction(ScalarFunction::new_udf(function, vec![value, limit])))
 }

@@ -24,7 +24,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { text_bytes_max: TEXT_BYTES_MAX, tokens_max: TOKENS_MAX, nesting_max: NESTING_MAX, chain_max: CHAIN_MAX }
+        Limits {
+            text_bytes_max: TEXT_BYTES_MAX,
+            tokens_max: TOKENS_MAX,
+            nesting_max: NESTING_MAX,
+            chain_max: CHAIN_MAX,
+        }
     }
 }
 

@@ -64,8 +64,11 @@ fn find(source: &Source<'_>, name: &str) -> Option<usize> {
     let tokens = Tokenizer::new(&dialect, source.text).tokenize_with_location().ok()?;
     let found = tokens.iter().find(|t| match &t.token {
         Token::Word(w) => {
-            fold(&datafusion::sql::sqlparser::ast::Ident { value: w.value.clone(), quote_style: w.quote_style, span: t.span })
-                == name
+            fold(&datafusion::sql::sqlparser::ast::Ident {
+                value: w.value.clone(),
+                quote_style: w.quote_style,
+                span: t.span,
+            }) == name
         }
         Token::SingleQuotedString(s) => s == name,
         _ => false,

@@ -1,7 +1,9 @@
 //! Identifiers: folding, quoting, and where they stand in the text.
 
 use datafusion::sql::sqlparser::ast::{Ident, ObjectName};
-use datafusion::sql::sqlparser::keywords::{ALL_KEYWORDS, ALL_KEYWORDS_INDEX, RESERVED_FOR_COLUMN_ALIAS, RESERVED_FOR_TABLE_ALIAS};
+use datafusion::sql::sqlparser::keywords::{
+    ALL_KEYWORDS, ALL_KEYWORDS_INDEX, RESERVED_FOR_COLUMN_ALIAS, RESERVED_FOR_TABLE_ALIAS,
+};
 use datafusion::sql::sqlparser::tokenizer::Location;
 use flow::{Error, Result, SqlState};
 
@@ -38,13 +40,86 @@ fn is_reserved(name: &str) -> bool {
 
 /// Reserved in Postgres beyond what sqlparser reserves for aliases, sorted.
 const POSTGRES_RESERVED: &[&str] = &[
-    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "both", "case", "cast", "check", "collate", "column",
-    "constraint", "create", "current_date", "current_role", "current_time", "current_timestamp", "current_user", "default",
-    "deferrable", "desc", "distinct", "do", "else", "end", "except", "false", "fetch", "for", "foreign", "from", "grant",
-    "group", "having", "in", "initially", "intersect", "interval", "into", "is", "lateral", "leading", "like", "limit",
-    "localtime", "localtimestamp", "not", "null", "offset", "on", "only", "or", "order", "placing", "primary", "references",
-    "returning", "row", "select", "session_user", "some", "symmetric", "table", "then", "to", "trailing", "true", "union",
-    "unique", "user", "using", "values", "variadic", "when", "where", "window", "with",
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asc",
+    "both",
+    "case",
+    "cast",
+    "check",
+    "collate",
+    "column",
+    "constraint",
+    "create",
+    "current_date",
+    "current_role",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "default",
+    "deferrable",
+    "desc",
+    "distinct",
+    "do",
+    "else",
+    "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "from",
+    "grant",
+    "group",
+    "having",
+    "in",
+    "initially",
+    "intersect",
+    "interval",
+    "into",
+    "is",
+    "lateral",
+    "leading",
+    "like",
+    "limit",
+    "localtime",
+    "localtimestamp",
+    "not",
+    "null",
+    "offset",
+    "on",
+    "only",
+    "or",
+    "order",
+    "placing",
+    "primary",
+    "references",
+    "returning",
+    "row",
+    "select",
+    "session_user",
+    "some",
+    "symmetric",
+    "table",
+    "then",
+    "to",
+    "trailing",
+    "true",
+    "union",
+    "unique",
+    "user",
+    "using",
+    "values",
+    "variadic",
+    "when",
+    "where",
+    "window",
+    "with",
 ];
 
 /// Text with the positions of its lines, to turn the parser's line and column into Postgres' character offset.
@@ -104,7 +179,8 @@ pub fn parts(name: &ObjectName) -> Result<Vec<String>> {
 pub fn relation_name(name: &ObjectName, source: &Source<'_>) -> Result<Name> {
     let position = start_of(name).map_or(0, |at| source.position(at));
     let mut parts = parts(name)?.into_iter().rev();
-    let result = Name { name: parts.next().unwrap_or_default(), schema: parts.next(), database: parts.next(), position };
+    let result =
+        Name { name: parts.next().unwrap_or_default(), schema: parts.next(), database: parts.next(), position };
     if parts.next().is_some() || result.name.is_empty() {
         return Err(Error::new(
             SqlState::SyntaxError,

@@ -131,8 +131,8 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(dialect: &'a MillstreamDialect, tokens: Vec<TokenWithSpan>, source: &'a Source<'a>) -> Reader<'a> {
-        let parser =
-            Parser::new(dialect).with_recursion_limit(PARSER_RECURSION_MAX).with_tokens_with_locations(tokens);
+        dialect.allow(tokens.len());
+        let parser = Parser::new(dialect).with_recursion_limit(PARSER_RECURSION_MAX).with_tokens_with_locations(tokens);
         Reader { dialect, parser, source, end: source.text.len() }
     }
 
@@ -191,7 +191,9 @@ impl<'a> Reader<'a> {
             "SAVEPOINT" | "RELEASE" => {
                 self.refuse("savepoints are not supported", "Use one transaction without savepoints.")
             }
-            "LISTEN" | "NOTIFY" | "UNLISTEN" => self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead."),
+            "LISTEN" | "NOTIFY" | "UNLISTEN" => {
+                self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead.")
+            }
             "LOCK" => self.refuse("LOCK is not supported", "Readers never block; remove the statement."),
             "VACUUM" | "ANALYZE" | "REINDEX" | "CLUSTER" | "CHECKPOINT" => {
                 let what = format!("{} is not supported", word.value.to_uppercase());
@@ -389,7 +391,8 @@ impl<'a> Reader<'a> {
             Err(e) => return Err(part.failure(e).into()),
         };
         let text = part.text_from(start);
-        while self.parser.index() < stop {
+        let with = self.parser.token_at(stop).span.start;
+        while !self.at_end() && self.parser.peek_token_ref().span.start != with {
             self.parser.advance_token();
         }
         Ok((query, text))
@@ -492,18 +495,30 @@ impl<'a> Reader<'a> {
         let token = match at {
             Some(at) => self.token_starting(at),
             None if words.contains("found: EOF") => None,
-            None => Some(self.parser.peek_token_ref().clone()),
+            None => Some(self.token_found(words).unwrap_or_else(|| self.parser.peek_token_ref().clone())),
         };
         let error = match &token {
             Some(token) => self.error_at(token),
             None => Error::new(SqlState::SyntaxError, "syntax error at end of input")
                 .with_position(self.source.character(self.end) + 1),
         };
+        let words = words.trim_start_matches("sql parser error: ");
         match words.strip_prefix("Expected: ").and_then(|w| w.split(", found:").next()) {
             Some(expected) if !expected.is_empty() => error.with_detail(format!("Expected {expected}.")),
             _ if words.is_empty() => error,
             _ => error.with_detail(format!("{words}.")),
         }
+    }
+
+    /// The token that a message without a place says it found: one of the last that were read.
+    fn token_found(&self, words: &str) -> Option<TokenWithSpan> {
+        let (_, found) = words.rsplit_once("found: ")?;
+        let last = self.parser.index();
+        (last.saturating_sub(8)..=last + 1)
+            .rev()
+            .map(|i| self.parser.token_at(i))
+            .find(|token| token.token.to_string() == found)
+            .cloned()
     }
 
     fn token_starting(&self, at: Location) -> Option<TokenWithSpan> {

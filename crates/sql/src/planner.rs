@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use datafusion::common::ParamValues;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column as DfColumn, DFSchema, DFSchemaRef, DataFusionError, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder};
-use datafusion::common::ParamValues;
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
 use flow::{Error, RelationId, Result, SqlState};
@@ -110,11 +110,10 @@ impl<'a> Planner<'a> {
             rewrite::rewrite(&mut expr, &text, false)?;
             let relational = SqlToRel::new(&context);
             let fail = |e: DataFusionError| locate::complete(from_datafusion_error_in(source, e), &text);
-            let expr = relational
-                .sql_to_expr(expr, &DFSchema::empty(), &mut PlannerContext::new())
-                .map_err(fail)?;
+            let expr = relational.sql_to_expr(expr, &DFSchema::empty(), &mut PlannerContext::new()).map_err(fail)?;
             let cast = Expr::Cast(Cast::new(Box::new(expr), to.clone()));
-            let plan = LogicalPlanBuilder::empty(true).project([cast.alias("value")]).and_then(|b| b.build()).map_err(fail)?;
+            let plan =
+                LogicalPlanBuilder::empty(true).project([cast.alias("value")]).and_then(|b| b.build()).map_err(fail)?;
             let plan = self.analyze(plan).map_err(fail)?;
             let LogicalPlan::Projection(projection) = &plan else {
                 return Err(Error::internal("an expression that is no projection"));
@@ -204,8 +203,11 @@ impl QueryPlan {
         for (i, field) in fields.iter().enumerate() {
             let name = names.get(i).map_or(field.name().as_str(), String::as_str);
             if columns.iter().any(|c| c.name == name) {
-                return Err(Error::new(SqlState::DuplicateColumn, format!("column \"{name}\" specified more than once"))
-                    .with_hint("Give the columns different names with AS."));
+                return Err(Error::new(
+                    SqlState::DuplicateColumn,
+                    format!("column \"{name}\" specified more than once"),
+                )
+                .with_hint("Give the columns different names with AS."));
             }
             columns.push(Column::new(name, field.data_type().clone(), field.is_nullable()));
         }
@@ -230,9 +232,7 @@ pub(crate) fn bind(plan: &LogicalPlan, parameters: &[DataType], values: Vec<Scal
         return Ok(plan.clone());
     }
     with_large_stack(|| {
-        plan.clone()
-            .replace_params_with_values(&ParamValues::from(values))
-            .map_err(plan::error::from_datafusion_error)
+        plan.clone().replace_params_with_values(&ParamValues::from(values)).map_err(plan::error::from_datafusion_error)
     })
 }
 
@@ -285,7 +285,9 @@ pub(crate) fn type_parameters(
         node.apply_expressions(|expr| {
             expr.apply(|e| {
                 match e {
-                    Expr::Placeholder(Placeholder { id, field: Some(field) }) if *field.data_type() != DataType::Null => {
+                    Expr::Placeholder(Placeholder { id, field: Some(field) })
+                        if *field.data_type() != DataType::Null =>
+                    {
                         known.entry(id.clone()).or_insert_with(|| canonical(field.data_type()));
                     }
                     Expr::Placeholder(Placeholder { id, .. }) if is_limit => {

@@ -436,8 +436,7 @@ fn name_columns(select: &mut Select) {
         let of_wildcard = match expr {
             Expr::Identifier(_) => bare_wildcard,
             Expr::CompoundIdentifier(parts) => {
-                bare_wildcard
-                    || parts.len() >= 2 && qualified.contains(&names::fold(&parts[parts.len() - 2]))
+                bare_wildcard || parts.len() >= 2 && qualified.contains(&names::fold(&parts[parts.len() - 2]))
             }
             _ => false,
         };

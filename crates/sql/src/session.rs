@@ -33,7 +33,8 @@ pub fn options(zone: &str) -> ConfigOptions {
 /// `runtime` carries the memory pool; `partitions` is how many threads one query may use. Building one takes about a
 /// millisecond: keep it, and clone it where a statement needs its own.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
-    let config = SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
+    let config =
+        SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
     let analyzer: Analyzer = plan::functions::rules::analyzer();
     let mut physical = PhysicalOptimizer::new().rules;
     physical.push(Arc::new(plan::functions::guard::GuardedPredicates));

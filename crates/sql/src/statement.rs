@@ -292,9 +292,16 @@ pub enum Show {
     /// SHOW ALL.
     All,
     /// SHOW TABLES, VIEWS, … [FROM schema] [LIKE pattern].
-    Objects { kind: ShowKind, schema: Option<String>, like: Option<String> },
+    Objects {
+        kind: ShowKind,
+        schema: Option<String>,
+        like: Option<String>,
+    },
     Columns(Name),
-    Create { kind: ObjectKind, name: Name },
+    Create {
+        kind: ObjectKind,
+        name: Name,
+    },
     Jobs,
 }
 
@@ -408,9 +415,15 @@ pub struct Copy {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum CopyTarget {
-    Table { name: Name, columns: Vec<(String, usize)> },
+    Table {
+        name: Name,
+        columns: Vec<(String, usize)>,
+    },
     /// COPY (query) TO only.
-    Query { query: Box<Query>, text: String },
+    Query {
+        query: Box<Query>,
+        text: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,7 +41,9 @@ pub fn arrow_type(sql_type: &SqlType) -> Result<DataType> {
         SqlType::Bytea | SqlType::Bytes(_) => DataType::Binary,
         SqlType::Date => DataType::Date32,
         SqlType::Time(_, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => DataType::Time64(TimeUnit::Microsecond),
-        SqlType::Time(..) => return Err(unsupported("time with time zone", "Use timestamptz, or time and a zone column.")),
+        SqlType::Time(..) => {
+            return Err(unsupported("time with time zone", "Use timestamptz, or time and a zone column."));
+        }
         SqlType::Timestamp(_, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => {
             DataType::Timestamp(TimeUnit::Microsecond, None)
         }
@@ -135,7 +137,9 @@ fn unsupported(what: &str, hint: &str) -> Error {
 /// What `varchar(n)` and `char(n)` allow, in characters; `None` for every other type.
 pub fn character_limit(sql_type: &SqlType) -> Option<u64> {
     let length = match sql_type {
-        SqlType::Varchar(length) | SqlType::CharacterVarying(length) | SqlType::CharVarying(length) => length.as_ref()?,
+        SqlType::Varchar(length) | SqlType::CharacterVarying(length) | SqlType::CharVarying(length) => {
+            length.as_ref()?
+        }
         SqlType::Char(length) | SqlType::Character(length) => match length {
             Some(length) => length,
             None => return Some(1),

@@ -49,7 +49,9 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
     let creator = server.connect().await?;
     let mut backfill = tokio::spawn(async move {
         creator
-            .batch_execute("CREATE MATERIALIZED VIEW filled AS SELECT id, sum(v) AS s, max(g) AS g FROM large GROUP BY id")
+            .batch_execute(
+                "CREATE MATERIALIZED VIEW filled AS SELECT id, sum(v) AS s, max(g) AS g FROM large GROUP BY id",
+            )
             .await
     });
     let mut seen = Latencies::default();

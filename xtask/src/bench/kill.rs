@@ -25,12 +25,18 @@ struct Sent {
 
 /// A view and the query that must give the same rows.
 const COMPARED: &[(&str, &str)] = &[
-    ("SELECT g::text, n::text, s::text FROM by_group", "SELECT g::text, count(*)::text, sum(v)::text FROM kept GROUP BY g"),
+    (
+        "SELECT g::text, n::text, s::text FROM by_group",
+        "SELECT g::text, count(*)::text, sum(v)::text FROM kept GROUP BY g",
+    ),
     (
         "SELECT id::text, name, v::text FROM named",
         "SELECT k.id::text, n.name, k.v::text FROM kept k JOIN names n ON k.g = n.g WHERE k.v > 50",
     ),
-    ("SELECT count(*)::text, sum(n)::text, max(s)::text FROM by_group", "SELECT groups::text, n::text, most::text FROM summary"),
+    (
+        "SELECT count(*)::text, sum(n)::text, max(s)::text FROM by_group",
+        "SELECT groups::text, n::text, most::text FROM summary",
+    ),
 ];
 
 pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
@@ -138,7 +144,8 @@ async fn check_views(client: &Client) -> Result<u64> {
 
 async fn sorted(client: &Client, query: &str) -> Result<Vec<Vec<Option<String>>>> {
     let rows = client.query(query, &[]).await?;
-    let mut rows: Vec<Vec<Option<String>>> = rows.iter().map(|row| (0..row.len()).map(|c| row.get(c)).collect()).collect();
+    let mut rows: Vec<Vec<Option<String>>> =
+        rows.iter().map(|row| (0..row.len()).map(|c| row.get(c)).collect()).collect();
     rows.sort();
     Ok(rows)
 }

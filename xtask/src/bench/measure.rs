@@ -36,8 +36,9 @@ impl Latencies {
     fn percentiles(&self) -> Option<[f64; 3]> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len() - 1)).copied();
-        Some([at(0.5)?, at(0.99)?, *sorted.last()?]).filter(|_| !sorted.is_empty())
+        let last = sorted.len().checked_sub(1)?;
+        let at = |part: f64| sorted.get(((sorted.len() as f64 * part) as usize).min(last)).copied();
+        Some([at(0.5)?, at(0.99)?, *sorted.last()?])
     }
 }
 
@@ -86,7 +87,8 @@ impl Report {
             "name", "value", "unit", "p50 ms", "p99 ms", "max ms", "cpu s", "peak MB"
         );
         for line in &self.0 {
-            let [p50, p99, max] = line.percentiles.map_or([const { String::new() }; 3], |p| p.map(|v| format!("{v:.2}")));
+            let [p50, p99, max] =
+                line.percentiles.map_or([const { String::new() }; 3], |p| p.map(|v| format!("{v:.2}")));
             let _ = writeln!(
                 out,
                 "{:<34} {:>14} {:<10} {p50:>9} {p99:>9} {max:>9} {:>8.2} {:>8}",
@@ -103,7 +105,8 @@ impl Report {
     pub fn csv(&self) -> String {
         let mut out = "name,value,unit,p50_ms,p99_ms,max_ms,cpu_s,peak_rss_mb\n".to_string();
         for line in &self.0 {
-            let [p50, p99, max] = line.percentiles.map_or([const { String::new() }; 3], |p| p.map(|v| format!("{v:.3}")));
+            let [p50, p99, max] =
+                line.percentiles.map_or([const { String::new() }; 3], |p| p.map(|v| format!("{v:.3}")));
             let _ = writeln!(
                 out,
                 "{},{},{},{p50},{p99},{max},{:.2},{}",

@@ -46,8 +46,7 @@ impl Options {
     }
 }
 
-pub const USAGE: &str =
-    "cargo xtask bench [chain|point|copy|idle|isolation|transfers|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
 /// Runs the named benchmarks, or all, and prints a table and CSV.
 pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String> {
@@ -122,9 +121,7 @@ fn release_build() -> std::result::Result<PathBuf, String> {
     if !status.success() {
         return Err("cargo build failed".to_string());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    );
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
     Ok(target.join("release/millstream"))
 }

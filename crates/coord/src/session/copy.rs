@@ -86,7 +86,8 @@ impl Session {
                         (None, None) => Ok(ColumnSource::Default(new_null_array(&column.data_type, 1))),
                     })
                     .collect::<Result<Vec<_>>>()?;
-                let fields: Vec<Field> = sent.iter().map(|i| relation.columns[*i].field().with_nullable(true)).collect();
+                let fields: Vec<Field> =
+                    sent.iter().map(|i| relation.columns[*i].field().with_nullable(true)).collect();
                 Ok(Outcome::CopyFrom(CopyFrom {
                     table: relation.name.clone(),
                     schema: Arc::new(Schema::new(fields)),
@@ -147,11 +148,10 @@ fn positions(relation: &Relation, columns: &[(String, usize)]) -> Result<Vec<usi
             })?;
             match seen.insert(index) {
                 true => Ok(index),
-                false => Err(Error::new(
-                    SqlState::DuplicateColumn,
-                    format!("column \"{name}\" specified more than once"),
-                )
-                .with_position(*at)),
+                false => {
+                    Err(Error::new(SqlState::DuplicateColumn, format!("column \"{name}\" specified more than once"))
+                        .with_position(*at))
+                }
             }
         })
         .collect()

@@ -76,7 +76,10 @@ impl Session {
         let catalog = self.engine.catalog();
         let plan = self.plan_query(&declare.query, source, &[], &catalog)?;
         if let Outcome::Rows { schema, rows, .. } = self.run_query(&plan, None, &[]).await? {
-            self.cursors.insert(declare.name.clone(), Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold });
+            self.cursors.insert(
+                declare.name.clone(),
+                Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold },
+            );
         }
         Ok(Outcome::Done("DECLARE CURSOR".into()))
     }
@@ -86,11 +89,8 @@ impl Session {
             FetchDirection::Forward(n) | FetchDirection::Relative(n) if n >= 0 => n.unsigned_abs(),
             FetchDirection::ForwardAll => u64::MAX,
             _ => {
-                return Err(Error::new(
-                    SqlState::ObjectNotInPrerequisiteState,
-                    "cursor can only scan forward",
-                )
-                .with_hint("Fetch NEXT, FORWARD n or ALL."));
+                return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, "cursor can only scan forward")
+                    .with_hint("Fetch NEXT, FORWARD n or ALL."));
             }
         };
         let cursor = self.cursor(&fetch.cursor)?;

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
 use catalog::{
-    Catalog, CatalogChange, Column, Connector, Definition, Format, IfExists, NewRelation, OnConflict, Planned, Relation,
-    RelationKind, Scope, Sink, SinkInput, Table,
+    Catalog, CatalogChange, Column, Connector, Definition, Format, IfExists, NewRelation, OnConflict, Planned,
+    Relation, RelationKind, Scope, Sink, SinkInput, Table,
 };
 use datafusion::logical_expr::{Cast, Expr, LogicalPlanBuilder};
 use flow::{Error, RelationId, Result, SqlState};
 use sql::planner::Settings;
-use sql::{Planner, QueryPlan};
 use sql::statement::{
     Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, Drop, Name, ObjectKind,
     Options, Parsed, Query, SinkFrom, Statement,
 };
+use sql::{Planner, QueryPlan};
 
 use super::names::SessionNames;
 use super::replan::{STANDING_ZONE, standing};
@@ -115,10 +115,10 @@ impl Session {
                 let started = self.create_materialized_view(create, &catalog, &scope, parsed).await?;
                 // Other DDL may go on while the view catches up.
                 drop(guard);
-                if let Some(relation) = started {
-                    if !self.settings.flag("background_ddl") {
-                        self.engine.wait_ready(relation).await?;
-                    }
+                if let Some(relation) = started
+                    && !self.settings.flag("background_ddl")
+                {
+                    self.engine.wait_ready(relation).await?;
                 }
             }
             Statement::CreateView(create) => self.create_view(create, &catalog, &scope, parsed)?,
@@ -256,11 +256,7 @@ impl Session {
         let connector = connector(&create.options, &create.format);
         let columns = if create.columns.is_empty() {
             let inferred = crate::connectors::infer_source(&connector)?;
-            inferred
-                .fields()
-                .iter()
-                .map(|f| Column::new(f.name(), f.data_type().clone(), ""))
-                .collect()
+            inferred.fields().iter().map(|f| Column::new(f.name(), f.data_type().clone(), "")).collect()
         } else {
             self.columns(&create.columns, "")?
         };
@@ -382,7 +378,13 @@ impl Session {
         self.engine.clock.wait_completed(self.written).await
     }
 
-    async fn create_sink(&mut self, create: &CreateSink, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
+    async fn create_sink(
+        &mut self,
+        create: &CreateSink,
+        catalog: &Catalog,
+        scope: &Scope,
+        parsed: &Parsed,
+    ) -> Result<()> {
         let (from_text, from_query);
         let (query, source): (&Query, &str) = match &create.from {
             SinkFrom::Query { query, .. } => (query, &parsed.source),
@@ -435,7 +437,9 @@ impl Session {
         };
         let standing = standing_plan(&query.query, &output, &relation)?;
         if let Some(table) = &into {
-            if standing.inputs.contains(&table.oid) || catalog.dependants(table.oid).iter().any(|d| standing.inputs.contains(d)) {
+            if standing.inputs.contains(&table.oid)
+                || catalog.dependants(table.oid).iter().any(|d| standing.inputs.contains(d))
+            {
                 return Err(Error::new(
                     SqlState::InvalidTableDefinition,
                     format!("sink \"{}\" would read what it writes", relation.name),
@@ -469,7 +473,9 @@ impl Session {
                 for name in &drop.names {
                     let catalog = self.engine.catalog();
                     let planned = match drop.kind {
-                        ObjectKind::Schema => catalog.plan_drop_schema(scope, &name.name, drop.if_exists, drop.cascade)?,
+                        ObjectKind::Schema => {
+                            catalog.plan_drop_schema(scope, &name.name, drop.if_exists, drop.cascade)?
+                        }
                         _ => catalog.plan_drop_database(&self.database, &name.name, drop.if_exists)?,
                     };
                     self.carry_out_drop(planned, &catalog).await?;
@@ -487,7 +493,8 @@ impl Session {
 
     async fn carry_out_drop(&mut self, planned: Planned, catalog: &Catalog) -> Result<()> {
         if let Some(CatalogChange::Drop { relations, .. }) = self.carry_out(planned)? {
-            let dropped: Vec<Arc<Relation>> = relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect();
+            let dropped: Vec<Arc<Relation>> =
+                relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect();
             self.engine.drop_storage(&dropped).await?;
         }
         Ok(())

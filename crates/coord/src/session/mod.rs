@@ -26,10 +26,10 @@ use query::PointRead;
 use sql::QueryPlan;
 use sql::statement::{Parsed, SetValue, Statement};
 
-use crate::engine::Engine;
 use self::copy::{CopyFrom, CopyTo};
 use self::cursor::Cursor;
 use self::write::Transaction;
+use crate::engine::Engine;
 
 /// Rows of a result as they come.
 pub type Rows = BoxStream<'static, Result<RecordBatch>>;
@@ -37,7 +37,12 @@ pub type Rows = BoxStream<'static, Result<RecordBatch>>;
 /// What a statement gives back.
 pub enum Outcome {
     /// Rows; `tag` is the first word of the command tag, `counted` says whether the number of rows follows it.
-    Rows { schema: SchemaRef, rows: Rows, tag: &'static str, counted: bool },
+    Rows {
+        schema: SchemaRef,
+        rows: Rows,
+        tag: &'static str,
+        counted: bool,
+    },
     /// Done; the whole command tag.
     Done(String),
     CopyFrom(CopyFrom),
@@ -72,10 +77,16 @@ pub struct Prepared {
 enum Body {
     /// Interpreted when executed.
     Plain,
-    Query { plan: Arc<QueryPlan>, point: Option<Arc<PointRead>> },
+    Query {
+        plan: Arc<QueryPlan>,
+        point: Option<Arc<PointRead>>,
+    },
     Write(Arc<write::WritePlan>),
     /// SQL-level EXECUTE of a statement prepared by PREPARE.
-    Execute { inner: Box<Prepared>, arguments: Vec<ArrayRef> },
+    Execute {
+        inner: Box<Prepared>,
+        arguments: Vec<ArrayRef>,
+    },
 }
 
 /// One client's session.
@@ -98,7 +109,14 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(engine: Arc<Engine>, base: SessionState, settings: Settings, user: String, database: String, pid: i32) -> Session {
+    pub fn new(
+        engine: Arc<Engine>,
+        base: SessionState,
+        settings: Settings,
+        user: String,
+        database: String,
+        pid: i32,
+    ) -> Session {
         Session {
             engine,
             base,
@@ -341,10 +359,10 @@ impl Session {
     }
 
     fn note_changed(&mut self, name: &str) {
-        if let Some(setting) = catalog::settings::find(name) {
-            if self.settings.reported().any(|(n, _)| n == setting.name) {
-                self.changed.push(setting.name);
-            }
+        if let Some(setting) = catalog::settings::find(name)
+            && self.settings.reported().any(|(n, _)| n == setting.name)
+        {
+            self.changed.push(setting.name);
         }
     }
 
@@ -370,7 +388,9 @@ const NEVER: u64 = u64::MAX;
 fn lasts(text: &str, plan: &QueryPlan) -> bool {
     const MOMENTARY: [&str; 8] = ["now", "current", "local", "timestamp(", "time_of", "random", "pg_", "session"];
     let text = text.to_lowercase();
-    !plan.relations.is_empty() && !plan.relations.contains(&flow::RelationId(0)) && !MOMENTARY.iter().any(|m| text.contains(m))
+    !plan.relations.is_empty()
+        && !plan.relations.contains(&flow::RelationId(0))
+        && !MOMENTARY.iter().any(|m| text.contains(m))
 }
 
 /// Nullable text columns.

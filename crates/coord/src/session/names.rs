@@ -107,7 +107,8 @@ impl Resolver for SessionNames<'_> {
     }
 
     fn relation_names(&self) -> Vec<String> {
-        let visible = |r: &&Arc<Relation>| r.database == self.scope.database && self.scope.search_path.contains(&r.schema);
+        let visible =
+            |r: &&Arc<Relation>| r.database == self.scope.database && self.scope.search_path.contains(&r.schema);
         self.catalog.relations().filter(visible).map(|r| r.name.clone()).collect()
     }
 

@@ -131,7 +131,13 @@ impl Session {
                 replaced.insert(*relation, with_changes(&self.engine, *relation, changes)?);
             }
         }
-        Ok(StatementView { engine: Arc::clone(&self.engine), epoch: pin.epoch(), pin: Some(pin), heads: BTreeSet::new(), replaced })
+        Ok(StatementView {
+            engine: Arc::clone(&self.engine),
+            epoch: pin.epoch(),
+            pin: Some(pin),
+            heads: BTreeSet::new(),
+            replaced,
+        })
     }
 
     pub(super) async fn run_query(
@@ -196,7 +202,8 @@ impl Session {
 /// Whether a query is one of those that tools put to PostgreSQL's catalogs, which need rewriting first.
 fn asks_system(query: &Query, source: &str) -> bool {
     let text = source.to_lowercase();
-    let named = ["pg_", "::reg", "information_schema", "current_schema", "any(", "any ("].iter().any(|m| text.contains(m));
+    let named =
+        ["pg_", "::reg", "information_schema", "current_schema", "any(", "any ("].iter().any(|m| text.contains(m));
     named && (query::system::rewrite::reads_system(query) || text.contains("pg_") || text.contains("::reg"))
 }
 
@@ -216,10 +223,7 @@ pub fn with_changes(engine: &Engine, relation: RelationId, changes: &[ChangeBatc
 
 /// Parameters as the planner binds them.
 pub fn values(parameters: &[ArrayRef]) -> Result<Vec<ScalarValue>> {
-    parameters
-        .iter()
-        .map(|p| ScalarValue::try_from_array(p, 0).map_err(plan::error::from_datafusion_error))
-        .collect()
+    parameters.iter().map(|p| ScalarValue::try_from_array(p, 0).map_err(plan::error::from_datafusion_error)).collect()
 }
 
 /// A batch under the schema that was announced: operators may know of fewer NULLs, or name columns differently.
@@ -233,8 +237,7 @@ pub fn conform(batch: RecordBatch, schema: &arrow::datatypes::SchemaRef) -> Resu
             false => arrow::compute::cast(column, field.data_type()),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let fields: Vec<_> =
-        schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(Arc::new(arrow::datatypes::Schema::new(fields)), columns, &options)?)
 }

@@ -42,11 +42,8 @@ impl Replanner for StoredQueries {
         let planner = Planner::new(&names, Settings::standing(STANDING_ZONE))?;
         let tree = sql::parse_query(&text)?;
         let query = planner.query(&tree, &text, &[])?;
-        let columns: Vec<sql::Column> = relation
-            .columns
-            .iter()
-            .map(|c| sql::Column::new(&c.name, c.data_type.clone(), c.nullable))
-            .collect();
+        let columns: Vec<sql::Column> =
+            relation.columns.iter().map(|c| sql::Column::new(&c.name, c.data_type.clone(), c.nullable)).collect();
         super::define::standing_plan(&query, &columns, relation)
     }
 }

@@ -65,11 +65,9 @@ impl Session {
         let text = |s: &str| Some(s.to_string());
         match show {
             Show::Setting(name) => Ok(vec![vec![text(self.settings.get(name)?)]]),
-            Show::All => Ok(self
-                .settings
-                .all()
-                .map(|(s, value)| vec![text(s.name), text(value), text(s.description)])
-                .collect()),
+            Show::All => {
+                Ok(self.settings.all().map(|(s, value)| vec![text(s.name), text(value), text(s.description)]).collect())
+            }
             Show::Objects { kind, schema, like } => {
                 let matches = |name: &str| like.as_deref().is_none_or(|pattern| is_like(name, pattern));
                 let kind = match kind {
@@ -217,7 +215,8 @@ impl Session {
             Statement::CreateSink(sink) => match &sink.from {
                 sql::statement::SinkFrom::Query { query, .. } => (query, false),
                 sql::statement::SinkFrom::Relation(_) => {
-                    return Err(Error::unsupported("EXPLAIN of a sink needs its query").with_hint("Explain the relation that it reads."));
+                    return Err(Error::unsupported("EXPLAIN of a sink needs its query")
+                        .with_hint("Explain the relation that it reads."));
                 }
             },
             other => return Err(Error::unsupported(format!("EXPLAIN of {} is not supported", other.tag()))),
@@ -234,7 +233,8 @@ impl Session {
         let pretty = |json: serde_json::Value| format!("{json:#}");
         let text = sql::with_large_stack(|| -> Result<String> {
             if table_layer {
-                let optimized = self.statement_state().optimize(&planned.plan).map_err(plan::error::from_datafusion_error)?;
+                let optimized =
+                    self.statement_state().optimize(&planned.plan).map_err(plan::error::from_datafusion_error)?;
                 return Ok(match explain.format {
                     ExplainFormat::Text => layers::table(&optimized),
                     ExplainFormat::Json => layers::table_json(&optimized),
@@ -278,8 +278,13 @@ fn is_like(name: &str, pattern: &str) -> bool {
 }
 
 /// The statement that makes a relation again, with the names of now.
-pub fn create_statement(relation: &Relation, name_of: &dyn Fn(flow::RelationId) -> Option<sql::Name>) -> Result<String> {
-    use sql::definition::{ColumnText, create_sink_text, create_source_text, create_table_text, create_view_text, display};
+pub fn create_statement(
+    relation: &Relation,
+    name_of: &dyn Fn(flow::RelationId) -> Option<sql::Name>,
+) -> Result<String> {
+    use sql::definition::{
+        ColumnText, create_sink_text, create_source_text, create_table_text, create_view_text, display,
+    };
     let name = sql::Name::qualified(&relation.schema, &relation.name);
     let columns: Vec<ColumnText> = relation
         .columns

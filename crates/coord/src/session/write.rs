@@ -9,8 +9,8 @@ use datafusion::common::ScalarValue;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use flow::{Error, RelationId, Result, SqlState};
-use sql::{DeletePlan, InsertPlan, Planner, Returning, UpdatePlan};
 use sql::statement::{Isolation, Name, Parsed, Statement, TransactionModes};
+use sql::{DeletePlan, InsertPlan, Planner, Returning, UpdatePlan};
 use state::Pin;
 
 use super::names::{SessionNames, scanned, writable};
@@ -137,7 +137,8 @@ impl Session {
         let read_only = match &self.transaction {
             Transaction::Explicit(open) | Transaction::Implicit(open) => open.read_only,
             _ => false,
-        } || self.settings.flag("default_transaction_read_only") && !matches!(self.transaction, Transaction::Explicit(_));
+        } || self.settings.flag("default_transaction_read_only")
+            && !matches!(self.transaction, Transaction::Explicit(_));
         let writes = matches!(
             statement,
             Statement::Insert(_)
@@ -434,7 +435,8 @@ impl Session {
             return Ok(Outcome::Done(format!("{} {count}", write.tag())));
         };
         let affected = affected.into_iter().map(|b| under(&b, &schema)).collect::<Result<Vec<_>>>()?;
-        let table = MemTable::try_new(Arc::clone(&schema), vec![affected]).map_err(plan::error::from_datafusion_error)?;
+        let table =
+            MemTable::try_new(Arc::clone(&schema), vec![affected]).map_err(plan::error::from_datafusion_error)?;
         let plan = returning.over(Arc::new(table), &values)?;
         let relations = scanned(&plan)?;
         let view = self.view(&relations).await?;

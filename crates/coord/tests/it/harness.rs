@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use coord::engine::Replanner;
 use coord::session::replan::StoredQueries;
 use coord::session::{Outcome, Session};
@@ -69,7 +70,8 @@ impl Instance {
     }
 
     pub fn session(&self) -> Session {
-        let settings = catalog::Settings::new(|name| plan::functions::zone::Zone::parse(name).map(|_| name.to_string()));
+        let settings =
+            catalog::Settings::new(|name| plan::functions::zone::Zone::parse(name).map(|_| name.to_string()));
         Session::new(Arc::clone(&self.engine), self.base.clone(), settings, "tester".into(), "dev".into(), 1)
     }
 
@@ -81,7 +83,8 @@ impl Instance {
 
 /// What a statement gave.
 pub enum Answer {
-    Rows(Vec<RecordBatch>),
+    /// The announced columns, and the rows.
+    Rows(SchemaRef, Vec<RecordBatch>),
     Tag(String),
 }
 
@@ -104,7 +107,7 @@ pub async fn run(session: &mut Session, text: &str) -> Result<Answer> {
             }
             let prepared = session.prepare(&Arc::new(parsed), &[]).await?;
             match session.execute(&prepared, &[]).await? {
-                Outcome::Rows { rows, .. } => Ok(Answer::Rows(rows.try_collect().await?)),
+                Outcome::Rows { schema, rows, .. } => Ok(Answer::Rows(schema, rows.try_collect().await?)),
                 Outcome::Done(tag) => Ok(Answer::Tag(tag)),
                 _ => Ok(Answer::Tag(String::new())),
             }
@@ -132,7 +135,7 @@ pub async fn ok(session: &mut Session, text: &str) {
 /// The rows of a query as text, in order.
 pub async fn rows(session: &mut Session, text: &str) -> Vec<Vec<String>> {
     match run(session, text).await {
-        Ok(Answer::Rows(batches)) => batches.iter().flat_map(render).collect(),
+        Ok(Answer::Rows(_, batches)) => batches.iter().flat_map(render).collect(),
         Ok(Answer::Tag(tag)) => panic!("{text}\ngave no rows but {tag}"),
         Err(e) => panic!("{text}\nfailed: {e} {:?}", e.hint()),
     }

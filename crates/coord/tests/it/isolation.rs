@@ -41,7 +41,8 @@ async fn memory_limit_ends_the_job_that_grows_and_not_the_process() {
     ok(&mut s, "CREATE MATERIALIZED VIEW small AS SELECT count(*) AS n FROM t").await;
     ok(&mut s, "INSERT INTO t SELECT x::int, 1 FROM generate_series(1, 3000) AS x").await;
     // Nine million rows do not fit into what is left.
-    let error = run(&mut s, "CREATE MATERIALIZED VIEW big AS SELECT a.k AS a, b.k AS b FROM t a JOIN t b ON a.v = b.v").await;
+    let error =
+        run(&mut s, "CREATE MATERIALIZED VIEW big AS SELECT a.k AS a, b.k AS b FROM t a JOIN t b ON a.v = b.v").await;
     assert_eq!(error.err().unwrap().state().code(), "55000");
     let jobs = rows(&mut s, "SHOW JOBS").await;
     let big = jobs.iter().find(|j| j[1] == "public.big").unwrap();
@@ -69,7 +70,11 @@ async fn a_view_is_created_online_while_rows_arrive() {
         writer
     });
     for n in 0..5 {
-        ok(&mut s, &format!("CREATE MATERIALIZED VIEW v{n} AS SELECT g, count(*) AS n, min(k) AS low FROM t GROUP BY g")).await;
+        ok(
+            &mut s,
+            &format!("CREATE MATERIALIZED VIEW v{n} AS SELECT g, count(*) AS n, min(k) AS low FROM t GROUP BY g"),
+        )
+        .await;
     }
     drop(writing.await.unwrap());
     ok(&mut s, "FLUSH").await;
@@ -91,9 +96,17 @@ async fn one_changed_row_costs_work_in_proportion_to_the_change() {
         ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int, v int)").await;
         ok(&mut s, "CREATE TABLE d (g int PRIMARY KEY, name text)").await;
         ok(&mut s, "INSERT INTO d SELECT x::int, 'n' FROM generate_series(0, 999) AS x").await;
-        ok(&mut s, &format!("INSERT INTO t SELECT x::int, (x % 1000)::int, x::int FROM generate_series(1, {size}) AS x")).await;
-        ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT d.g, name, count(*) AS n, max(v) AS top
-                    FROM t LEFT JOIN d ON t.g = d.g GROUP BY d.g, name ORDER BY n DESC, g LIMIT 5").await;
+        ok(
+            &mut s,
+            &format!("INSERT INTO t SELECT x::int, (x % 1000)::int, x::int FROM generate_series(1, {size}) AS x"),
+        )
+        .await;
+        ok(
+            &mut s,
+            "CREATE MATERIALIZED VIEW v AS SELECT d.g, name, count(*) AS n, max(v) AS top
+                    FROM t LEFT JOIN d ON t.g = d.g GROUP BY d.g, name ORDER BY n DESC, g LIMIT 5",
+        )
+        .await;
         let deployment = |instance: &Instance| {
             let catalog = instance.engine.catalog();
             let oid = catalog.relation_named("dev", "public", "v").unwrap().oid;

@@ -12,18 +12,28 @@ async fn a_bounded_file_feeds_views_of_every_age_with_the_same_rows() {
     let mut rng = Rng::new(seed());
     let mut text = String::from("id,city,amount\n");
     for id in 0..20_000 {
-        text.push_str(&format!("{id},{},{}.{:02}\n", ["Oslo", "Rome", "Lima"][rng.below(3)], rng.below(90), rng.below(100)));
+        text.push_str(&format!(
+            "{id},{},{}.{:02}\n",
+            ["Oslo", "Rome", "Lima"][rng.below(3)],
+            rng.below(90),
+            rng.below(100)
+        ));
     }
     std::fs::write(&csv, text).unwrap();
     let instance = Instance::open(&folder.path().join("data"), 2, 8192);
     let mut s = instance.session();
     ok(&mut s, &format!("CREATE SOURCE sales (id bigint, city text, amount numeric(10,2)) WITH (connector = 'file', path = '{}', header = 'true') FORMAT PLAIN ENCODE CSV", csv.display())).await;
-    let create = |n: usize| format!("CREATE MATERIALIZED VIEW v{n} AS SELECT city, count(*) AS n, sum(amount) AS total FROM sales GROUP BY city");
+    let create = |n: usize| {
+        format!(
+            "CREATE MATERIALIZED VIEW v{n} AS SELECT city, count(*) AS n, sum(amount) AS total FROM sales GROUP BY city"
+        )
+    };
     ok(&mut s, &create(0)).await;
     ok(&mut s, &create(1)).await;
     instance.engine.wait_bounded().await.unwrap();
     ok(&mut s, &create(2)).await;
-    let batch = rows(&mut s, "SELECT city, count(*) AS n, sum(amount) AS total FROM sales GROUP BY city ORDER BY city").await;
+    let batch =
+        rows(&mut s, "SELECT city, count(*) AS n, sum(amount) AS total FROM sales GROUP BY city ORDER BY city").await;
     assert_eq!(batch.iter().map(|r| r[1].parse::<i64>().unwrap()).sum::<i64>(), 20_000);
     for n in 0..3 {
         assert_eq!(rows(&mut s, &format!("SELECT * FROM v{n} ORDER BY city")).await, batch, "v{n}");
@@ -112,7 +122,8 @@ async fn bad_connectors_are_refused_at_create() {
     let folder = scratch();
     let instance = Instance::open(folder.path(), 1, 8192);
     let mut s = instance.session();
-    let missing = "CREATE SOURCE f (k int) WITH (connector = 'file', path = '/nonexistent/x.csv') FORMAT PLAIN ENCODE CSV";
+    let missing =
+        "CREATE SOURCE f (k int) WITH (connector = 'file', path = '/nonexistent/x.csv') FORMAT PLAIN ENCODE CSV";
     assert_eq!(state_of(&mut s, missing).await, "58P01");
     let unknown = run(&mut s, "CREATE SOURCE f (k int) WITH (connector = 'fiel', path = 'x')").await.err().unwrap();
     assert!(unknown.hint().unwrap().contains("file"), "{unknown}");

@@ -19,11 +19,7 @@ const VIEWS: &[&str] = &[
 /// self LEFT JOIN never shows a row without its partner. Views are created and dropped beside it.
 #[test]
 fn every_read_of_the_transfers_is_consistent() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_stack_size(16 << 20)
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(16 << 20).build().unwrap();
     runtime.block_on(async { tokio::spawn(transfers(20_000)).await.unwrap() });
 }
 

@@ -118,10 +118,8 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
                 (false, true) => format!("one {name} row for each ({})", list(schema, key)),
                 (false, false) => format!("{name} rows by ({})", list(schema, key)),
             };
-            let mut parts = vec![
-                side("left", &input(0), &left, *left_unique),
-                side("right", &input(1), &right, *right_unique),
-            ];
+            let mut parts =
+                vec![side("left", &input(0), &left, *left_unique), side("right", &input(1), &right, *right_unique)];
             if !matches!(kind, JoinKind::Inner) || *null_aware {
                 parts.push("number of matches of each outer row".to_owned());
             }

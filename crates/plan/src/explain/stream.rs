@@ -162,7 +162,11 @@ pub(super) fn join(
         let both: Vec<_> = left.fields().iter().chain(right.fields()).cloned().collect();
         conditions.push(filter.named(&Schema::new(both)).to_string());
     }
-    if conditions.is_empty() { format!("{kind} of all pairs") } else { format!("{kind} on {}", conditions.join(" AND ")) }
+    if conditions.is_empty() {
+        format!("{kind} of all pairs")
+    } else {
+        format!("{kind} on {}", conditions.join(" AND "))
+    }
 }
 
 pub(super) fn top_n(

@@ -45,10 +45,7 @@ fn options() -> Arc<ConfigOptions> {
     Arc::clone(OPTIONS.get_or_init(|| Arc::new(ConfigOptions::default())))
 }
 
-fn bind_all<'a>(
-    exprs: impl IntoIterator<Item = &'a Expr>,
-    input: &Schema,
-) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
+fn bind_all<'a>(exprs: impl IntoIterator<Item = &'a Expr>, input: &Schema) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
     exprs.into_iter().map(|e| bind_tree(e, input)).collect()
 }
 

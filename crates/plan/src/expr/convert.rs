@@ -122,23 +122,24 @@ fn convert(expr: &df::Expr, schema: &DFSchema, depth: usize) -> Result<Expr> {
                 negated: list.negated,
             }),
         },
-        df::Expr::AggregateFunction(f) => {
-            Err(Error::new(SqlState::GroupingError, format!("aggregate function {} is not allowed here", f.func.name())))
-        }
+        df::Expr::AggregateFunction(f) => Err(Error::new(
+            SqlState::GroupingError,
+            format!("aggregate function {} is not allowed here", f.func.name()),
+        )),
         df::Expr::WindowFunction(f) => Err(window_unsupported(f.fun.name())),
         df::Expr::ScalarSubquery(_) => Err(subquery_unsupported("a scalar subquery")),
         df::Expr::Exists(_) => Err(subquery_unsupported("EXISTS")),
         df::Expr::InSubquery(_) => Err(subquery_unsupported("IN (subquery)")),
         df::Expr::SetComparison(_) => Err(subquery_unsupported("a comparison with ANY or ALL (subquery)")),
-        df::Expr::OuterReferenceColumn(_, column) => {
-            Err(Error::unsupported(format!("this use of the outer column \"{}\" in a subquery is not supported", column.name))
-                .with_hint("Write the subquery as a join."))
+        df::Expr::OuterReferenceColumn(_, column) => Err(Error::unsupported(format!(
+            "this use of the outer column \"{}\" in a subquery is not supported",
+            column.name
+        ))
+        .with_hint("Write the subquery as a join.")),
+        df::Expr::Placeholder(p) => {
+            Err(Error::new(SqlState::UndefinedParameter, format!("there is no parameter {}", p.id))
+                .with_hint("Standing queries take no parameters: write the value itself."))
         }
-        df::Expr::Placeholder(p) => Err(Error::new(
-            SqlState::UndefinedParameter,
-            format!("there is no parameter {}", p.id),
-        )
-        .with_hint("Standing queries take no parameters: write the value itself.")),
         df::Expr::Unnest(_) => Err(Error::unsupported("unnest is not supported in a standing query")),
         df::Expr::GroupingSet(_) => Err(Error::unsupported("grouping sets are not supported here")),
         df::Expr::ScalarVariable(_, names) => {

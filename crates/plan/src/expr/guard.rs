@@ -95,9 +95,7 @@ impl PhysicalExpr for GuardedLogic {
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn PhysicalExpr>>) -> Result<Arc<dyn PhysicalExpr>> {
         match children.as_slice() {
-            [left, right] => {
-                Ok(Arc::new(GuardedLogic::new(Arc::clone(left), self.conjunction, Arc::clone(right))))
-            }
+            [left, right] => Ok(Arc::new(GuardedLogic::new(Arc::clone(left), self.conjunction, Arc::clone(right)))),
             _ => datafusion::common::internal_err!("AND and OR take two operands"),
         }
     }

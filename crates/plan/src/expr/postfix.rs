@@ -149,9 +149,7 @@ impl TryFrom<Vec<Step>> for Expr {
                     let mut two = stack.take(2, &mut depth)?;
                     Expr::Like { expr: next(&mut two)?, pattern: next(&mut two)?, negated, case_insensitive }
                 }
-                Step::Call { function, args } => {
-                    Expr::Call { function, args: stack.take(args, &mut depth)?.collect() }
-                }
+                Step::Call { function, args } => Expr::Call { function, args: stack.take(args, &mut depth)?.collect() },
             };
             if depth >= DEPTH_MAX {
                 return Err(format!("an expression is deeper than {DEPTH_MAX} levels"));

@@ -152,8 +152,10 @@ fn expressions_read_like_sql() {
     let shown = |e: df::Expr| tree(&e).unwrap().named(&input()).to_string();
     assert_eq!(shown((col("a") + col("b")) * lit(2i64)), "(a + b) * 2");
     assert_eq!(shown(col("a") - (col("b") - lit(2i64))), "a - (b - 2)");
-    assert_eq!(shown(col("a").eq(lit(1i64)).or(col("b").gt(lit(2i64))).and(col("s").is_null())), 
-        "(a = 1 OR b > 2) AND s IS NULL");
+    assert_eq!(
+        shown(col("a").eq(lit(1i64)).or(col("b").gt(lit(2i64))).and(col("s").is_null())),
+        "(a = 1 OR b > 2) AND s IS NULL"
+    );
     assert_eq!(shown(col("s").like(lit("it's%"))), "s LIKE 'it''s%'");
     assert_eq!(shown(df::cast(col("s"), DataType::Int64)), "CAST(s AS bigint)");
     assert_eq!(shown(df::not(col("a").eq(lit(1i64)))), "NOT (a = 1)");

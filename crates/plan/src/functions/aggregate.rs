@@ -63,7 +63,13 @@ impl AggregateUDFImpl for SumOrAverage {
             t if t.is_integer() && self.average => DataType::Float64,
             t if t.is_integer() => DataType::Int64,
             t if t.is_floating() => DataType::Float64,
-            DataType::Null => if self.average { DataType::Float64 } else { DataType::Int64 },
+            DataType::Null => {
+                if self.average {
+                    DataType::Float64
+                } else {
+                    DataType::Int64
+                }
+            }
             DataType::Decimal128(p, s) => DataType::Decimal128(*p, *s),
             DataType::Decimal32(p, s) | DataType::Decimal64(p, s) => DataType::Decimal128(*p, *s),
             DataType::Interval(_) | DataType::Duration(_) if !self.average => {
@@ -71,8 +77,8 @@ impl AggregateUDFImpl for SumOrAverage {
             }
             other => {
                 let message = format!("function {}({}) does not exist", self.name(), type_name(other));
-                let error = Error::new(SqlState::UndefinedFunction, message)
-                    .with_hint("Cast the argument to a number type.");
+                let error =
+                    Error::new(SqlState::UndefinedFunction, message).with_hint("Cast the argument to a number type.");
                 return Err(DataFusionError::External(Box::new(error)));
             }
         }])
@@ -105,7 +111,9 @@ impl AggregateUDFImpl for SumOrAverage {
             return Ok(vec![field("distinct", DataType::new_list(argument, true))]);
         }
         let mut fields = vec![field("count", DataType::Int64)];
-        fields.extend(Form::of(&argument)?.state_types().into_iter().enumerate().map(|(i, t)| field(&format!("sum{i}"), t)));
+        fields.extend(
+            Form::of(&argument)?.state_types().into_iter().enumerate().map(|(i, t)| field(&format!("sum{i}"), t)),
+        );
         Ok(fields)
     }
 
@@ -244,7 +252,8 @@ impl Sums {
         filter: Option<&BooleanArray>,
         sign: i64,
     ) -> Result<()> {
-        let values = if values.data_type() == &self.argument { Arc::clone(values) } else { cast(values, &self.argument)? };
+        let values =
+            if values.data_type() == &self.argument { Arc::clone(values) } else { cast(values, &self.argument)? };
         let kept = |i: usize| values.is_valid(i) && filter.is_none_or(|f| f.is_valid(i) && f.value(i));
         for i in (0..values.len()).filter(|i| kept(*i)) {
             self.counts[groups(i)] += sign;
@@ -534,7 +543,8 @@ struct Distinct {
 
 impl Distinct {
     fn add(&mut self, values: &ArrayRef) -> Result<()> {
-        let values = if values.data_type() == &self.argument { Arc::clone(values) } else { cast(values, &self.argument)? };
+        let values =
+            if values.data_type() == &self.argument { Arc::clone(values) } else { cast(values, &self.argument)? };
         let nulls = values.nulls().cloned();
         let bits: Vec<i128> = match &self.argument {
             DataType::Int64 => values.as_primitive::<Int64Type>().values().iter().map(|v| i128::from(*v)).collect(),

@@ -6,14 +6,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrowNativeTypeOp, Array, ArrayRef, AsArray, Datum, PrimitiveArray};
+use arrow::array::{Array, ArrayRef, ArrowNativeTypeOp, AsArray, Datum, PrimitiveArray};
 use arrow::compute::kernels::numeric;
 use arrow::datatypes::*;
 use arrow::error::ArrowError;
 use datafusion::common::{Result, plan_err};
-use datafusion::logical_expr::{
-    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
 use datafusion::physical_expr_common::datum::apply;
 use flow::{Error, SqlState};
 
@@ -246,7 +244,7 @@ where
                 && !all_null
                 && (dividend_is_scalar || divisor.len() != dividend.len() || dividend.is_valid(i))
         });
-        if zero && dividend.len() > 0 {
+        if zero && !dividend.is_empty() {
             return Err(external(division_by_zero()));
         }
     }
@@ -263,8 +261,8 @@ where
         let (r, r_scalar) = right.get();
         let (l, r) = (l.as_primitive::<T>(), r.as_primitive::<T>());
         for i in 0..values.len() {
-            let from_finite = !l.value(if l_scalar { 0 } else { i }).infinite()
-                && !r.value(if r_scalar { 0 } else { i }).infinite();
+            let from_finite =
+                !l.value(if l_scalar { 0 } else { i }).infinite() && !r.value(if r_scalar { 0 } else { i }).infinite();
             if values.is_valid(i) && values.value(i).infinite() && from_finite {
                 return Err(external(Error::new(SqlState::NumericValueOutOfRange, "value out of range: overflow")));
             }
@@ -359,10 +357,7 @@ impl ScalarUDFImpl for Negate {
             ColumnarValue::Array(array) => ColumnarValue::Array(negate(array.as_ref())?),
             ColumnarValue::Scalar(scalar) => {
                 let array = scalar.to_array()?;
-                ColumnarValue::Scalar(datafusion::common::ScalarValue::try_from_array(
-                    &negate(array.as_ref())?,
-                    0,
-                )?)
+                ColumnarValue::Scalar(datafusion::common::ScalarValue::try_from_array(&negate(array.as_ref())?, 0)?)
             }
         })
     }

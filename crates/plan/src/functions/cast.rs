@@ -81,7 +81,10 @@ pub fn function_of(from: &DataType, to: &DataType, zone: &str) -> Option<(&'stat
         DataType::Float32 => "float4",
         DataType::Float64 => "float8",
         DataType::Decimal128(p, s) => {
-            return Some(("numeric", vec![ScalarValue::Int32(Some((*p).into())), ScalarValue::Int32(Some((*s).into()))]));
+            return Some((
+                "numeric",
+                vec![ScalarValue::Int32(Some((*p).into())), ScalarValue::Int32(Some((*s).into()))],
+            ));
         }
         t if is_text(t) => "text",
         DataType::Binary => "bytea",
@@ -90,7 +93,9 @@ pub fn function_of(from: &DataType, to: &DataType, zone: &str) -> Option<(&'stat
         DataType::Timestamp(TimeUnit::Microsecond, None) => "timestamp",
         DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => "timestamptz",
         DataType::Interval(IntervalUnit::MonthDayNano) => "interval",
-        DataType::List(item) if is_text(from) => return Some((array_target(item.data_type())?, vec![ScalarValue::from(zone)])),
+        DataType::List(item) if is_text(from) => {
+            return Some((array_target(item.data_type())?, vec![ScalarValue::from(zone)]));
+        }
         _ => return None,
     };
     let widening = match (from, to) {
@@ -275,11 +280,8 @@ pub fn convert(array: &ArrayRef, to: &DataType, zone: &Zone) -> Result<ArrayRef,
         (DataType::Decimal128(_, s1), DataType::Decimal128(p2, s2)) => {
             let (limit, s1, s2) = (power(*p2), *s1, *s2);
             let out = array.as_primitive::<Decimal128Type>().try_unary::<_, Decimal128Type, _>(|v| {
-                let scaled = if s2 >= s1 {
-                    v.checked_mul(power((s2 - s1) as u8))
-                } else {
-                    Some(round_down(v, (s1 - s2) as u8))
-                };
+                let scaled =
+                    if s2 >= s1 { v.checked_mul(power((s2 - s1) as u8)) } else { Some(round_down(v, (s1 - s2) as u8)) };
                 scaled.filter(|v| v.unsigned_abs() < limit.unsigned_abs()).ok_or_else(|| overflow(*p2, s2))
             })?;
             Ok(Arc::new(out.with_precision_and_scale(*p2, s2)?))
@@ -308,8 +310,7 @@ pub fn convert(array: &ArrayRef, to: &DataType, zone: &Zone) -> Result<ArrayRef,
         }
         (DataType::Interval(IntervalUnit::MonthDayNano), DataType::Time64(TimeUnit::Microsecond)) => {
             let intervals = array.as_primitive::<IntervalMonthDayNanoType>();
-            let times = intervals
-                .unary::<_, Time64MicrosecondType>(|i| (i.nanoseconds / 1_000).rem_euclid(US_PER_DAY));
+            let times = intervals.unary::<_, Time64MicrosecondType>(|i| (i.nanoseconds / 1_000).rem_euclid(US_PER_DAY));
             Ok(Arc::new(times))
         }
         (DataType::Time64(TimeUnit::Microsecond), DataType::Interval(IntervalUnit::MonthDayNano)) => {
@@ -358,7 +359,9 @@ fn from_timestamp(array: &ArrayRef, zoned: bool, to: &DataType, zone: &Zone) -> 
             i32::try_from(local(us)?.div_euclid(US_PER_DAY)).map_err(|_| timestamp_range())
         })?),
         DataType::Time64(TimeUnit::Microsecond) => {
-            Arc::new(micros.try_unary::<_, Time64MicrosecondType, _>(|us| Ok::<_, ArrowError>(local(us)?.rem_euclid(US_PER_DAY)))?)
+            Arc::new(micros.try_unary::<_, Time64MicrosecondType, _>(|us| {
+                Ok::<_, ArrowError>(local(us)?.rem_euclid(US_PER_DAY))
+            })?)
         }
         DataType::Timestamp(TimeUnit::Microsecond, None) => {
             Arc::new(micros.try_unary::<_, TimestampMicrosecondType, _>(local)?)
@@ -416,9 +419,9 @@ fn from_text(text: &StringViewArray, to: &DataType, zone: &Zone) -> Result<Array
         DataType::Int64 => Arc::new(each::<Int64Type>(text, |t| integer(t, i64::MIN, i64::MAX))?),
         DataType::Float32 => Arc::new(each::<Float32Type>(text, |t| Ok(parse::float(t, "real")? as f32))?),
         DataType::Float64 => Arc::new(each::<Float64Type>(text, |t| parse::float(t, "double precision"))?),
-        DataType::Decimal128(p, s) => Arc::new(
-            each::<Decimal128Type>(text, |t| parse::decimal(t, *p, *s))?.with_precision_and_scale(*p, *s)?,
-        ),
+        DataType::Decimal128(p, s) => {
+            Arc::new(each::<Decimal128Type>(text, |t| parse::decimal(t, *p, *s))?.with_precision_and_scale(*p, *s)?)
+        }
         DataType::Binary => {
             let mut out = BinaryBuilder::new();
             for t in text {
@@ -446,10 +449,10 @@ fn from_text(text: &StringViewArray, to: &DataType, zone: &Zone) -> Result<Array
                 for element in t.map(parse::array_elements).transpose().map_err(external)?.unwrap_or_default() {
                     elements.append_option(element);
                 }
-                offsets.push(i32::try_from(elements.len()).map_err(|_| external(Error::new(
-                    SqlState::ProgramLimitExceeded,
-                    "array is too large",
-                )))?);
+                offsets.push(
+                    i32::try_from(elements.len())
+                        .map_err(|_| external(Error::new(SqlState::ProgramLimitExceeded, "array is too large")))?,
+                );
             }
             let elements: ArrayRef = Arc::new(elements.finish());
             let values = convert(&elements, field.data_type(), zone)?;
@@ -478,9 +481,7 @@ pub fn to_text(array: &ArrayRef, zone: &Zone) -> Result<StringViewArray, ArrowEr
     }
     let micros = |array: &ArrayRef| -> Result<ArrayRef, ArrowError> {
         match array.data_type() {
-            DataType::Timestamp(_, tz) => {
-                plain_cast(array, &DataType::Timestamp(TimeUnit::Microsecond, tz.clone()))
-            }
+            DataType::Timestamp(_, tz) => plain_cast(array, &DataType::Timestamp(TimeUnit::Microsecond, tz.clone())),
             _ => plain_cast(array, &DataType::Time64(TimeUnit::Microsecond)),
         }
     };

@@ -28,7 +28,11 @@ pub(super) fn result_type(op: Op, (p1, s1): (u8, i8), (p2, s2): (u8, i8)) -> (u8
         Op::Mul => {
             let exact = (s1 + s2).min(PRECISION_MAX as i8);
             let room = PRECISION_MAX as i16 - (i1 + i2);
-            let scale = if exact as i16 <= room { exact } else { (room as i8).max(exact.min(SCALE_KEPT)).max(s1.max(s2).min(SCALE_KEPT)) };
+            let scale = if exact as i16 <= room {
+                exact
+            } else {
+                (room as i8).max(exact.min(SCALE_KEPT)).max(s1.max(s2).min(SCALE_KEPT))
+            };
             fit(i1 + i2, scale)
         }
         Op::Div => {
@@ -57,9 +61,10 @@ pub(super) fn evaluate(op: Op, left: &dyn Datum, right: &dyn Datum, result: &Dat
     let (up1, up2) = (power((common - s1) as u8), power((common - s2) as u8));
     let out = match op {
         Op::Add | Op::Sub => zip::<Decimal128Type, Decimal128Type, Decimal128Type>(left, right, |l, r| {
-            let sum = l.checked_mul(up1).zip(r.checked_mul(up2)).and_then(|(l, r)| {
-                if op == Op::Add { l.checked_add(r) } else { l.checked_sub(r) }
-            });
+            let sum = l
+                .checked_mul(up1)
+                .zip(r.checked_mul(up2))
+                .and_then(|(l, r)| if op == Op::Add { l.checked_add(r) } else { l.checked_sub(r) });
             checked(sum)
         })?,
         Op::Mul => {
@@ -120,7 +125,13 @@ fn wide_power(n: u8) -> i256 {
 
 /// `value / 10^digits`, half away from zero.
 pub(super) fn round_down(value: i128, digits: u8) -> i128 {
-    if digits == 0 { value } else if digits > PRECISION_MAX { 0 } else { rounded(value, power(digits)) }
+    if digits == 0 {
+        value
+    } else if digits > PRECISION_MAX {
+        0
+    } else {
+        rounded(value, power(digits))
+    }
 }
 
 /// `n / d`, half away from zero. `d` is not zero.

@@ -205,11 +205,8 @@ fn read_date<'a>(text: &'a str, type_name: &str, whole: &str) -> Result<(NaiveDa
         rest = text.get(consumed.min(text.len())..).unwrap_or("");
     } else if lead >= 8 && text.get(lead..).is_none_or(|r| !r.starts_with(['-', '/'])) {
         let (y, md) = text[..lead].split_at(lead - 4);
-        (year, month, day) = (
-            y.parse().map_err(|_| bad())?,
-            md[..2].parse().map_err(|_| bad())?,
-            md[2..].parse().map_err(|_| bad())?,
-        );
+        (year, month, day) =
+            (y.parse().map_err(|_| bad())?, md[..2].parse().map_err(|_| bad())?, md[2..].parse().map_err(|_| bad())?);
         rest = &text[lead..];
     } else {
         let separator = text[lead..].chars().next().filter(|c| matches!(c, '-' | '/' | '.')).ok_or_else(bad)?;
@@ -309,7 +306,8 @@ fn micros(fraction: &str) -> Option<i64> {
 /// `1 year 2 mons 3 days 04:05:06.7`, `1.5 hours ago`, `@ 3 weeks`, ISO `P1Y2M3DT4H5M6S`.
 pub fn interval(text: &str) -> Result<IntervalMonthDayNano> {
     let bad = || invalid_time("interval", text);
-    let range = || Error::new(SqlState::DatetimeFieldOverflow, format!("interval field value out of range: \"{text}\""));
+    let range =
+        || Error::new(SqlState::DatetimeFieldOverflow, format!("interval field value out of range: \"{text}\""));
     let trimmed = text.trim().to_ascii_lowercase();
     let mut sum = IntervalParts::default();
     if let Some(iso) = trimmed.strip_prefix('p') {
@@ -435,7 +433,7 @@ impl IntervalParts {
 pub fn bytea(text: &str) -> Result<Vec<u8>> {
     if let Some(hex) = text.strip_prefix("\\x") {
         let digits: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(Error::new(
                 SqlState::InvalidTextRepresentation,
                 "invalid hexadecimal data: odd number of digits",
@@ -474,9 +472,7 @@ pub fn bytea(text: &str) -> Result<Vec<u8>> {
 
 /// The elements of `{a,"b c",NULL}`; `None` is NULL.
 pub fn array_elements(text: &str) -> Result<Vec<Option<String>>> {
-    let bad = || {
-        Error::new(SqlState::InvalidTextRepresentation, format!("malformed array literal: \"{text}\""))
-    };
+    let bad = || Error::new(SqlState::InvalidTextRepresentation, format!("malformed array literal: \"{text}\""));
     let inner = text.trim().strip_prefix('{').and_then(|t| t.strip_suffix('}')).ok_or_else(bad)?;
     if inner.trim().is_empty() {
         return Ok(Vec::new());
@@ -627,7 +623,10 @@ mod tests {
         assert_eq!(bytea("a\\\\b\\001"), Ok(vec![b'a', b'\\', b'b', 1]));
         assert!(bytea("\\x1").is_err() && bytea("\\9").is_err());
         let some = |s: &str| Some(s.to_string());
-        assert_eq!(array_elements("{a, \"b \\\"c\\\"\" ,NULL,\"NULL\"}"), Ok(vec![some("a"), some("b \"c\""), None, some("NULL")]));
+        assert_eq!(
+            array_elements("{a, \"b \\\"c\\\"\" ,NULL,\"NULL\"}"),
+            Ok(vec![some("a"), some("b \"c\""), None, some("NULL")])
+        );
         assert_eq!(array_elements("{}"), Ok(vec![]));
         assert!(array_elements("a,b").is_err() && array_elements("{a,}").is_err());
     }

@@ -105,10 +105,9 @@ fn fold(op: Op, left: &Expr, right: &Expr) -> Option<Expr> {
     };
     // An Int64 that came from a wide literal must not be narrowed again: `2147483648 - 1` is a bigint.
     match value {
-        ScalarValue::Int64(Some(v)) if i32::try_from(v).is_ok() => Some(Expr::Cast(datafusion::logical_expr::Cast::new(
-            Box::new(lit(v)),
-            DataType::Int64,
-        ))),
+        ScalarValue::Int64(Some(v)) if i32::try_from(v).is_ok() => {
+            Some(Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(lit(v)), DataType::Int64)))
+        }
         value => Some(Expr::Literal(value, None)),
     }
 }
@@ -239,11 +238,8 @@ fn values_of_node(values: Values) -> Result<Transformed<LogicalPlan>> {
             })
             && values.iter().any(|row| matches!(row.get(i), Some(Expr::Literal(ScalarValue::Int64(Some(_)), _))));
         narrowed_columns[i] = fits;
-        let field = if fits {
-            Arc::new(field.as_ref().clone().with_data_type(DataType::Int32))
-        } else {
-            Arc::clone(field)
-        };
+        let field =
+            if fits { Arc::new(field.as_ref().clone().with_data_type(DataType::Int32)) } else { Arc::clone(field) };
         fields.push((qualifier.cloned(), field));
     }
     let mut rows = Vec::with_capacity(values.len());
@@ -313,7 +309,9 @@ fn rewrite_casts(expr: Expr, schema: &DFSchema, zone: &str) -> Result<Transforme
         };
         // The function gives the canonical layout of text; what wants another gets it by a cast that changes no value.
         let result = match to {
-            DataType::Utf8 | DataType::LargeUtf8 => Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(call), to.clone())),
+            DataType::Utf8 | DataType::LargeUtf8 => {
+                Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(call), to.clone()))
+            }
             _ => call,
         };
         Ok(Transformed::yes(result))

@@ -52,23 +52,23 @@ pub(super) fn evaluate(op: Op, left: &dyn Datum, right: &dyn Datum, result: &Dat
     type Iv = IntervalMonthDayNanoType;
     let (lt, rt) = (left.get().0.data_type().clone(), right.get().0.data_type().clone());
     match (op, &lt, &rt) {
-        (Op::Add, Date32, Int32) => {
-            Ok(array(zip::<Date32Type, Int32Type, Date32Type>(left, right, |d, n| d.checked_add(n).ok_or_else(date_range))?))
-        }
-        (Op::Sub, Date32, Int32) => {
-            Ok(array(zip::<Date32Type, Int32Type, Date32Type>(left, right, |d, n| d.checked_sub(n).ok_or_else(date_range))?))
-        }
+        (Op::Add, Date32, Int32) => Ok(array(zip::<Date32Type, Int32Type, Date32Type>(left, right, |d, n| {
+            d.checked_add(n).ok_or_else(date_range)
+        })?)),
+        (Op::Sub, Date32, Int32) => Ok(array(zip::<Date32Type, Int32Type, Date32Type>(left, right, |d, n| {
+            d.checked_sub(n).ok_or_else(date_range)
+        })?)),
         (Op::Add, Int32, Date32) => evaluate(op, right, left, result),
-        (Op::Sub, Date32, Date32) => {
-            Ok(array(zip::<Date32Type, Date32Type, Int32Type>(left, right, |a, b| a.checked_sub(b).ok_or_else(date_range))?))
-        }
-        (Op::Sub, Timestamp(_, _), Timestamp(_, _)) => Ok(array(
-            zip::<TimestampMicrosecondType, TimestampMicrosecondType, Iv>(left, right, |a, b| {
+        (Op::Sub, Date32, Date32) => Ok(array(zip::<Date32Type, Date32Type, Int32Type>(left, right, |a, b| {
+            a.checked_sub(b).ok_or_else(date_range)
+        })?)),
+        (Op::Sub, Timestamp(_, _), Timestamp(_, _)) => {
+            Ok(array(zip::<TimestampMicrosecondType, TimestampMicrosecondType, Iv>(left, right, |a, b| {
                 let us = a.checked_sub(b).ok_or_else(timestamp_range)?;
                 let days = i32::try_from(us / US_PER_DAY).map_err(|_| interval_range())?;
                 Ok(IntervalMonthDayNano::new(0, days, us % US_PER_DAY * 1_000))
-            })?,
-        )),
+            })?))
+        }
         (Op::Add, Timestamp(_, _), Time64(_)) => Ok(array(
             zip::<TimestampMicrosecondType, Time64MicrosecondType, TimestampMicrosecondType>(left, right, |a, b| {
                 a.checked_add(b).ok_or_else(timestamp_range)
@@ -90,9 +90,7 @@ pub(super) fn evaluate(op: Op, left: &dyn Datum, right: &dyn Datum, result: &Dat
                 Ok(IntervalMonthDayNano::new(0, 0, (a - b) * 1_000))
             })?))
         }
-        (Op::Mul, Interval(_), DataType::Float64) => {
-            Ok(array(zip::<Iv, Float64Type, Iv>(left, right, |i, f| scale(i, f))?))
-        }
+        (Op::Mul, Interval(_), DataType::Float64) => Ok(array(zip::<Iv, Float64Type, Iv>(left, right, scale)?)),
         (Op::Mul, DataType::Float64, Interval(_)) => {
             Ok(array(zip::<Float64Type, Iv, Iv>(left, right, |f, i| scale(i, f))?))
         }

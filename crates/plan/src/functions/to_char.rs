@@ -102,7 +102,11 @@ impl ScalarUDFImpl for ToChar {
 enum Part<'a> {
     Text(&'a str),
     /// A template pattern and whether `FM` suppresses its padding.
-    Field { name: &'static str, fill: bool, letters: Letters },
+    Field {
+        name: &'static str,
+        fill: bool,
+        letters: Letters,
+    },
 }
 
 /// How the words of a field are written: as the pattern is.
@@ -206,7 +210,17 @@ fn write_part(out: &mut String, part: &Part<'_>, t: NaiveDateTime) {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];

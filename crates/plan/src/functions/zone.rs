@@ -80,7 +80,8 @@ fn offset_seconds(text: &str) -> Option<i32> {
     } else {
         vec![text.parse().ok()?]
     };
-    let valid = digits.len() <= 3 && digits[0] >= 0 && digits[0] < 16 && digits[1..].iter().all(|d| (0..60).contains(d));
+    let valid =
+        digits.len() <= 3 && digits[0] >= 0 && digits[0] < 16 && digits[1..].iter().all(|d| (0..60).contains(d));
     valid.then(|| digits.iter().zip([3_600, 60, 1]).map(|(d, unit)| d * unit).sum())
 }
 

@@ -116,7 +116,8 @@ impl<'a> Tasks<'a> {
         schema: arrow::datatypes::SchemaRef,
         change_kind: ChangeKind,
     ) -> Result<TaskId> {
-        let id = u32::try_from(self.tasks.len()).map_err(|_| flow::Error::internal("a job with more than 2^32 tasks"))?;
+        let id =
+            u32::try_from(self.tasks.len()).map_err(|_| flow::Error::internal("a job with more than 2^32 tasks"))?;
         self.tasks.push(Task { id: TaskId(id), op, inputs, schema, change_kind });
         Ok(TaskId(id))
     }

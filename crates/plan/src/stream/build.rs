@@ -32,7 +32,13 @@ fn rank_field(name: &str) -> FieldRef {
 }
 
 impl StreamNode {
-    fn new(op: StreamOp, inputs: Vec<StreamNode>, schema: SchemaRef, change_kind: ChangeKind, keys: Vec<Vec<usize>>) -> StreamNode {
+    fn new(
+        op: StreamOp,
+        inputs: Vec<StreamNode>,
+        schema: SchemaRef,
+        change_kind: ChangeKind,
+        keys: Vec<Vec<usize>>,
+    ) -> StreamNode {
         let distribution = placement(&op, &inputs).output;
         let bounded = inputs.iter().all(|n| n.traits.bounded);
         StreamNode { op, inputs, schema, traits: Traits { change_kind, unique_keys: keys, distribution, bounded } }
@@ -211,12 +217,10 @@ impl StreamNode {
             exprs.push((e, want.name().clone()));
         }
         let mut node = self.project(exprs)?;
-        let matches = node
-            .schema
-            .fields()
-            .iter()
-            .zip(schema.fields())
-            .all(|(have, want)| have.data_type() == want.data_type() && (want.is_nullable() || !have.is_nullable()));
+        let matches =
+            node.schema.fields().iter().zip(schema.fields()).all(|(have, want)| {
+                have.data_type() == want.data_type() && (want.is_nullable() || !have.is_nullable())
+            });
         if !matches {
             return Err(Error::internal(format!("columns {} do not fit {}", node.schema, schema)));
         }
@@ -335,16 +339,19 @@ pub(super) fn cast(e: Expr, to: &DataType) -> Expr {
     Expr::Cast { expr: Box::new(e), to: to.clone(), safe: false }
 }
 
-/// Type of a projected column. Only plain columns and constants promise to hold no NULL: the nullability that functions
-/// report is not relied on, since a NULL in such a column would be an error at run time.
+/// Type of a projected column. Only columns, constants and casts of them promise to hold no NULL: the nullability that
+/// functions report is not relied on, since a NULL in such a column would be an error at run time.
 fn project_field(e: &Expr, name: &str, input: &SchemaRef) -> Result<Field> {
     let bound = expr::field_of(e, input)?;
-    let nullable = match e {
-        Expr::Column(_) | Expr::Literal(_) => bound.is_nullable(),
-        Expr::Cast { expr, safe: false, .. } if matches!(expr.as_ref(), Expr::Column(_)) => bound.is_nullable(),
-        _ => true,
-    };
-    Ok(Field::new(name, bound.data_type().clone(), nullable))
+    Ok(Field::new(name, bound.data_type().clone(), bound.is_nullable() || !is_traceable(e)))
+}
+
+fn is_traceable(e: &Expr) -> bool {
+    match e {
+        Expr::Column(_) | Expr::Literal(_) => true,
+        Expr::Cast { expr, safe: false, .. } => is_traceable(expr),
+        _ => false,
+    }
 }
 
 /// Whether `outer` over `inner` is one projection: nothing that costs is computed twice.

@@ -113,8 +113,8 @@ pub(super) fn join_keys(kind: JoinKind, left: &Side, right: &Side) -> Vec<Vec<us
             let mut key = l.clone();
             for c in r {
                 let partner = right.on.iter().position(|o| o == c).map(|i| left.on[i]);
-                let implied = matches!(kind, JoinKind::Inner | JoinKind::Left)
-                    && partner.is_some_and(|p| l.contains(&p));
+                let implied =
+                    matches!(kind, JoinKind::Inner | JoinKind::Left) && partner.is_some_and(|p| l.contains(&p));
                 if !implied {
                     key.push(c + width);
                 }

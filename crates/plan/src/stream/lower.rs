@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
-use datafusion::logical_expr::{Distinct, FetchType, Limit, LogicalPlan, Projection, SkipType, SortExpr, TableScan, Union};
+use datafusion::logical_expr::{
+    Distinct, FetchType, Limit, LogicalPlan, Projection, SkipType, SortExpr, TableScan, Union,
+};
 use flow::{Error, Result, SqlState};
 
 use super::types::canonical_type;
@@ -101,8 +103,9 @@ impl Lowering {
             LogicalPlan::Values(v) => values::rows(v),
             LogicalPlan::EmptyRelation(empty) => values::empty(empty),
             LogicalPlan::Repartition(r) => self.plan(&r.input),
-            LogicalPlan::Subquery(_) => Err(Error::unsupported("this form of subquery is not supported")
-                .with_hint("Write it as a join.")),
+            LogicalPlan::Subquery(_) => {
+                Err(Error::unsupported("this form of subquery is not supported").with_hint("Write it as a join."))
+            }
             LogicalPlan::Unnest(_) => Err(Error::unsupported("unnest is not supported in a standing query")),
             LogicalPlan::RecursiveQuery(_) => {
                 Err(Error::unsupported("WITH RECURSIVE is not supported in a standing query"))

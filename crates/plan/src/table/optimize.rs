@@ -126,9 +126,11 @@ fn refuse_unstable_functions(plan: &LogicalPlan) -> Result<()> {
                         );
                     } else if call.func.signature().volatility == Volatility::Volatile {
                         refusal = Some(
-                            Error::unsupported(format!("volatile function {name} is not supported in a standing query"))
-                                .with_detail("Its value differs from call to call, so a result could not be taken back.")
-                                .with_hint("Compute the value where the row is inserted."),
+                            Error::unsupported(format!(
+                                "volatile function {name} is not supported in a standing query"
+                            ))
+                            .with_detail("Its value differs from call to call, so a result could not be taken back.")
+                            .with_hint("Compute the value where the row is inserted."),
                         );
                     }
                 }

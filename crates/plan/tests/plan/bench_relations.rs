@@ -6,10 +6,10 @@ use arrow::array::*;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, Session, TableProvider};
-use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use flow::{JobId, RelationId, Result};
 use plan::stream::{ChangeKind, Distribution, StreamNode};
@@ -101,24 +101,46 @@ impl Relations {
             vec![
                 Arc::new(Int64Array::from_iter_values(0..people as i64)),
                 Arc::new(StringViewArray::from_iter((0..people).map(|i| maybe(r, format!("owner {}", i % 5))))),
-                Arc::new(Int32Array::from_iter((0..people).map(|_| { let v = r.random_range(0..4); maybe(r, v) }))),
+                Arc::new(Int32Array::from_iter((0..people).map(|_| {
+                    let v = r.random_range(0..4);
+                    maybe(r, v)
+                }))),
             ],
         );
-        let ids = |r: &mut SmallRng| Int64Array::from_iter((0..rows).map(|_| { let v = r.random_range(0..people as i64 + 2); maybe(r, v) }));
-        let kinds = |r: &mut SmallRng| StringViewArray::from_iter((0..rows).map(|_| { let v = KINDS[r.random_range(0..4)]; maybe(r, v) }));
+        let ids = |r: &mut SmallRng| {
+            Int64Array::from_iter((0..rows).map(|_| {
+                let v = r.random_range(0..people as i64 + 2);
+                maybe(r, v)
+            }))
+        };
+        let kinds = |r: &mut SmallRng| {
+            StringViewArray::from_iter((0..rows).map(|_| {
+                let v = KINDS[r.random_range(0..4)];
+                maybe(r, v)
+            }))
+        };
         let order_rows = RecordBatch::try_new(
             orders(),
             vec![
                 Arc::new(Int64Array::from_iter_values(100..100 + rows as i64)),
                 Arc::new(ids(r)),
-                Arc::new(Int64Array::from_iter((0..rows).map(|_| { let v = r.random_range(-5..6); maybe(r, v) }))),
+                Arc::new(Int64Array::from_iter((0..rows).map(|_| {
+                    let v = r.random_range(-5..6);
+                    maybe(r, v)
+                }))),
                 Arc::new(kinds(r)),
                 Arc::new(
-                    Decimal128Array::from_iter((0..rows).map(|_| { let v = r.random_range(-500i128..500); maybe(r, v) }))
-                        .with_precision_and_scale(10, 2)
-                        .unwrap(),
+                    Decimal128Array::from_iter((0..rows).map(|_| {
+                        let v = r.random_range(-500i128..500);
+                        maybe(r, v)
+                    }))
+                    .with_precision_and_scale(10, 2)
+                    .unwrap(),
                 ),
-                Arc::new(TimestampMicrosecondArray::from_iter((0..rows).map(|_| { let v = r.random_range(0..3) * 86_400_000_000; maybe(r, v) }))),
+                Arc::new(TimestampMicrosecondArray::from_iter((0..rows).map(|_| {
+                    let v = r.random_range(0..3) * 86_400_000_000;
+                    maybe(r, v)
+                }))),
             ],
         );
         let event_rows = RecordBatch::try_new(
@@ -126,7 +148,10 @@ impl Relations {
             vec![
                 Arc::new(ids(r)),
                 Arc::new(kinds(r)),
-                Arc::new(Float64Array::from_iter((0..rows).map(|_| { let v = r.random_range(0..4) as f64 * 0.5; maybe(r, v) }))),
+                Arc::new(Float64Array::from_iter((0..rows).map(|_| {
+                    let v = r.random_range(0..4) as f64 * 0.5;
+                    maybe(r, v)
+                }))),
             ],
         );
         let context = SessionContext::new_with_state(state());

@@ -5,9 +5,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use flow::{Error, SqlState};
 
 use super::{Read, Reader};
-use crate::statement::{
-    Copy, CopyDirection, CopyFormat, CopyHeader, CopyOptions, CopyTarget, Statement,
-};
+use crate::statement::{Copy, CopyDirection, CopyFormat, CopyHeader, CopyOptions, CopyTarget, Statement};
 
 /// Options as given; what is absent takes the format's default.
 #[derive(Default)]

@@ -20,7 +20,8 @@ impl Reader<'_> {
         self.expect_word("CREATE")?;
         let or_replace = self.words(&["OR", "REPLACE"]);
         if self.peek_word("TEMP") || self.peek_word("TEMPORARY") || self.peek_word("UNLOGGED") {
-            return self.refuse("temporary and unlogged relations are not supported", "Create a plain table and drop it.");
+            return self
+                .refuse("temporary and unlogged relations are not supported", "Create a plain table and drop it.");
         }
         if self.word("TABLE") {
             return self.create_table(or_replace);
@@ -131,7 +132,10 @@ impl Reader<'_> {
         } else if self.words(&["DO", "NOTHING"]) || self.word("IGNORE") {
             Ok(OnConflict::DoNothing)
         } else if self.peek_word("DO") {
-            self.refuse("ON CONFLICT DO UPDATE is not supported", "Use ON CONFLICT OVERWRITE or ON CONFLICT DO NOTHING.")
+            self.refuse(
+                "ON CONFLICT DO UPDATE is not supported",
+                "Use ON CONFLICT OVERWRITE or ON CONFLICT DO NOTHING.",
+            )
         } else {
             self.fail()
         }
@@ -202,8 +206,7 @@ impl Reader<'_> {
                 .with_position(at)
                 .into());
         }
-        let options =
-            if self.parser.peek_token_ref().token == Token::LParen { self.options()? } else { Vec::new() };
+        let options = if self.parser.peek_token_ref().token == Token::LParen { self.options()? } else { Vec::new() };
         Ok(Format { format, encode, options })
     }
 
@@ -263,7 +266,7 @@ impl Reader<'_> {
                         .into());
                     }
                     let key = is_key.then(|| vec![(column.name.clone(), at)]);
-                    columns.push(column);
+                    columns.push(*column);
                     key
                 }
             };
@@ -318,7 +321,10 @@ impl Reader<'_> {
     }
 
     fn refuse_constraint<T>(&self) -> Read<T> {
-        self.refuse("UNIQUE, CHECK, FOREIGN KEY and EXCLUDE constraints are not supported", "Declare a PRIMARY KEY and NOT NULL.")
+        self.refuse(
+            "UNIQUE, CHECK, FOREIGN KEY and EXCLUDE constraints are not supported",
+            "Declare a PRIMARY KEY and NOT NULL.",
+        )
     }
 
     fn column(&mut self) -> Read<Item> {
@@ -357,7 +363,7 @@ impl Reader<'_> {
             } else if self.peek_word("COLLATE") {
                 return self.refuse("collations are not supported", "Text is compared by its bytes.");
             } else {
-                return Ok(Item::Column { column, is_key });
+                return Ok(Item::Column { column: Box::new(column), is_key });
             }
         }
     }
@@ -391,7 +397,7 @@ impl Reader<'_> {
 
 /// One item of a column list.
 enum Item {
-    Column { column: ColumnDefinition, is_key: bool },
+    Column { column: Box<ColumnDefinition>, is_key: bool },
     Key(Vec<(String, usize)>),
 }
 

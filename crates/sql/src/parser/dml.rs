@@ -29,7 +29,9 @@ impl Reader<'_> {
             || insert.output.is_some()
             || insert.or.is_some()
         {
-            return Err(syntax("syntax error in INSERT", at).with_hint("Write INSERT INTO table (…) VALUES (…).").into());
+            return Err(syntax("syntax error in INSERT", at)
+                .with_hint("Write INSERT INTO table (…) VALUES (…).")
+                .into());
         }
         if let Some(source) = &insert.source
             && matches!(
@@ -37,7 +39,9 @@ impl Reader<'_> {
                 ast::SetExpr::Insert(_) | ast::SetExpr::Update(_) | ast::SetExpr::Delete(_) | ast::SetExpr::Merge(_)
             )
         {
-            return Err(Error::unsupported("data-modifying statements in WITH are not supported").with_position(at).into());
+            return Err(Error::unsupported("data-modifying statements in WITH are not supported")
+                .with_position(at)
+                .into());
         }
         let mut columns = Vec::with_capacity(insert.columns.len());
         for column in &insert.columns {
@@ -52,9 +56,7 @@ impl Reader<'_> {
             Some(OnInsert::OnConflict(conflict)) => {
                 if matches!(conflict.action, OnConflictAction::DoUpdate(_)) {
                     return Err(Error::unsupported("ON CONFLICT DO UPDATE is not supported")
-                        .with_hint(
-                            "Use ON CONFLICT DO NOTHING, or create the table with ON CONFLICT OVERWRITE.",
-                        )
+                        .with_hint("Use ON CONFLICT DO NOTHING, or create the table with ON CONFLICT OVERWRITE.")
                         .with_position(at)
                         .into());
                 }
@@ -155,10 +157,7 @@ impl Reader<'_> {
                 .with_position(at)
                 .into());
         }
-        if !delete.tables.is_empty()
-            || delete.output.is_some()
-            || delete.limit.is_some()
-            || !delete.order_by.is_empty()
+        if !delete.tables.is_empty() || delete.output.is_some() || delete.limit.is_some() || !delete.order_by.is_empty()
         {
             return Err(syntax("syntax error in DELETE", at).into());
         }
@@ -180,10 +179,9 @@ impl Reader<'_> {
     /// The one plain table that UPDATE or DELETE works on, with its alias.
     fn single_table(&self, table: &TableWithJoins, at: usize) -> Read<(Name, Option<String>)> {
         match &table.relation {
-            TableFactor::Table { name, alias, args: None, .. } if table.joins.is_empty() => Ok((
-                names::relation_name(name, self.source)?,
-                alias.as_ref().map(|a| names::fold(&a.name)),
-            )),
+            TableFactor::Table { name, alias, args: None, .. } if table.joins.is_empty() => {
+                Ok((names::relation_name(name, self.source)?, alias.as_ref().map(|a| names::fold(&a.name))))
+            }
             _ => Err(syntax("a table name is needed here", at).into()),
         }
     }

@@ -60,7 +60,8 @@ impl Reader<'_> {
         self.word("ONLY");
         let name = self.name()?;
         if !self.peek_word("RENAME") {
-            let words = ["ADD", "DROP", "ALTER", "SET", "OWNER", "RESET", "ENABLE", "DISABLE", "ATTACH", "DETACH", "SWAP"];
+            let words =
+                ["ADD", "DROP", "ALTER", "SET", "OWNER", "RESET", "ENABLE", "DISABLE", "ATTACH", "DETACH", "SWAP"];
             if words.iter().any(|w| self.peek_word(w)) {
                 return self.refuse(
                     &format!("ALTER {} supports only RENAME for now", kind.to_string().to_uppercase()),

@@ -39,17 +39,37 @@ impl Reader<'_> {
                     "analyze" => on().map(|v| analyze = v),
                     "verbose" => on().map(|v| verbose = v),
                     // Postgres' further options change only what its own plans show.
-                    "costs" | "settings" | "buffers" | "wal" | "timing" | "summary" | "generic_plan" => on().map(|_| ()),
+                    "costs" | "settings" | "buffers" | "wal" | "timing" | "summary" | "generic_plan" => {
+                        on().map(|_| ())
+                    }
                     "layer" => match value.as_str() {
-                        "table" => Some(layer = Some(ExplainLayer::Table)),
-                        "stream" => Some(layer = Some(ExplainLayer::Stream)),
-                        "process" => Some(layer = Some(ExplainLayer::Process)),
+                        "table" => {
+                            layer = Some(ExplainLayer::Table);
+                            Some(())
+                        }
+                        "stream" => {
+                            layer = Some(ExplainLayer::Stream);
+                            Some(())
+                        }
+                        "process" => {
+                            layer = Some(ExplainLayer::Process);
+                            Some(())
+                        }
                         _ => None,
                     },
                     "format" => match value.as_str() {
-                        "text" => Some(format = ExplainFormat::Text),
-                        "json" => Some(format = ExplainFormat::Json),
-                        "dot" => Some(format = ExplainFormat::Dot),
+                        "text" => {
+                            format = ExplainFormat::Text;
+                            Some(())
+                        }
+                        "json" => {
+                            format = ExplainFormat::Json;
+                            Some(())
+                        }
+                        "dot" => {
+                            format = ExplainFormat::Dot;
+                            Some(())
+                        }
                         _ => None,
                     },
                     _ => {

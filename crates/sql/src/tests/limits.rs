@@ -22,7 +22,10 @@ fn ten_thousand_parentheses_are_refused_and_do_not_overflow() {
         assert_eq!(state_of(&format!("SELECT {}", "(".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("SELECT {}1", "- ".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("SELECT {}true", "NOT ".repeat(n))), Err(SqlState::StatementTooComplex));
-        assert_eq!(state_of(&format!("SELECT {}1", "CASE WHEN true THEN ".repeat(n))), Err(SqlState::StatementTooComplex));
+        assert_eq!(
+            state_of(&format!("SELECT {}1", "CASE WHEN true THEN ".repeat(n))),
+            Err(SqlState::StatementTooComplex)
+        );
         assert_eq!(state_of(&format!("SELECT {}1", "ARRAY[".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("SELECT * FROM {}t", "(".repeat(n))), Err(SqlState::StatementTooComplex));
         assert_eq!(state_of(&format!("{}SELECT 1", "EXPLAIN ".repeat(n))), Err(SqlState::StatementTooComplex));
@@ -52,12 +55,27 @@ fn nesting_up_to_the_limit_is_parsed() {
 }
 
 #[test]
-fn nested_tables_take_linear_time() {
-    let started = Instant::now();
-    let n = 12;
-    let text = format!("SELECT * FROM {}t{}", "(".repeat(n), ")".repeat(n));
-    assert_eq!(state_of(&text).is_ok(), true);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+fn what_the_parser_tries_twice_does_not_take_exponential_time() {
+    on_a_small_stack(|| {
+        for (text, ok) in [
+            (format!("SELECT * FROM {}a JOIN b ON true{}", "(".repeat(60), ")".repeat(60)), true),
+            (format!("SELECT * FROM {}t{}", "(".repeat(60), ")".repeat(60)), false),
+            (format!("SELECT {}1{}", "cast(".repeat(60), ")".repeat(60)), false),
+            (format!("SELECT {}1{}", "position(".repeat(60), ")".repeat(60)), false),
+            (format!("SELECT {}1{}", "abs(".repeat(60), ")".repeat(60)), true),
+            (format!("SELECT {}1{}", "1 IN ((".repeat(60), "))".repeat(60)), true),
+            (format!("SELECT {} * FROM t{}", "(SELECT ".repeat(60), ")".repeat(60)), true),
+            (format!("SELECT * FROM {}", "(SELECT * FROM ".repeat(60)), false),
+            (format!("WITH {}", "x AS (WITH ".repeat(60)), false),
+        ] {
+            // The test measures real time.
+            #[allow(clippy::disallowed_methods)]
+            let started = Instant::now();
+            let result = state_of(&text);
+            assert_eq!(result.is_ok(), ok, "{}…: {result:?}", &text[..60]);
+            assert!(started.elapsed() < Duration::from_secs(10), "{}…: {:?}", &text[..60], started.elapsed());
+        }
+    });
 }
 
 #[test]
@@ -76,4 +94,38 @@ fn a_text_that_is_too_long_is_refused_before_it_is_read() {
     assert!(e.hint().is_some());
     let limits = Limits { tokens_max: 10, ..Limits::default() };
     assert_eq!(parse("SELECT 1,2,3,4,5,6,7,8", &limits).unwrap_err().state(), SqlState::ProgramLimitExceeded);
+}
+
+/// Plans and runs `text` on a small stack, as a session does.
+fn run(text: String) -> Result<Vec<String>, SqlState> {
+    let (send, receive) = std::sync::mpsc::channel();
+    on_a_small_stack(move || {
+        let world = super::queries::World::with(&[
+            "CREATE TABLE t (a int, b bigint)",
+            "INSERT INTO t VALUES (5, 1), (999999, 2)",
+        ]);
+        // The test measures real time.
+        #[allow(clippy::disallowed_methods)]
+        let started = Instant::now();
+        let result = crate::with_large_stack(|| world.run(&text).map_err(|e| e.state()));
+        eprintln!("{:?} for {}…", started.elapsed(), &text[..text.len().min(40)]);
+        send.send(result).unwrap();
+    });
+    receive.recv().unwrap()
+}
+
+#[test]
+fn long_chains_run_or_are_refused() {
+    assert_eq!(run(format!("SELECT 1{}", " + 1".repeat(2_000))), Ok(vec!["?column?".into(), "2001".into()]));
+    let columns = run(format!("SELECT count(*) FROM t WHERE a{} > 0", " + a".repeat(300)));
+    assert_eq!(columns, Ok(vec!["count".into(), "2".into()]));
+    let ors = run(format!("SELECT count(*) FROM t WHERE a = 0{}", " OR a = 5".repeat(1_000)));
+    assert_eq!(ors, Ok(vec!["count".into(), "1".into()]));
+}
+
+#[test]
+fn a_list_of_a_hundred_thousand_elements_runs() {
+    let list: Vec<String> = (0..100_000).map(|i| i.to_string()).collect();
+    let text = format!("SELECT count(*) FROM t WHERE a IN ({})", list.join(","));
+    assert_eq!(run(text), Ok(vec!["count".into(), "1".into()]));
 }

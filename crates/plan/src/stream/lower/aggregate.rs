@@ -138,8 +138,9 @@ fn call(expr: &df::Expr, output: &DataType, schema: &DFSchema) -> Result<Call> {
         [arg] => Some(from_datafusion(arg, schema)?),
         _ => {
             let name = f.func.name();
-            return Err(Error::unsupported(format!("{name} of {} arguments is not supported", args.len()))
-                .with_hint(format!("Aggregate one value: {name}((a, b)) can be written over a text such as a || ',' || b.")));
+            return Err(Error::unsupported(format!("{name} of {} arguments is not supported", args.len())).with_hint(
+                format!("Aggregate one value: {name}((a, b)) can be written over a text such as a || ',' || b."),
+            ));
         }
     };
     // count(1) and count(*) count rows.
@@ -152,7 +153,8 @@ fn call(expr: &df::Expr, output: &DataType, schema: &DFSchema) -> Result<Call> {
     };
     let filter = f.params.filter.as_ref().map(|e| from_datafusion(e, schema)).transpose()?;
     // These two do not care how often a value comes.
-    let idempotent = matches!(function, AggFunction::Min | AggFunction::Max | AggFunction::BoolAnd | AggFunction::BoolOr);
+    let idempotent =
+        matches!(function, AggFunction::Min | AggFunction::Max | AggFunction::BoolAnd | AggFunction::BoolOr);
     Ok(Call { function, arg, distinct: f.params.distinct && !idempotent, filter, output: output.clone() })
 }
 

@@ -183,8 +183,7 @@ impl Parts {
         }
         let out = self.left_out;
         let marked = |node: StreamNode, mark: bool| -> Result<StreamNode> {
-            let mut exprs: Vec<(Expr, String)> =
-                (0..out).map(|c| (Expr::Column(c), node.name_of(c))).collect();
+            let mut exprs: Vec<(Expr, String)> = (0..out).map(|c| (Expr::Column(c), node.name_of(c))).collect();
             exprs.push((Expr::Literal(Literal::from_scalar(&ScalarValue::Boolean(Some(mark)))?), "mark".into()));
             node.project(exprs)
         };
@@ -215,11 +214,8 @@ fn common_type(l: &Expr, left: &SchemaRef, r: &Expr, right: &SchemaRef) -> Resul
         return Ok(l);
     }
     comparison_coercion(&l, &r).map(|t| plain(&t)).ok_or_else(|| {
-        Error::new(
-            SqlState::UndefinedFunction,
-            format!("operator does not exist: {} = {}", sql_type(&l), sql_type(&r)),
-        )
-        .with_hint("You might need to add explicit type casts.")
+        Error::new(SqlState::UndefinedFunction, format!("operator does not exist: {} = {}", sql_type(&l), sql_type(&r)))
+            .with_hint("You might need to add explicit type casts.")
     })
 }
 

@@ -200,10 +200,12 @@ fn ranges(conjunct: &df::Expr, schema: &DFSchema, source: &impl Fn(usize) -> Opt
 fn uncast(e: &df::Expr) -> &df::Expr {
     match e {
         df::Expr::Cast(c) if holds_ranks(c.field.data_type()) => uncast(&c.expr),
-        df::Expr::ScalarFunction(f) if matches!(f.func.name(), "int4" | "int8" | "numeric") => match f.args.as_slice() {
-            [value, ..] if scale(&f.args) >= 0 => uncast(value),
-            _ => e,
-        },
+        df::Expr::ScalarFunction(f) if matches!(f.func.name(), "int4" | "int8" | "numeric") => {
+            match f.args.as_slice() {
+                [value, ..] if scale(&f.args) >= 0 => uncast(value),
+                _ => e,
+            }
+        }
         df::Expr::Alias(a) => uncast(&a.expr),
         e => e,
     }

@@ -245,7 +245,8 @@ fn count_distinct_keeps_multiplicity() {
     let input = schema(&[DataType::Utf8View]);
     let calls = vec![AggCall { distinct: true, ..call(AggFunction::Count, Some(0), DataType::Int64) }];
     let output = output_schema(&input, &[], &calls);
-    let mut function = make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
+    let mut function =
+        make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
     let nets = run_epochs(
         &mut *function,
         &[input],
@@ -267,7 +268,8 @@ fn float_sums_return_to_the_batch_answer() {
     let calls =
         vec![call(AggFunction::Sum, Some(0), DataType::Float64), call(AggFunction::Avg, Some(0), DataType::Float64)];
     let output = output_schema(&input, &[], &calls);
-    let mut function = make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
+    let mut function =
+        make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
     let f = |v: f64, w: i64| (vec![float(v)], w);
     let nets = run_epochs(
         &mut *function,
@@ -311,7 +313,8 @@ fn decimal_averages_overflow_loudly() {
     let input = schema(&[DataType::Decimal128(38, 10)]);
     let calls = vec![call(AggFunction::Avg, Some(0), DataType::Decimal128(38, 14))];
     let output = output_schema(&input, &[], &calls);
-    let mut function = make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
+    let mut function =
+        make(&aggregate(vec![], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
     let mut out: Vec<ChangeBatch> = Vec::new();
     let huge = V::Int(10i128.pow(37));
     function.process(0, batch(&input, &[(vec![huge], 1)]), &mut out).unwrap();
@@ -356,7 +359,8 @@ fn one_changed_row_touches_one_group() {
         AggCall { distinct: true, ..call(AggFunction::Count, Some(1), DataType::Int64) },
     ];
     let output = output_schema(&input, &[0], &calls);
-    let mut function = make(&aggregate(vec![0], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
+    let mut function =
+        make(&aggregate(vec![0], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
     let rows: Vec<(Row, i64)> = (0..100_000).map(|n| (vec![int(n % 1000), int(n)], 1)).collect();
     run_epochs(&mut *function, std::slice::from_ref(&input), &[vec![(0, rows)]]);
     let before = function.rows_touched();
@@ -372,7 +376,8 @@ fn state_is_freed_with_the_rows() {
         AggCall { distinct: true, ..call(AggFunction::Count, Some(1), DataType::Int64) },
     ];
     let output = output_schema(&input, &[0], &calls);
-    let mut function = make(&aggregate(vec![0], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
+    let mut function =
+        make(&aggregate(vec![0], calls, ChangeKind::Retract), std::slice::from_ref(&input), &output, 8192);
     let mut sizes = Vec::new();
     for round in 0..12 {
         let rows: Vec<(Row, i64)> = (0..5000)

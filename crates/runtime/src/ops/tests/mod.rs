@@ -311,12 +311,11 @@ pub fn against_twin(
     }
 }
 
+/// Changes of one input port.
+type PortChanges = (usize, Vec<(Row, i64)>);
+
 /// Runs given epochs, each a list of (port, changes), and returns each epoch's net output.
-pub fn run_epochs(
-    function: &mut dyn ProcessFunction,
-    inputs: &[SchemaRef],
-    epochs: &[Vec<(usize, Vec<(Row, i64)>)>],
-) -> Vec<Bag> {
+pub fn run_epochs(function: &mut dyn ProcessFunction, inputs: &[SchemaRef], epochs: &[Vec<PortChanges>]) -> Vec<Bag> {
     let mut nets = Vec::new();
     for (n, epoch) in epochs.iter().enumerate() {
         let mut out: Vec<ChangeBatch> = Vec::new();
