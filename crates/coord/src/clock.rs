@@ -530,7 +530,8 @@ impl ClockLoop {
         let completed = self.clock.completed();
         // A job becomes readable when it has finished what is visible.
         for job in self.jobs.values_mut() {
-            let ready = job.finished_epoch().is_some_and(|done| done >= completed && done >= job.first);
+            // Before its first epoch is visible the view would show nothing.
+            let ready = job.finished_epoch().is_some_and(|done| done >= completed && completed >= job.first);
             if !matches!(job.phase, Phase::Running) && ready && (job.attached || !job.is_view) {
                 job.phase = Phase::Running;
                 info!(relation = job.relation.0, epoch = completed.0, "job is up to date");
