@@ -167,7 +167,7 @@ impl Planner<'_> {
             None => {
                 let empty = LogicalPlanBuilder::empty(true).build().map_err(plan::error::from_datafusion_error)?;
                 let plan = self.table_rows(&table, empty, &vec![None; table.columns.len()])?;
-                Raw { plan, parameters: declared.len(), relations: Vec::new() }
+                Raw { plan, parameters: declared.to_vec(), relations: Vec::new() }
             }
             Some(query) => {
                 let mut query = query.as_ref().clone();

@@ -20,6 +20,8 @@ pub struct Limits {
     pub nesting_max: usize,
     /// Operators at one level of nesting, commas aside: `1 + 1 + …`. They make a tree as deep as there are operators.
     pub chain_max: usize,
+    /// Relations in one FROM, and set operations in one statement.
+    pub relations_max: usize,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             tokens_max: TOKENS_MAX,
             nesting_max: NESTING_MAX,
             chain_max: CHAIN_MAX,
+            relations_max: RELATIONS_MAX,
         }
     }
 }
@@ -37,6 +40,11 @@ pub const TEXT_BYTES_MAX: usize = 16 << 20;
 pub const TOKENS_MAX: usize = 2_000_000;
 pub const NESTING_MAX: usize = 200;
 pub const CHAIN_MAX: usize = 5_000;
+pub const RELATIONS_MAX: usize = 500;
+
+/// Levels of an expression in a plan, after constants are folded and AND and OR are balanced. Execution recurses as deep,
+/// on the ordinary stacks of its threads.
+pub const EXPRESSION_DEPTH_MAX: usize = 400;
 
 /// Stack of [`with_large_stack`], in bytes. Only touched pages cost memory.
 pub const STACK_BYTES: usize = 512 << 20;
@@ -79,7 +87,7 @@ pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limi
                 chains.push(Chain::default());
                 set_operations = 0;
             }
-            Token::Comma if chains.last().is_some_and(|c| c.in_from) => link(&mut chains, at, source, limits)?,
+            Token::Comma if chains.last().is_some_and(|c| c.in_from) => relation(&mut chains, at, source, limits)?,
             Token::Comma => reset(&mut chains, false),
             Token::Word(w) => match w.keyword {
                 Keyword::CASE => open(&mut chains, at, source, limits)?,
@@ -93,19 +101,16 @@ pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limi
                 | Keyword::WHEN
                 | Keyword::THEN
                 | Keyword::ELSE => reset(&mut chains, false),
+                Keyword::JOIN => relation(&mut chains, at, source, limits)?,
                 Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => {
                     set_operations += 1;
-                    if set_operations > limits.chain_max {
-                        return Err(too_complex("set operations", limits.chain_max, at, source));
+                    if set_operations > limits.relations_max {
+                        return Err(too_complex("set operations", limits.relations_max, at, source));
                     }
                 }
-                Keyword::AND
-                | Keyword::OR
-                | Keyword::NOT
-                | Keyword::LIKE
-                | Keyword::ILIKE
-                | Keyword::IS
-                | Keyword::JOIN => link(&mut chains, at, source, limits)?,
+                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::LIKE | Keyword::ILIKE | Keyword::IS => {
+                    link(&mut chains, at, source, limits)?
+                }
                 _ => {}
             },
             Token::Number(..)
@@ -138,6 +143,7 @@ pub fn check_tokens(tokens: &[TokenWithSpan], source: &Source<'_>, limits: &Limi
 #[derive(Clone, Copy, Default)]
 struct Chain {
     operators: usize,
+    relations: usize,
     in_from: bool,
 }
 
@@ -157,8 +163,18 @@ fn close(chains: &mut Vec<Chain>) {
 
 fn reset(chains: &mut [Chain], in_from: bool) {
     if let Some(chain) = chains.last_mut() {
-        *chain = Chain { operators: 0, in_from };
+        *chain = Chain { operators: 0, relations: 0, in_from };
     }
+}
+
+fn relation(chains: &mut [Chain], at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {
+    if let Some(chain) = chains.last_mut() {
+        chain.relations += 1;
+        if chain.relations >= limits.relations_max {
+            return Err(too_complex("relations in one FROM", limits.relations_max, at, source));
+        }
+    }
+    Ok(())
 }
 
 fn link(chains: &mut [Chain], at: Location, source: &Source<'_>, limits: &Limits) -> Result<()> {

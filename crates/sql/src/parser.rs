@@ -41,6 +41,7 @@ pub fn parse(text: &str, limits: &Limits) -> Result<Vec<Parsed>> {
         check_tokens(&tokens, &source, limits)?;
         let shared: Arc<str> = Arc::from(text);
         let mut reader = Reader::new(&dialect, tokens, &source);
+        reader.check_relations()?;
         let mut statements = Vec::new();
         loop {
             while reader.parser.consume_token(&Token::SemiColon) {}
@@ -72,6 +73,7 @@ fn sub_parse<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> Read<T>) -> Re
         let tokens = tokenize(&dialect, &source)?;
         check_tokens(&tokens, &source, &Limits::default())?;
         let mut reader = Reader::new(&dialect, tokens, &source);
+        reader.check_relations()?;
         let value = read(&mut reader).map_err(|e| reader.failure(e))?;
         if reader.at_end() { Ok(value) } else { Err(reader.unexpected()) }
     })
@@ -134,6 +136,43 @@ impl<'a> Reader<'a> {
         dialect.allow(tokens.len());
         let parser = Parser::new(dialect).with_recursion_limit(PARSER_RECURSION_MAX).with_tokens_with_locations(tokens);
         Reader { dialect, parser, source, end: source.text.len() }
+    }
+
+    /// sqlparser takes any word for a relation's name, so that `FROM WHERE` reads a table called `where`.
+    fn check_relations(&self) -> Result<()> {
+        let mut after_from = false;
+        for i in 0.. {
+            let token = self.parser.token_at(i);
+            match &token.token {
+                Token::EOF => break,
+                Token::Whitespace(_) => continue,
+                Token::Word(w) if w.quote_style.is_none() => {
+                    let is_clause = matches!(
+                        w.keyword,
+                        Keyword::WHERE
+                            | Keyword::GROUP
+                            | Keyword::HAVING
+                            | Keyword::ORDER
+                            | Keyword::LIMIT
+                            | Keyword::OFFSET
+                            | Keyword::UNION
+                            | Keyword::INTERSECT
+                            | Keyword::EXCEPT
+                            | Keyword::ON
+                            | Keyword::FROM
+                            | Keyword::JOIN
+                            | Keyword::AND
+                            | Keyword::OR
+                    );
+                    if after_from && is_clause {
+                        return Err(self.error_at(token));
+                    }
+                    after_from = matches!(w.keyword, Keyword::FROM | Keyword::JOIN);
+                }
+                _ => after_from = false,
+            }
+        }
+        Ok(())
     }
 
     /// Reads one statement with its text.

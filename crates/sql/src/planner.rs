@@ -21,7 +21,7 @@ use plan::functions::zone::Zone;
 use plan::functions::{canonical, rules};
 
 use crate::context::Context;
-use crate::limits::with_large_stack;
+use crate::limits::{EXPRESSION_DEPTH_MAX, with_large_stack};
 use crate::names::Source;
 use crate::resolver::{Column, Resolver};
 use crate::rewrite::{self, shown};
@@ -73,7 +73,8 @@ pub struct QueryPlan {
 /// A plan as SqlToRel made it.
 pub(crate) struct Raw {
     pub plan: LogicalPlan,
-    pub parameters: usize,
+    /// One for each parameter: its type, where it was given.
+    pub parameters: Vec<Option<DataType>>,
     pub relations: Vec<RelationId>,
 }
 
@@ -146,11 +147,9 @@ impl<'a> Planner<'a> {
         let located = |e: Error| if depth == 0 { locate::complete(e, &text) } else { locate::inside_view(e) };
         let found = rewrite::rewrite(&mut query, &text, self.settings.now_us.is_none()).map_err(located)?;
         let count = found.parameters.max(declared.len());
-        let mut types: Vec<Option<FieldRef>> = Vec::with_capacity(count);
-        for i in 0..count {
-            let declared = declared.get(i).cloned().flatten();
-            types.push(declared.map(|t| Arc::new(Field::new("", t, true))));
-        }
+        let declared: Vec<Option<DataType>> = (0..count).map(|i| declared.get(i).cloned().flatten()).collect();
+        let types: Vec<Option<FieldRef>> =
+            declared.iter().map(|t| t.as_ref().map(|t| Arc::new(Field::new("", t.clone(), true)))).collect();
         let context = Context::new(self, depth);
         let mut planner_context = PlannerContext::new().with_prepare_param_data_types(types);
         planner_context.set_table_schema(rows);
@@ -158,16 +157,17 @@ impl<'a> Planner<'a> {
         let plan = SqlToRel::new(&context)
             .sql_statement_to_plan_with_context(statement, &mut planner_context)
             .map_err(|e| located(from_datafusion_error_in(source, e)))?;
-        Ok(Raw { plan, parameters: count, relations: context.relations.into_inner() })
+        Ok(Raw { plan, parameters: declared, relations: context.relations.into_inner() })
     }
 
     /// Types the parameters, analyses, and casts the output to canonical types.
     pub(crate) fn finish(&self, raw: Raw, source: &str) -> Result<QueryPlan> {
         let text = Source::new(source);
         let fail = |e: DataFusionError| locate::complete(from_datafusion_error_in(source, e), &text);
-        let (plan, parameters) = type_parameters(raw.plan, raw.parameters).map_err(fail)?;
+        let (plan, parameters) = type_parameters(raw.plan, &raw.parameters).map_err(fail)?;
         let plan = self.analyze(plan).map_err(fail)?;
         let plan = canonical_output(plan).map_err(fail)?;
+        check_depth(&plan)?;
         let fields: Vec<Field> = plan
             .schema()
             .fields()
@@ -250,6 +250,35 @@ pub(crate) fn rename(plan: LogicalPlan, names: &[&str]) -> Result<LogicalPlan> {
     LogicalPlanBuilder::from(plan).project(exprs).and_then(|b| b.build()).map_err(plan::error::from_datafusion_error)
 }
 
+/// Refuses expressions that execution could not evaluate on an ordinary stack: `54001`.
+fn check_depth(plan: &LogicalPlan) -> Result<()> {
+    let mut too_deep = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            let mut level = vec![expr];
+            for _ in 0..EXPRESSION_DEPTH_MAX {
+                let mut next = Vec::new();
+                for expr in level {
+                    expr.apply_children(|child| {
+                        next.push(child);
+                        Ok(TreeNodeRecursion::Continue)
+                    })?;
+                }
+                level = next;
+            }
+            too_deep |= !level.is_empty();
+            Ok(if too_deep { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        })
+    })
+    .map_err(plan::error::from_datafusion_error)?;
+    if too_deep {
+        return Err(Error::new(SqlState::StatementTooComplex, "expression is nested too deeply")
+            .with_detail(format!("An expression may have {EXPRESSION_DEPTH_MAX} levels."))
+            .with_hint("Compute parts of it in a subquery, or use IN (…) or a join with VALUES."));
+    }
+    Ok(())
+}
+
 /// Casts output columns whose type no column can have.
 fn canonical_output(plan: LogicalPlan) -> std::result::Result<LogicalPlan, DataFusionError> {
     let schema = plan.schema();
@@ -273,13 +302,14 @@ fn canonical_output(plan: LogicalPlan) -> std::result::Result<LogicalPlan, DataF
 /// Gives every parameter one type: the one that its place asks for, else `text`.
 pub(crate) fn type_parameters(
     plan: LogicalPlan,
-    count: usize,
+    declared: &[Option<DataType>],
 ) -> std::result::Result<(LogicalPlan, Vec<DataType>), DataFusionError> {
-    if count == 0 {
+    if declared.is_empty() {
         return Ok((plan, Vec::new()));
     }
     // What DataFusion inferred, and what a cast around the parameter says.
-    let mut known: BTreeMap<String, DataType> = BTreeMap::new();
+    let given = declared.iter().enumerate().filter_map(|(i, t)| Some((format!("${}", i + 1), t.clone()?)));
+    let mut known: BTreeMap<String, DataType> = given.collect();
     plan.apply_with_subqueries(|node| {
         let is_limit = matches!(node, LogicalPlan::Limit(_));
         node.apply_expressions(|expr| {
@@ -305,7 +335,7 @@ pub(crate) fn type_parameters(
         })
     })?;
     let types: Vec<DataType> =
-        (1..=count).map(|n| known.get(&format!("${n}")).cloned().unwrap_or(DataType::Utf8View)).collect();
+        (1..=declared.len()).map(|n| known.get(&format!("${n}")).cloned().unwrap_or(DataType::Utf8View)).collect();
     let typed = |id: &str| -> FieldRef {
         let n: usize = id.trim_start_matches('$').parse().unwrap_or(1);
         Arc::new(Field::new("", types.get(n.wrapping_sub(1)).cloned().unwrap_or(DataType::Utf8View), true))

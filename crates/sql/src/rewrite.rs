@@ -125,6 +125,11 @@ impl VisitorMut for Rewriter<'_> {
             );
         }
         name_columns(select);
+        for item in &mut select.projection {
+            if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+                let _: ControlFlow<()> = expr.visit(&mut CountForExists { depth: 0 });
+            }
+        }
         ControlFlow::Continue(())
     }
 
@@ -169,6 +174,10 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> Step {
+        if let Expr::BinaryOp { op: op @ (BinaryOperator::And | BinaryOperator::Or), .. } = expr {
+            let op = op.clone();
+            balance(expr, &op);
+        }
         match expr {
             Expr::Function(function) if self.standing => {
                 let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
@@ -240,6 +249,104 @@ impl VisitorMut for Rewriter<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Makes a long chain of AND or of OR a tree as deep as its logarithm, with the operands in the same order.
+fn balance(expr: &mut Expr, op: &BinaryOperator) {
+    let mut operands = Vec::new();
+    let mut pending = vec![std::mem::replace(expr, null())];
+    while let Some(next) = pending.pop() {
+        match next {
+            Expr::BinaryOp { left, op: own, right } if own == *op => {
+                pending.push(*right);
+                pending.push(*left);
+            }
+            operand => operands.push(operand),
+        }
+    }
+    while operands.len() > 1 {
+        let mut pairs = Vec::with_capacity(operands.len().div_ceil(2));
+        let mut rest = operands.into_iter();
+        while let Some(left) = rest.next() {
+            pairs.push(match rest.next() {
+                Some(right) => Expr::BinaryOp { left: Box::new(left), op: op.clone(), right: Box::new(right) },
+                None => left,
+            });
+        }
+        operands = pairs;
+    }
+    if let Some(balanced) = operands.pop() {
+        *expr = balanced;
+    }
+}
+
+/// EXISTS as a value, which DataFusion has only as a predicate: `(SELECT count(*) > 0 FROM …)`.
+struct CountForExists {
+    depth: usize,
+}
+
+impl VisitorMut for CountForExists {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if self.depth > 0 {
+            return ControlFlow::Continue(());
+        }
+        if let Expr::Exists { subquery, negated } = expr {
+            let simple = matches!(subquery.body.as_ref(), SetExpr::Select(select) if is_plain(select))
+                && subquery.limit_clause.is_none()
+                && subquery.with.is_none();
+            if simple && let SetExpr::Select(select) = subquery.body.as_mut() {
+                let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
+                let test = Expr::BinaryOp { left: Box::new(count_rows()), op, right: Box::new(number("0")) };
+                select.projection = vec![SelectItem::UnnamedExpr(test)];
+                subquery.order_by = None;
+                *expr =
+                    Expr::Subquery(std::mem::replace(subquery, Box::new(query_of(select_all(ObjectName(Vec::new()))))));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Whether every row that the FROM and WHERE let through is a row of the result.
+fn is_plain(select: &Select) -> bool {
+    let no_groups = matches!(&select.group_by, ast::GroupByExpr::Expressions(by, _) if by.is_empty());
+    let aggregates = select.projection.iter().any(|item| match item {
+        SelectItem::UnnamedExpr(Expr::Function(f)) | SelectItem::ExprWithAlias { expr: Expr::Function(f), .. } => {
+            let name = f.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
+            f.over.is_none() && plan::functions::aggregate(&name).is_some()
+        }
+        SelectItem::UnnamedExpr(Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_))
+        | SelectItem::Wildcard(_)
+        | SelectItem::QualifiedWildcard(..)
+        | SelectItem::ExprWithAlias {
+            expr: Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_), ..
+        } => false,
+        // An aggregate may hide anywhere inside.
+        _ => true,
+    });
+    no_groups && !aggregates && select.having.is_none() && select.distinct.is_none() && select.qualify.is_none()
+}
+
+fn count_rows() -> Expr {
+    let mut counted = call("count", Vec::new());
+    if let Expr::Function(function) = &mut counted
+        && let ast::FunctionArguments::List(list) = &mut function.args
+    {
+        list.args.push(ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Wildcard));
+    }
+    counted
 }
 
 /// A number literal with an exponent, or with more digits than a decimal has: plain digits where they fit, else a double.

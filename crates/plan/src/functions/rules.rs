@@ -6,16 +6,16 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DFSchemaRef, Result, ScalarValue};
-use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::expr::{Placeholder, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    BinaryExpr, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, RecursiveQuery, Values, lit,
+    BinaryExpr, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, RecursiveQuery, Union, Values, lit,
 };
 use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
@@ -23,7 +23,7 @@ use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::arithmetic::{Negate, Op};
-use super::{cast, scalar};
+use super::{arithmetic, cast, scalar};
 
 /// DataFusion's analyser with our rules in it.
 pub fn analyzer() -> Analyzer {
@@ -63,7 +63,7 @@ fn narrowed(expr: Expr) -> Expr {
 pub struct ArithmeticPlanner;
 
 impl ExprPlanner for ArithmeticPlanner {
-    fn plan_binary_op(&self, raw: RawBinaryExpr, _: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+    fn plan_binary_op(&self, raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
         let op = match raw.op {
             BinaryOperator::Plus => Op::Add,
             BinaryOperator::Minus => Op::Sub,
@@ -72,7 +72,8 @@ impl ExprPlanner for ArithmeticPlanner {
             BinaryOperator::Modulo => Op::Rem,
             _ => return Ok(PlannerResult::Original(raw)),
         };
-        let (left, right) = (narrowed(raw.left), narrowed(raw.right));
+        let (mut left, mut right) = (narrowed(raw.left), narrowed(raw.right));
+        infer(op, &mut left, &mut right, schema);
         if let Some(folded) = fold(op, &left, &right) {
             return Ok(PlannerResult::Planned(folded));
         }
@@ -80,6 +81,26 @@ impl ExprPlanner for ArithmeticPlanner {
             Some(call) => Ok(PlannerResult::Planned(call)),
             None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),
         }
+    }
+}
+
+/// A parameter beside an operand of known type takes the type that a bare literal would take there.
+fn infer(op: Op, left: &mut Expr, right: &mut Expr, schema: &DFSchema) {
+    let is_open = |e: &Expr| matches!(e, Expr::Placeholder(Placeholder { field: None, .. }));
+    let (open, known, open_is_left) = match (is_open(left), is_open(right)) {
+        (true, false) => (left, right, true),
+        (false, true) => (right, left, false),
+        _ => return,
+    };
+    let Ok(known) = known.get_type(schema) else { return };
+    let types = if open_is_left {
+        arithmetic::types(op, &DataType::Null, &known)
+    } else {
+        arithmetic::types(op, &known, &DataType::Null)
+    };
+    if let (Expr::Placeholder(parameter), Some(types), false) = (open, types, known.is_null()) {
+        let wanted = if open_is_left { types.left } else { types.right };
+        parameter.field = Some(Arc::new(Field::new("", wanted, true)));
     }
 }
 
@@ -133,6 +154,10 @@ fn operators_of_node(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     }
     if let LogicalPlan::Values(values) = plan {
         return values_of_node(values);
+    }
+    // Literals in the inputs may have other types now; coercion will bring the inputs together.
+    if let LogicalPlan::Union(union) = plan {
+        return Ok(Transformed::yes(LogicalPlan::Union(Union::try_new_with_loose_types(union.inputs)?)));
     }
     if let LogicalPlan::RecursiveQuery(query) = plan {
         return recursive_query(query);

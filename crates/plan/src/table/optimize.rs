@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use datafusion::common::alias::AliasGenerator;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Volatility};
 use datafusion::optimizer::common_subexpr_eliminate::CommonSubexprEliminate;
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
@@ -36,13 +36,27 @@ use crate::error::from_datafusion_error;
 /// functions whose value changes without a change of the input, and whatever the rules report.
 pub fn optimize(plan: LogicalPlan, options: &ConfigOptions) -> Result<LogicalPlan> {
     refuse_unstable_functions(&plan)?;
-    let plan = rewrite_not_in(plan)?;
+    let plan = rewrite_not_in(without_order(plan)?)?;
     let mut options = options.clone();
     options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     options.optimizer.filter_null_join_keys = false;
     options.optimizer.skip_failed_rules = false;
     let config = StandingConfig { aliases: Arc::new(AliasGenerator::new()), options: Arc::new(options) };
     Optimizer::with_rules(rules()).optimize(plan, &config, |_, _| {}).map_err(from_datafusion_error)
+}
+
+/// The plan without the ORDER BY of its result: rows of a standing query have no order, and columns that only it reads
+/// need not be kept.
+fn without_order(plan: LogicalPlan) -> Result<LogicalPlan> {
+    match plan {
+        LogicalPlan::Sort(sort) if sort.fetch.is_none() => without_order(Arc::unwrap_or_clone(sort.input)),
+        LogicalPlan::Projection(p) => {
+            let input = without_order(Arc::unwrap_or_clone(p.input))?;
+            let projection = Projection::try_new_with_schema(p.expr, Arc::new(input), p.schema);
+            projection.map(LogicalPlan::Projection).map_err(from_datafusion_error)
+        }
+        other => Ok(other),
+    }
 }
 
 /// DataFusion's rules in DataFusion's order, without

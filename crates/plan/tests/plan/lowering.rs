@@ -164,11 +164,7 @@ fn limits_are_global() {
              Relation orders (amount, price)  [retract, arbitrary]",
     );
     // A standing query has no order of rows.
-    stream(
-        "SELECT id FROM accounts ORDER BY owner",
-        "Project id  [retract, key (id), hash(id)]
-           Relation accounts (id, owner)  [retract, key (id), hash(id)]",
-    );
+    stream("SELECT id FROM accounts ORDER BY owner", "Relation accounts (id)  [retract, key (id), hash(id)]");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`layout`] lists the relations and their columns, [`source`] is what the server must tell, [`rows`] turns
 //! values into columns, [`content`] fills the relations, [`provider`] gives them to DataFusion, [`functions`] are
-//! PostgreSQL's system information functions, [`rewrite`] turns what DataFusion's planner lacks into what it has.
+//! PostgreSQL's system information functions, [`registry`] lists all functions, [`rewrite`] turns what DataFusion's planner lacks into what it has.
 
 use std::sync::Arc;
 
@@ -21,12 +21,13 @@ pub mod content;
 pub mod functions;
 pub mod layout;
 pub mod provider;
+pub mod registry;
 pub mod rewrite;
 pub mod rows;
 pub mod source;
 
 pub use layout::PG_TYPE;
-pub use source::{FunctionInfo, JobInfo, NoSource, SessionInfo, SourceInfo, SystemSource};
+pub use source::{ActivityInfo, JobInfo, NoSource, SessionInfo, SourceInfo, SystemSource};
 
 /// One catalog version seen from one session.
 #[derive(Debug)]

@@ -84,19 +84,6 @@ pub struct ActivityInfo {
     pub state_changed_at_us: Option<i64>,
 }
 
-/// A function that SQL can call, for `pg_proc`.
-#[derive(Clone, Debug)]
-pub struct FunctionInfo {
-    pub name: String,
-    /// `f` function, `a` aggregate, `w` window.
-    pub kind: char,
-    /// Type OIDs of the arguments of one form.
-    pub arguments: Vec<u32>,
-    /// Type OID of the result.
-    pub result: u32,
-    pub description: String,
-}
-
 /// What the running server knows and the catalog does not. All methods answer at once from memory.
 pub trait SystemSource: Debug + Send + Sync {
     fn jobs(&self) -> Vec<JobInfo> {
@@ -108,10 +95,6 @@ pub trait SystemSource: Debug + Send + Sync {
     }
 
     fn sessions(&self) -> Vec<ActivityInfo> {
-        Vec::new()
-    }
-
-    fn functions(&self) -> Vec<FunctionInfo> {
         Vec::new()
     }
 

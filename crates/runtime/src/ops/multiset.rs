@@ -1,6 +1,7 @@
 //! Ordered multisets: what a retractable minimum or the first rows of a partition are read from.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// A set with at most this many different values is a sorted vector.
@@ -19,13 +20,20 @@ impl<K> Default for Multiset<K> {
 }
 
 impl<K: Ord> Multiset<K> {
-    /// Adds `weight` to the multiplicity of `value` and returns it before and after. `None`: out of range.
-    pub fn add<S: Ord + ?Sized>(&mut self, value: &S, weight: i64, keep: impl Fn(&S) -> K) -> Option<(i64, i64)>
+    /// Adds `weight` to the multiplicity of `value` and returns it before and after. `None`: out of range. `keep` makes a
+    /// value to be kept; `order` compares as `Ord` does, perhaps with less work.
+    pub fn add<S: Ord + ?Sized>(
+        &mut self,
+        value: &S,
+        weight: i64,
+        keep: impl Fn(&S) -> K,
+        order: impl Fn(&K, &S) -> Ordering,
+    ) -> Option<(i64, i64)>
     where
         K: Borrow<S>,
     {
         match self {
-            Multiset::Flat(entries) => match entries.binary_search_by(|(k, _)| k.borrow().cmp(value)) {
+            Multiset::Flat(entries) => match entries.binary_search_by(|(k, _)| order(k, value)) {
                 Ok(n) => {
                     let before = entries[n].1;
                     let after = before.checked_add(weight)?;
@@ -101,13 +109,20 @@ impl<K: Ord> Multiset<K> {
         }
     }
 
-    /// Keeps the first `kept` values, of which the last is `last`.
-    pub fn truncate(&mut self, kept: usize, last: &K) {
+    /// Keeps the first `kept` values, of which the last is `last`; `dropped` sees the others.
+    pub fn truncate(&mut self, kept: usize, last: &K, mut dropped: impl FnMut(&K)) {
         match self {
-            Multiset::Flat(entries) => entries.truncate(kept),
+            Multiset::Flat(entries) => {
+                entries.iter().skip(kept).for_each(|(k, _)| dropped(k));
+                entries.truncate(kept);
+            }
             Multiset::Tree(entries) => {
-                while entries.last_key_value().is_some_and(|(k, _)| k > last) {
-                    entries.pop_last();
+                while let Some(entry) = entries.last_entry() {
+                    if entry.key() <= last {
+                        break;
+                    }
+                    dropped(entry.key());
+                    entry.remove();
                 }
             }
         }

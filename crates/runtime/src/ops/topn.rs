@@ -32,12 +32,30 @@ use super::{OpContext, changelog_violation};
 /// A row of a partition: its ordering columns, then its other columns, as bytes that sort as the rows do.
 #[derive(Clone, Debug)]
 struct Key {
+    /// The first bytes as a number, zeros for those that are missing: most comparisons need not follow the pointer.
+    prefix: u128,
     bytes: Arc<[u8]>,
     /// Length of the ordering columns' part; rows that are equal there tie.
     sort_len: u32,
 }
 
+fn prefix(bytes: &[u8]) -> u128 {
+    let mut first = [0u8; 16];
+    let length = bytes.len().min(16);
+    first[..length].copy_from_slice(&bytes[..length]);
+    u128::from_be_bytes(first)
+}
+
 impl Key {
+    fn new(bytes: &[u8], sort_len: u32) -> Key {
+        Key { prefix: prefix(bytes), bytes: bytes.into(), sort_len }
+    }
+
+    /// What an entry with this key costs.
+    fn cost(&self) -> usize {
+        ENTRY + self.bytes.len()
+    }
+
     fn sort(&self) -> &[u8] {
         &self.bytes[..self.sort_len as usize]
     }
@@ -63,7 +81,8 @@ impl PartialOrd for Key {
 
 impl Ord for Key {
     fn cmp(&self, other: &Key) -> Ordering {
-        self.bytes.cmp(&other.bytes)
+        // Where one key is a prefix of another the zeros tie, and the bytes decide.
+        self.prefix.cmp(&other.prefix).then_with(|| self.bytes.cmp(&other.bytes))
     }
 }
 
@@ -210,21 +229,25 @@ impl Window {
         });
         let Some(last) = last.cloned() else {
             // Nothing is ever shown.
-            let freed = partition.rows.len();
+            let mut freed = 0;
+            partition.rows.walk(|key, _| {
+                freed += key.cost();
+                true
+            });
             partition.rows.clear();
-            return freed * ENTRY;
+            return freed;
         };
-        let before = partition.rows.len();
-        partition.rows.truncate(kept, &last);
+        let mut freed = 0;
+        partition.rows.truncate(kept, &last, |key| freed += key.cost());
         if full {
             partition.bound = Some(last);
         }
-        (before - kept) * ENTRY
+        freed
     }
 }
 
 /// What an entry of a partition costs beside its bytes: key, count, share of a tree node, allocation.
-const ENTRY: usize = 64;
+const ENTRY: usize = 96;
 
 impl TopN {
     /// `op` is a `TaskOp::TopN`.
@@ -365,10 +388,13 @@ impl TopN {
                 continue;
             }
             let sort_len = sort.len() as u32;
-            let keep = |bytes: &[u8]| Key { bytes: bytes.into(), sort_len };
-            let (before, after) = partition.rows.add(scratch.as_slice(), batch.weight(i), keep).ok_or_else(|| {
-                Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
-            })?;
+            let keep = |bytes: &[u8]| Key::new(bytes, sort_len);
+            let first = prefix(&scratch);
+            let order = |key: &Key, bytes: &[u8]| key.prefix.cmp(&first).then_with(|| (*key.bytes).cmp(bytes));
+            let (before, after) =
+                partition.rows.add(scratch.as_slice(), batch.weight(i), keep, order).ok_or_else(|| {
+                    Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
+                })?;
             self.touched += 1;
             self.negative += usize::from(before >= 0 && after < 0);
             self.negative -= usize::from(before < 0 && after >= 0);

@@ -249,6 +249,7 @@ fn syntax_errors_say_where_in_the_words_of_postgres() {
         ("SELEC 1", "syntax error at or near \"SELEC\"", 1),
         ("SELECT 1 FROM", "syntax error at end of input", 14),
         ("SELECT 1;\nSELECT * FORM t", "syntax error at or near \"FORM\"", 20),
+        ("SELECT é, FROM t WHERE", "syntax error at or near \"FROM\"", 11),
         ("SELECT é FROM t WHERE", "syntax error at end of input", 22),
         ("SELECT (1", "syntax error at end of input", 10),
         ("SELECT 1)", "syntax error at or near \")\"", 9),
@@ -259,6 +260,8 @@ fn syntax_errors_say_where_in_the_words_of_postgres() {
         ("DROP TABLE", "syntax error at end of input", 11),
         ("SELECT 'abc", "unterminated quoted string at or near \"'abc\"", 8),
         ("SELECT /* abc", "unterminated /* comment", 14),
+        ("CREATE MATERIALIZED VIEW v AS SELECT FROM WHERE", "syntax error at or near \"WHERE\"", 43),
+        ("CREATE SINK k AS SELECT FROM FROM x WITH (a = 1)", "syntax error at or near \"FROM\"", 30),
         ("BEGIN NOW", "syntax error at or near \"NOW\"", 7),
     ] {
         let e = error(text);

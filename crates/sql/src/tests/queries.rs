@@ -260,6 +260,11 @@ fn queries_give_rows_with_postgres_column_names() {
         ("SELECT g FROM generate_series(1, 2) AS g", vec!["g", "1", "2"]),
         ("SELECT DISTINCT customer FROM orders WHERE customer IS NOT NULL", vec!["customer", "ann", "bob"]),
         ("SELECT id FROM orders WHERE customer IN (SELECT name FROM customers)", vec!["id", "1", "3"]),
+        ("SELECT EXISTS (SELECT 1 FROM orders WHERE id = 9)", vec!["exists", "false"]),
+        (
+            "SELECT name, NOT EXISTS (SELECT FROM orders WHERE customer = name) AS idle FROM customers",
+            vec!["name|idle", "ann|false", "cy|true", "dee|true"],
+        ),
         ("SELECT avg(f), sum(f) FROM orders", vec!["avg|sum", "0.19999999999999998|0.6"]),
         ("SELECT sum(amount), avg(amount) FROM orders", vec!["sum|avg", "35.75|11.916666"]),
         (
@@ -285,6 +290,10 @@ fn queries_give_rows_with_postgres_column_names() {
         ),
         ("SELECT now(), current_date", vec!["now|current_date", "2024-05-06 07:08:09+00|2024-05-06"]),
         ("SELECT bool_and(id > 0), every(id > 1) FROM orders", vec!["bool_and|every", "true|false"]),
+        (
+            "SELECT pg_catalog.upper('a') COLLATE \"C\", 'ab' OPERATOR(pg_catalog.~) '^a'",
+            vec!["upper|?column?", "A|true"],
+        ),
         ("SELECT string_agg(customer, ',' ORDER BY id) FROM orders", vec!["string_agg", "ann,bob,ann"]),
     ] {
         check.that(
@@ -314,6 +323,7 @@ fn types_are_those_of_postgres() {
             vec!["interval", "timestamp without time zone", "date", "date", "integer"],
         ),
         ("SELECT coalesce(id, 0), CASE WHEN id > 1 THEN 1 ELSE 0 END, -id FROM orders", vec!["integer"; 3]),
+        ("SELECT 1 UNION ALL SELECT id FROM orders", vec!["integer"]),
         ("SELECT 1 UNION ALL SELECT n FROM orders", vec!["bigint"]),
         ("VALUES (1, 2.5), (2, 3)", vec!["integer", "numeric"]),
         (
@@ -518,6 +528,7 @@ fn parameters_are_typed_by_their_places() {
         ("SELECT * FROM orders WHERE id = $1", vec!["integer"]),
         ("SELECT * FROM orders WHERE customer = $2 AND amount > $1", vec!["numeric", "text"]),
         ("SELECT $1::int, $2", vec!["integer", "text"]),
+        ("SELECT id + $1 FROM orders", vec!["integer"]),
         ("SELECT id FROM orders LIMIT $1 OFFSET $2", vec!["bigint", "bigint"]),
         ("SELECT id FROM orders WHERE at BETWEEN $1 AND $2", vec!["timestamp without time zone"; 2]),
         ("SELECT id FROM orders WHERE id IN ($1, $2)", vec!["integer"; 2]),
@@ -531,6 +542,8 @@ fn parameters_are_typed_by_their_places() {
     let bound = plan.bind(vec![ScalarValue::Int32(Some(1)), ScalarValue::Int64(Some(2))]).unwrap();
     assert_eq!(rows_of(&execute(bound).unwrap(), "UTC"), ["2", "3"]);
     assert_eq!(plan.bind(vec![]).unwrap_err().state(), SqlState::ProtocolViolation);
+    let plan = w.plan("SELECT $1 + 1, $1").unwrap();
+    assert_eq!(plan.parameters, [DataType::Int32]);
 }
 
 #[test]
@@ -603,9 +616,8 @@ fn inserts_fill_defaults_and_cast_to_the_table() {
     let Statement::Insert(statement) = parsed.statement else { panic!() };
     let plan = w.planner().insert(&statement, &parsed.source, &[]).unwrap();
     let types: Vec<String> = plan.parameters.iter().map(plan::functions::type_name).collect();
-    assert_eq!(types[1], "integer");
-    let first = ScalarValue::Utf8View(Some("1.50".to_string()));
-    let values = [first, ScalarValue::Int32(Some(9))];
+    assert_eq!(types, ["numeric", "integer"]);
+    let values = [ScalarValue::Decimal128(Some(150), 10, 2), ScalarValue::Int32(Some(9))];
     let rows = execute(plan.bind(&values).unwrap()).unwrap();
     assert_eq!(rows_of(&rows, "UTC"), ["9|NULL|1.50|NULL|NULL|NULL"]);
     let schema = plan.table.arrow_schema();

@@ -9,6 +9,7 @@ use catalog::{Column, RelationKind};
 use super::{Fill, primary_key_index};
 use crate::system::Snapshot;
 use crate::system::layout;
+use crate::system::registry::functions_by_name;
 use crate::system::rows::{Cell, Rows};
 
 pub fn filler(name: &str) -> Option<Fill> {
@@ -208,12 +209,12 @@ fn columns(s: &Snapshot, rows: &mut Rows) {
 
 fn views(s: &Snapshot, rows: &mut Rows) {
     for r in s.readable() {
-        let Some(query) = r.definition.query() else { continue };
+        let Some(text) = s.query_text(r) else { continue };
         rows.push([
             ("table_catalog", database(s)),
             ("table_schema", (&r.schema).into()),
             ("table_name", (&r.name).into()),
-            ("view_definition", (&query.sql).into()),
+            ("view_definition", text.into()),
             ("check_option", "NONE".into()),
             ("is_updatable", yes_no(false)),
             ("is_insertable_into", yes_no(false)),
@@ -364,7 +365,7 @@ fn element_types(s: &Snapshot, rows: &mut Rows) {
 }
 
 fn routines(s: &Snapshot, rows: &mut Rows) {
-    for (i, f) in s.source.functions().into_iter().enumerate().filter(|(_, f)| f.kind == 'f') {
+    for (i, f) in functions_by_name().iter().enumerate().filter(|(_, f)| f.kind == 'f') {
         let result = type_facts(f.result, -1);
         rows.push([
             ("specific_catalog", database(s)),
@@ -372,7 +373,7 @@ fn routines(s: &Snapshot, rows: &mut Rows) {
             ("specific_name", format!("{}_{}", f.name, super::objects::FIRST_FUNCTION_OID + i as u32).into()),
             ("routine_catalog", database(s)),
             ("routine_schema", "pg_catalog".into()),
-            ("routine_name", f.name.into()),
+            ("routine_name", (&f.name).into()),
             ("routine_type", "FUNCTION".into()),
             ("data_type", result.data_type.into()),
             ("type_udt_catalog", database(s)),

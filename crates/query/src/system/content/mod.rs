@@ -1,9 +1,11 @@
 //! What the system relations hold. Every relation is a function of the [`Snapshot`]; those without a function are empty.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use catalog::{Relation, RelationKind};
 use flow::{RelationId, Result};
-use std::sync::Arc;
+use sql::statement::Name;
 
 use super::Snapshot;
 use super::layout::SystemRelation;
@@ -118,6 +120,22 @@ impl Snapshot {
     pub fn readable_by_oid(&self, oid: i64) -> Option<&Arc<Relation>> {
         let oid = RelationId(u32::try_from(oid).ok()?);
         self.catalog.relation(oid).filter(|r| r.database == self.session.database && r.kind() != RelationKind::Sink)
+    }
+
+    /// The query of a view or sink as it would be written now. The stored text names relations by id; here a name is
+    /// qualified where the search path would not find it.
+    pub fn query_text(&self, relation: &Relation) -> Option<String> {
+        let stored = relation.definition.query()?.sql.trim().trim_end_matches(';');
+        let name_of = |id: RelationId| {
+            self.catalog.relation(id).map(|r| {
+                let mut name = Name::qualified(r.schema.clone(), r.name.clone());
+                if self.is_visible(&r.schema, &r.name) {
+                    name.schema = None;
+                }
+                name
+            })
+        };
+        Some(sql::definition::display(stored, &name_of).unwrap_or_else(|_| stored.to_string()))
     }
 
     /// Whether an unqualified `name` means the object in `schema`: the schema is searched and none before it has the name.

@@ -55,7 +55,7 @@ fn relations(s: &Snapshot, rows: &mut Rows) {
             ("name", (&r.name).into()),
             ("kind", r.kind().noun().into()),
             ("owner", (&r.owner).into()),
-            ("definition", r.definition.query().map(|q| q.sql.as_str()).into()),
+            ("definition", s.query_text(r).into()),
         ]);
     }
 }
@@ -99,7 +99,7 @@ fn sinks(s: &Snapshot, rows: &mut Rows) {
 }
 
 fn sessions(s: &Snapshot, rows: &mut Rows) {
-    for a in s.source.sessions() {
+    for a in super::server::sessions(s) {
         rows.push([
             ("pid", a.pid.into()),
             ("database", a.database.into()),

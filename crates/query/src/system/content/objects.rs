@@ -4,6 +4,7 @@ use catalog::snapshot::{BOOTSTRAP_ROLE_OID, PG_CATALOG_OID};
 
 use super::Fill;
 use crate::system::Snapshot;
+use crate::system::registry::functions_by_name;
 use crate::system::rows::{Cell, Rows};
 
 /// What PostgreSQL shows in place of a password.
@@ -98,7 +99,7 @@ const FIRST_IO_FUNCTION_OID: u32 = 10_000;
 /// First OID of the functions, which are numbered in the order in which the server lists them.
 pub const FIRST_FUNCTION_OID: u32 = 11_000;
 
-fn pg_proc(s: &Snapshot, rows: &mut Rows) {
+fn pg_proc(_: &Snapshot, rows: &mut Rows) {
     for (i, name) in super::types::io_function_names().into_iter().enumerate() {
         rows.push([
             ("oid", (FIRST_IO_FUNCTION_OID + i as u32).into()),
@@ -117,10 +118,10 @@ fn pg_proc(s: &Snapshot, rows: &mut Rows) {
             ("prosrc", name.into()),
         ]);
     }
-    for (i, f) in s.source.functions().into_iter().enumerate() {
+    for (i, f) in functions_by_name().iter().enumerate() {
         rows.push([
             ("oid", (FIRST_FUNCTION_OID + i as u32).into()),
-            ("proname", f.name.clone().into()),
+            ("proname", (&f.name).into()),
             ("pronamespace", PG_CATALOG_OID.into()),
             ("proowner", BOOTSTRAP_ROLE_OID.into()),
             ("prolang", 12.into()),
@@ -132,7 +133,7 @@ fn pg_proc(s: &Snapshot, rows: &mut Rows) {
             ("pronargs", f.arguments.len().into()),
             ("prorettype", f.result.into()),
             ("proargtypes", f.arguments.iter().map(|o| i64::from(*o)).collect::<Vec<_>>().into()),
-            ("prosrc", f.name.into()),
+            ("prosrc", (&f.name).into()),
         ]);
     }
 }

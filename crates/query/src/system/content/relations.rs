@@ -377,7 +377,7 @@ fn pg_views(s: &Snapshot, rows: &mut Rows) {
             ("schemaname", (&r.schema).into()),
             ("viewname", (&r.name).into()),
             ("viewowner", (&r.owner).into()),
-            ("definition", r.definition.query().map(|q| q.sql.as_str()).into()),
+            ("definition", s.query_text(r).into()),
         ]);
     }
 }
@@ -390,7 +390,7 @@ fn pg_matviews(s: &Snapshot, rows: &mut Rows) {
             ("matviewowner", (&r.owner).into()),
             ("hasindexes", false.into()),
             ("ispopulated", true.into()),
-            ("definition", r.definition.query().map(|q| q.sql.as_str()).into()),
+            ("definition", s.query_text(r).into()),
         ]);
     }
 }

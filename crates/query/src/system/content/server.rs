@@ -5,6 +5,7 @@ use catalog::settings::Kind;
 use super::Fill;
 use crate::system::Snapshot;
 use crate::system::rows::{Cell, Rows};
+use crate::system::source::ActivityInfo;
 
 pub fn filler(name: &str) -> Option<Fill> {
     Some(match name {
@@ -61,8 +62,26 @@ fn pg_settings(s: &Snapshot, rows: &mut Rows) {
     }
 }
 
+/// The sessions that the server tells of, and in any case the one that asks.
+pub fn sessions(s: &Snapshot) -> Vec<ActivityInfo> {
+    let mut sessions = s.source.sessions();
+    if !sessions.iter().any(|a| a.pid == s.session.pid) {
+        sessions.push(ActivityInfo {
+            pid: s.session.pid,
+            database: s.session.database.clone(),
+            user: s.session.user.clone(),
+            application_name: s.session.settings.get("application_name").unwrap_or_default().to_string(),
+            client: s.session.client.clone(),
+            state: "active".to_string(),
+            query_started_at_us: Some(s.session.now_us),
+            ..ActivityInfo::default()
+        });
+    }
+    sessions
+}
+
 fn pg_stat_activity(s: &Snapshot, rows: &mut Rows) {
-    for a in s.source.sessions() {
+    for a in sessions(s) {
         let time = |t: Option<i64>| t.map_or(Cell::Null, Cell::Timestamp);
         let (address, port) = a.client.unzip();
         rows.push([
@@ -86,7 +105,7 @@ fn pg_stat_activity(s: &Snapshot, rows: &mut Rows) {
 }
 
 fn pg_stat_database(s: &Snapshot, rows: &mut Rows) {
-    let sessions = s.source.sessions();
+    let sessions = sessions(s);
     for d in s.catalog.databases() {
         rows.push([
             ("datid", d.oid.into()),
@@ -97,7 +116,7 @@ fn pg_stat_database(s: &Snapshot, rows: &mut Rows) {
 }
 
 fn pg_stat_ssl(s: &Snapshot, rows: &mut Rows) {
-    for a in s.source.sessions() {
+    for a in sessions(s) {
         rows.push([("pid", a.pid.into()), ("ssl", false.into())]);
     }
 }

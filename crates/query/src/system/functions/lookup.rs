@@ -9,6 +9,7 @@ use super::{Arguments, BOOL, Definition, INT4, INT8, NAME, OID, TEXT, bools, int
 use crate::system::Snapshot;
 use crate::system::content::{self, constraint_definition, index_definition, primary_key_index};
 use crate::system::layout;
+use crate::system::registry::functions_by_name;
 
 pub(super) const FUNCTIONS: &[Definition] = &[
     stable("pg_get_userbyid", NAME, user_by_id),
@@ -133,23 +134,20 @@ fn get_indexdef(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
 
 fn get_viewdef(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
     let oids = super::reg::relation_oids(s, a, 0)?;
-    Ok(texts(oids.into_iter().map(|oid| {
-        let sql = s.readable_by_oid(oid?)?.definition.query()?.sql.trim().trim_end_matches(';').to_string();
-        Some(format!("{sql};"))
-    })))
+    Ok(texts(oids.into_iter().map(|oid| Some(format!("{};", s.query_text(s.readable_by_oid(oid?)?)?)))))
 }
 
 fn function_number(oid: i64) -> Option<usize> {
     usize::try_from(oid - i64::from(content::FIRST_FUNCTION_OID)).ok()
 }
 
-fn function_result(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    let functions = s.source.functions();
+fn function_result(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
+    let functions = functions_by_name();
     a.text_of_oid(|oid| functions.get(function_number(oid)?).map(|f| format_type(f.result, -1)))
 }
 
-fn function_arguments(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    let functions = s.source.functions();
+fn function_arguments(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
+    let functions = functions_by_name();
     a.text_of_oid(|oid| {
         let f = functions.get(function_number(oid)?)?;
         Some(f.arguments.iter().map(|o| format_type(*o, -1)).collect::<Vec<_>>().join(", "))
@@ -158,7 +156,7 @@ fn function_arguments(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
 
 /// The comment on a relation, schema or function. The name of the catalog, when given, tells which it is.
 fn obj_description(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    let functions = s.source.functions();
+    let functions = functions_by_name();
     let (oids, classes) = (a.ints(0)?, a.texts(1)?);
     Ok(texts(oids.iter().zip(classes.iter()).map(|(oid, class)| {
         let oid = oid?;

@@ -70,9 +70,13 @@ pub fn named(snapshot: &Arc<Snapshot>, name: &str) -> Option<Arc<ScalarUDF>> {
     definitions().find(|d| d.name == name).map(|d| bind(snapshot, d))
 }
 
-/// Whether a function of this name is one of ours.
-pub fn is_system_function(name: &str) -> bool {
-    name == ExpandArray::NAME || definitions().any(|d| d.name == name)
+/// Name and result type of every function that is PostgreSQL's, not one of those that only rewriting calls.
+pub fn names_and_results() -> impl Iterator<Item = (&'static str, u32)> {
+    let internal = |name: &str| {
+        ["like_pattern", "array_prefix", "pg_options_text"].contains(&name)
+            || (name.starts_with("reg") && (name.ends_with("_number") || name.ends_with("_name")))
+    };
+    definitions().filter(move |d| !internal(d.name)).map(|d| (d.name, d.result))
 }
 
 fn bind(snapshot: &Arc<Snapshot>, definition: &'static Definition) -> Arc<ScalarUDF> {

@@ -12,25 +12,26 @@ use super::{Arguments, Definition, OID, TEXT, ints, stable, texts};
 use crate::system::Snapshot;
 use crate::system::content::{self, primary_key_index};
 use crate::system::layout;
+use crate::system::registry::functions_by_name;
 
 pub(super) const FUNCTIONS: &[Definition] = &[
     stable("regclass_number", OID, |s, a| numbers(a, |name| class(s, name), CLASS)),
     stable("regtype_number", OID, |_, a| numbers(a, type_number, TYPE)),
     stable("regnamespace_number", OID, |s, a| numbers(a, |name| namespace(s, name), NAMESPACE)),
     stable("regrole_number", OID, |s, a| numbers(a, |name| role(s, name), ROLE)),
-    stable("regproc_number", OID, |s, a| numbers(a, |name| function(s, name), FUNCTION)),
+    stable("regproc_number", OID, |_, a| numbers(a, function, FUNCTION)),
     stable("regclass_name", TEXT, |s, a| names(a, |oid| class_name(s, oid))),
     stable("regtype_name", TEXT, |_, a| {
         names(a, |oid| u32::try_from(oid).ok().filter(type_exists).map(|o| format_type(o, -1)))
     }),
     stable("regnamespace_name", TEXT, |s, a| names(a, |oid| namespace_name(s, oid))),
     stable("regrole_name", TEXT, |s, a| names(a, |oid| role_name(s, oid))),
-    stable("regproc_name", TEXT, |s, a| names(a, |oid| function_name(s, oid))),
+    stable("regproc_name", TEXT, |_, a| names(a, function_name)),
     stable("to_regclass", OID, |s, a| lenient(a, |name| class(s, name))),
     stable("to_regtype", OID, |_, a| lenient(a, type_number)),
     stable("to_regnamespace", OID, |s, a| lenient(a, |name| namespace(s, name))),
     stable("to_regrole", OID, |s, a| lenient(a, |name| role(s, name))),
-    stable("to_regproc", OID, |s, a| lenient(a, |name| function(s, name))),
+    stable("to_regproc", OID, |_, a| lenient(a, function)),
 ];
 
 /// What a name that means nothing is called in the error, and the error's state.
@@ -201,16 +202,16 @@ fn role_name(s: &Snapshot, oid: i64) -> Option<String> {
     Some(quote_identifier(&found.name).into_owned())
 }
 
-fn function(s: &Snapshot, name: &str) -> Option<i64> {
+fn function(name: &str) -> Option<i64> {
     let parts = split(name)?;
     let name = parts.last()?;
-    let position = s.source.functions().iter().position(|f| f.name == *name)?;
+    let position = functions_by_name().iter().position(|f| f.name == *name)?;
     Some(i64::from(content::FIRST_FUNCTION_OID) + position as i64)
 }
 
-fn function_name(s: &Snapshot, oid: i64) -> Option<String> {
+fn function_name(oid: i64) -> Option<String> {
     let number = usize::try_from(oid - i64::from(content::FIRST_FUNCTION_OID)).ok()?;
-    s.source.functions().get(number).map(|f| f.name.clone())
+    functions_by_name().get(number).map(|f| f.name.clone())
 }
 
 #[cfg(test)]

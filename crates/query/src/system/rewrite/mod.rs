@@ -141,3 +141,6 @@ fn item_expr(item: &mut SelectItem) -> Option<&mut Expr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

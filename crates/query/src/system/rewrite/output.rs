@@ -41,12 +41,12 @@ pub fn apply(query: &mut Query, names: &[String]) {
     for (i, (item, name)) in projection.iter_mut().zip(names).enumerate() {
         let distinct = used.insert(name);
         let plain_column = matches!(&*item, SelectItem::UnnamedExpr(e) if build::column_name(e).as_ref() == Some(name));
-        if distinct && plain_column {
+        let given = matches!(&*item, SelectItem::ExprWithAlias { .. });
+        if distinct && (plain_column || given) {
             continue;
         }
         // Not a name that anyone can have written, because the position is part of it.
-        let given = matches!(&*item, SelectItem::ExprWithAlias { .. });
-        let alias = if distinct && (given || !unnests) { name.clone() } else { format!("{name}:{i}") };
+        let alias = if distinct && !unnests { name.clone() } else { format!("{name}:{i}") };
         if let Some(expr) = super::item_expr(item) {
             let expr = std::mem::replace(expr, build::null());
             *item = SelectItem::ExprWithAlias { expr, alias: build::ident(&alias) };

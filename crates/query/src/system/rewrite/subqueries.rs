@@ -217,12 +217,24 @@ pub fn expression(expr: &mut Expr) {
     }
 }
 
-/// EXISTS is for conditions; in a SELECT list a count says the same.
+/// EXISTS and IN are for conditions; in a SELECT list a count and an array say the same.
 pub fn select(select: &mut Select) {
     struct Count;
     impl VisitorMut for Count {
         type Break = ();
         fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if let Expr::InSubquery { expr: needle, subquery, negated } = expr {
+                let mut list = subquery.clone();
+                if sets::aggregate_single_column(&mut list, "array_agg").is_some() {
+                    let found = build::call("array_has", vec![Expr::Subquery(list), take(needle)]);
+                    let no = build::value(datafusion::sql::sqlparser::ast::Value::Boolean(false));
+                    let found = build::call("coalesce", vec![found, no]);
+                    *expr = match *negated {
+                        true => Expr::UnaryOp { op: UnaryOperator::Not, expr: Box::new(found) },
+                        false => found,
+                    };
+                }
+            }
             if let Expr::Exists { subquery, negated } = expr {
                 let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
                 if let Some(mut count) = count_rows(subquery) {

@@ -1,5 +1,6 @@
 //! What an aggregate keeps per group: one typed column per field, updated a batch at a time, linear under retraction.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, PrimitiveArray};
@@ -572,7 +573,6 @@ impl<O: Ordered> Accumulator for Best<O> {
     }
 
     fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
-        use std::borrow::Borrow;
         let batch = Sortable::new(arg)?;
         let Best { values, greatest, heap, .. } = self;
         each(groups.len(), keep, diff, |i, _| {
@@ -586,10 +586,9 @@ impl<O: Ordered> Accumulator for Best<O> {
                 }
             };
             if better {
-                let kept = O::keep(seen);
-                *heap += O::heap(&kept);
-                if let Some(old) = best.replace(kept) {
-                    *heap -= O::heap(&old);
+                *heap += O::heap(seen);
+                if let Some(old) = best.replace(O::keep(seen)) {
+                    *heap -= O::heap(old.borrow());
                 }
             }
         });
@@ -603,7 +602,7 @@ impl<O: Ordered> Accumulator for Best<O> {
 
     fn clear(&mut self, group: u32) {
         if let Some(old) = self.values[group as usize].take() {
-            self.heap -= O::heap(&old);
+            self.heap -= O::heap(old.borrow());
         }
     }
 
@@ -642,20 +641,15 @@ impl<O: Ordered> Accumulator for Ranked<O> {
         let entry = size_of::<O::Kept>() + 16;
         each(groups.len(), keep, diff, |i, w| {
             let seen = O::seen(&batch, i);
-            let held = std::cell::Cell::new(0);
-            let kept = sets[groups[i] as usize].add(seen, w, |seen| {
-                let kept = O::keep(seen);
-                held.set(O::heap(&kept));
-                kept
-            });
+            let cost = entry + O::heap(seen);
             *touched += 1;
-            match kept {
+            match sets[groups[i] as usize].add(seen, w, O::keep, |kept, seen| kept.borrow().cmp(seen)) {
                 None => overflow = true,
                 Some((before, after)) => {
                     if before == 0 {
-                        *heap += entry + held.get();
+                        *heap += cost;
                     } else if after == 0 {
-                        *heap = heap.saturating_sub(entry);
+                        *heap = heap.saturating_sub(cost);
                     }
                     *negative += usize::from(before >= 0 && after < 0);
                     *negative -= usize::from(before < 0 && after >= 0);

@@ -169,7 +169,7 @@ pub trait Ordered {
     fn seen(batch: &Sortable, i: usize) -> &Self::Seen;
     fn keep(seen: &Self::Seen) -> Self::Kept;
     /// Bytes outside the fixed part of a kept value.
-    fn heap(kept: &Self::Kept) -> usize;
+    fn heap(seen: &Self::Seen) -> usize;
     /// The values back as an array of `data_type`.
     fn array(values: &[Option<Self::Kept>], data_type: &DataType) -> Result<ArrayRef>;
 }
@@ -269,8 +269,8 @@ impl Ordered for Bytes {
         seen.into()
     }
 
-    fn heap(kept: &Box<[u8]>) -> usize {
-        kept.len()
+    fn heap(seen: &[u8]) -> usize {
+        seen.len()
     }
 
     fn array(values: &[Option<Box<[u8]>>], data_type: &DataType) -> Result<ArrayRef> {

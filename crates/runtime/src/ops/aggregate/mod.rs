@@ -13,10 +13,10 @@ mod extreme;
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, NullArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, NullArray};
 use arrow::buffer::BooleanBuffer;
-use arrow::compute::filter;
 use arrow::compute::kernels::cmp::distinct as differs;
+use arrow::compute::{cast, filter};
 use arrow::datatypes::{DataType, SchemaRef};
 use flow::hash::hash_columns;
 use flow::keys::{KeyEncoder, canonical};
@@ -35,6 +35,7 @@ use accumulate::{Accumulator, Counts, accumulator};
 struct Call {
     arg: Option<usize>,
     filter: Option<usize>,
+    output: DataType,
     /// `None` for a `count(*)` without FILTER: that is the group's row count.
     accumulator: Option<Box<dyn Accumulator>>,
 }
@@ -102,7 +103,7 @@ impl Aggregate {
                 (true, None) => None,
                 _ => Some(accumulator(call, &arg_type, input_kind)?),
             };
-            made.push(Call { arg: call.arg, filter: call.filter, accumulator });
+            made.push(Call { arg: call.arg, filter: call.filter, output: call.output.clone(), accumulator });
         }
         let words = calls.iter().map(|c| format!("{:?}", c.function).to_lowercase()).collect::<Vec<_>>().join(", ");
         let mut aggregate = Aggregate {
@@ -179,14 +180,16 @@ impl Aggregate {
     /// The calls' results for `groups`.
     fn evaluate(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
         let rows = &self.rows;
-        self.calls
-            .iter_mut()
-            .map(|call| match &mut call.accumulator {
-                Some(accumulator) => accumulator.evaluate(groups),
-                None => Ok(Arc::new(groups.iter().map(|g| rows.0[*g as usize]).collect::<arrow::array::Int64Array>())
-                    as ArrayRef),
-            })
-            .collect()
+        let mut values = Vec::with_capacity(self.calls.len());
+        for call in &mut self.calls {
+            let value: ArrayRef = match &mut call.accumulator {
+                Some(accumulator) => accumulator.evaluate(groups)?,
+                None => Arc::new(groups.iter().map(|g| rows.0[*g as usize]).collect::<Int64Array>()),
+            };
+            // The plan may ask for another layout of the same values, as text in views.
+            values.push(if *value.data_type() == call.output { value } else { cast(&value, &call.output)? });
+        }
+        Ok(values)
     }
 
     fn lives(&self, group: u32) -> bool {

@@ -46,8 +46,10 @@ pub struct Side {
     pub weights: Vec<i64>,
     /// Sum of the weights of the other side's rows that match.
     pub degrees: Vec<i64>,
+    /// Empty for a side that is neither preserved nor loses rows.
     keys: Vec<u32>,
     next: Vec<u32>,
+    /// Empty for a side that loses no rows.
     prev: Vec<u32>,
     /// By key: the first row of its chain.
     heads: Vec<u32>,
@@ -220,9 +222,13 @@ impl Side {
         if r >= self.weights.len() {
             let size = self.rows.size();
             self.weights.resize(size, 0);
-            self.keys.resize(size, NONE);
             self.next.resize(size, NONE);
-            self.prev.resize(size, NONE);
+            if self.find != Find::Never {
+                self.prev.resize(size, NONE);
+            }
+            if self.find != Find::Never || self.preserved {
+                self.keys.resize(size, NONE);
+            }
             if self.preserved {
                 self.before_at.resize(size, NONE);
             }
@@ -234,12 +240,17 @@ impl Side {
         if self.counts_degrees {
             self.degrees[r] = 0;
         }
-        self.keys[r] = key;
         let head = std::mem::replace(&mut self.heads[key as usize], row);
         self.next[r] = head;
-        self.prev[r] = NONE;
-        if head != NONE {
-            self.prev[head as usize] = row;
+        // Rows that never leave need no way back.
+        if self.find != Find::Never {
+            self.prev[r] = NONE;
+            if head != NONE {
+                self.prev[head as usize] = row;
+            }
+        }
+        if self.find != Find::Never || self.preserved {
+            self.keys[r] = key;
         }
     }
 
