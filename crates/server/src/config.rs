@@ -13,6 +13,19 @@ use crate::ServerArgs;
 /// Where the file is looked for when no flag names one.
 const DEFAULT_FILE: &str = "conf/millstream.yaml";
 
+/// The settings that an environment variable can give.
+const SETTINGS: &[&str] = &[
+    "data_dir",
+    "pg_addr",
+    "http_addr",
+    "slots",
+    "memory_limit",
+    "batch_rows",
+    "max_connections",
+    "log_format",
+    "log_level",
+];
+
 /// Every setting of the server, as the file spells it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,7 +76,8 @@ impl Config {
             Some(file) => figment = figment.merge(Yaml::file(file)),
             None => figment = figment.merge(Yaml::file(DEFAULT_FILE)),
         }
-        figment = figment.merge(Env::prefixed("MILLSTREAM_"));
+        // Only settings: container systems put variables of their own under the name of a service.
+        figment = figment.merge(Env::prefixed("MILLSTREAM_").only(SETTINGS));
         let mut flag = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 figment = std::mem::take(&mut figment).merge((name, value));
@@ -159,6 +173,16 @@ mod tests {
         assert!(parse_bytes("12 parsecs").is_err());
         assert!(parse_bytes("1KiB").is_err());
         assert!(parse_bytes("auto").unwrap() > 0);
+    }
+
+    #[test]
+    fn every_setting_can_come_from_the_environment() {
+        let settings = serde_json::to_value(Config::default()).unwrap();
+        let mut named: Vec<&str> = settings.as_object().unwrap().keys().map(String::as_str).collect();
+        named.sort_unstable();
+        let mut listed = SETTINGS.to_vec();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn number(text: &str) -> std::result::Result<u64, String> {
 /// Builds the server as it is shipped, and says where it is.
 fn release_build() -> std::result::Result<PathBuf, String> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "-p", "millstream-server"])
+        .args(["build", "--release", "--workspace", "--bin", "millstream"])
         .status()
         .map_err(|e| format!("cargo build: {e}"))?;
     if !status.success() {
