@@ -370,7 +370,12 @@ impl Engine {
     }
 
     /// On the clock thread: decides whether the job must back-fill, and starts the feeder. `None`: nothing to feed.
-    fn start_backfill(self: &Arc<Self>, job: RelationId, started: &Started, inputs: &BTreeSet<RelationId>) -> Option<Feeder> {
+    fn start_backfill(
+        self: &Arc<Self>,
+        job: RelationId,
+        started: &Started,
+        inputs: &BTreeSet<RelationId>,
+    ) -> Option<Feeder> {
         let mut feeds = Vec::new();
         for input in inputs {
             let relation = *input;
@@ -402,9 +407,8 @@ impl Engine {
         Some(Box::new(move || {
             let deployment = started.deployment;
             let (clock, worker) = (Arc::clone(&engine.clock), Arc::clone(&engine.worker));
-            let feeder = pinned.and_then(|pin| {
-                Backfill { clock, worker, relation: job, started, inputs: feeds, pin }.spawn()
-            });
+            let feeder =
+                pinned.and_then(|pin| Backfill { clock, worker, relation: job, started, inputs: feeds, pin }.spawn());
             if let Err(error) = feeder {
                 engine.clock.send(Event::BackfillFailed { deployment, error });
             }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, Ident, ObjectName, ObjectNamePart, Query, SetExpr, TableFactor, VisitMut, VisitorMut,
+    Expr, Ident, ObjectName, ObjectNamePart, Query, SetExpr, TableFactor, VisitorMut,
 };
 use flow::{Error, RelationId, Result};
 
@@ -18,6 +18,7 @@ use crate::names::{self, Source, quote};
 use crate::resolver::Resolver;
 use crate::rewrite::{select_all, table_alias};
 use crate::statement::Name;
+use crate::walk::Walk;
 
 /// A definition to store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ pub fn display(text: &str, name_of: &dyn Fn(RelationId) -> Option<Name>) -> Resu
     with_large_stack(|| {
         let mut query = crate::parse_query(text)?;
         let mut namer = Namer { name_of };
-        let _: ControlFlow<()> = query.visit(&mut namer);
+        query.walk_mut(&mut namer);
         Ok(query.to_string())
     })
 }
@@ -75,10 +76,7 @@ struct Qualifier<'a> {
 
 impl Qualifier<'_> {
     fn run(&mut self, query: &mut Query) -> Result<()> {
-        match query.visit(self) {
-            ControlFlow::Break(error) => Err(*error),
-            ControlFlow::Continue(()) => Ok(()),
-        }
+        query.try_walk_mut(self)
     }
 
     fn is_cte(&self, name: &str) -> bool {

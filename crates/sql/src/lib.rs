@@ -35,6 +35,8 @@ pub mod definition;
 
 pub mod session;
 
+pub mod walk;
+
 mod clock;
 mod constant;
 mod context;

@@ -7,11 +7,12 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, CastKind, Expr, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Value, ValueWithSpan, VisitMut, VisitorMut,
+    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
 };
 use flow::{Error, Result, SqlState};
 
 use crate::names::{self, Source};
+use crate::walk::Walk;
 use crate::{clock, types};
 
 /// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
@@ -30,12 +31,10 @@ pub(crate) struct Found {
 }
 
 /// Rewrites `query` in place. `standing`: the query has no clock.
-pub(crate) fn rewrite<T: VisitMut>(query: &mut T, source: &Source<'_>, standing: bool) -> Result<Found> {
+pub(crate) fn rewrite(query: &mut dyn Walk, source: &Source<'_>, standing: bool) -> Result<Found> {
     let mut rewriter = Rewriter { source, standing, found: Found::default() };
-    match query.visit(&mut rewriter) {
-        ControlFlow::Break(error) => Err(*error),
-        ControlFlow::Continue(()) => Ok(rewriter.found),
-    }
+    query.try_walk_mut(&mut rewriter)?;
+    Ok(rewriter.found)
 }
 
 struct Rewriter<'a> {
@@ -127,7 +126,7 @@ impl VisitorMut for Rewriter<'_> {
         name_columns(select);
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-                let _: ControlFlow<()> = expr.visit(&mut CountForExists { depth: 0 });
+                expr.walk_mut(&mut CountForExists { depth: 0 });
             }
         }
         ControlFlow::Continue(())

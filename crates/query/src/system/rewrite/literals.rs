@@ -6,8 +6,9 @@ use std::sync::LazyLock;
 
 use catalog::types::oid;
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Query, Select, SetExpr, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
+    BinaryOperator, DataType, Expr, Query, Select, SetExpr, TableFactor, TableWithJoins, Value, VisitorMut,
 };
+use sql::walk::Walk;
 
 use super::{build, names, system_relation};
 use crate::system::layout;
@@ -99,7 +100,7 @@ pub fn table_oids(select: &mut Select) {
             ControlFlow::Continue(())
         }
     }
-    let _ = VisitMut::visit(select, &mut Replace(relations));
+    select.walk_mut(&mut Replace(relations));
 }
 
 fn collect(from: &[TableWithJoins], relations: &mut BTreeMap<String, u32>) {

@@ -11,8 +11,9 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, ObjectName, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Visit, VisitMut, Visitor, VisitorMut,
+    Expr, ObjectName, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Visitor, VisitorMut,
 };
+use sql::walk::Walk;
 
 use super::layout;
 
@@ -37,11 +38,11 @@ pub struct Rewritten {
 pub fn rewrite(query: &mut Query) -> Rewritten {
     let reads_system = reads_system(query);
     let output_names = output::names(query);
-    let _ = VisitMut::visit(query, &mut names::Names);
+    query.walk_mut(&mut names::Names);
     names::show_registered(query);
     if reads_system {
-        let _ = VisitMut::visit(query, &mut subqueries::Pruning);
-        let _ = VisitMut::visit(query, &mut Shapes);
+        query.walk_mut(&mut subqueries::Pruning);
+        query.walk_mut(&mut Shapes);
     }
     if let Some(names) = &output_names {
         output::apply(query, names);
@@ -71,7 +72,7 @@ pub fn reads_system(query: &Query) -> bool {
         }
     }
     let mut search = Search { found: false };
-    let _ = Visit::visit(query, &mut search);
+    query.walk(&mut search);
     search.found
 }
 

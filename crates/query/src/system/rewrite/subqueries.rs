@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, FunctionArguments, GroupByExpr, JoinOperator, Query, Select, SelectItem, SetExpr,
-    TableFactor, TableWithJoins, UnaryOperator, Visit, VisitMut, Visitor, VisitorMut,
+    TableFactor, TableWithJoins, UnaryOperator, Visitor, VisitorMut,
 };
+use sql::walk::Walk;
 
 use super::{build, sets, system_relation};
 use crate::system::content;
@@ -29,10 +30,10 @@ impl VisitorMut for Pruning {
         if always_empty(&select.from) && !aggregates(select) {
             // No row is ever made, so nothing in the list is ever evaluated.
             for expr in select.projection.iter_mut().filter_map(super::item_expr) {
-                let _ = VisitMut::visit(expr, &mut NullSubqueries);
+                expr.walk_mut(&mut NullSubqueries);
             }
             if let Some(condition) = &mut select.selection {
-                let _ = VisitMut::visit(condition, &mut NullSubqueries);
+                condition.walk_mut(&mut NullSubqueries);
             }
         }
         ControlFlow::Continue(())
@@ -173,7 +174,7 @@ fn calls(select: &Select, wanted: &[&str]) -> bool {
         }
     }
     let mut search = Search { wanted, depth: 0, found: false };
-    let _ = Visit::visit(&select.projection, &mut search);
+    select.projection.walk(&mut search);
     search.found
 }
 
@@ -248,7 +249,7 @@ pub fn select(select: &mut Select) {
         }
     }
     for expr in select.projection.iter_mut().filter_map(super::item_expr) {
-        let _ = VisitMut::visit(expr, &mut Count);
+        expr.walk_mut(&mut Count);
     }
 }
 
@@ -327,7 +328,7 @@ fn qualifiers(expr: &Expr, own: &BTreeSet<String>) -> (BTreeSet<String>, BTreeSe
         }
     }
     let mut search = Search { columns: Vec::new(), nested: BTreeSet::new() };
-    let _ = Visit::visit(expr, &mut search);
+    expr.walk(&mut search);
     let (mut inner, mut outer) = (BTreeSet::new(), BTreeSet::new());
     for column in search.columns {
         match column {
@@ -361,7 +362,7 @@ fn has_subquery(expr: &Expr) -> bool {
         }
     }
     let mut search = Search(false);
-    let _ = Visit::visit(expr, &mut search);
+    expr.walk(&mut search);
     search.0
 }
 
@@ -419,7 +420,7 @@ fn substitute_equals(conditions: &mut [Expr], own: &BTreeSet<String>) {
         for (i, condition) in conditions.iter_mut().enumerate() {
             let is_equality = matches!(condition, Expr::BinaryOp { op: BinaryOperator::Eq, .. });
             if i != *defined_by && !is_equality {
-                let _ = VisitMut::visit(condition, &mut Replace { from, to });
+                condition.walk_mut(&mut Replace { from, to });
             }
         }
     }
