@@ -4,10 +4,11 @@
 //! that a stored plan holds. Where DataFusion's own function or operator differs from Postgres, ours is registered instead:
 //! - [`arithmetic`]: `+ - * / %` and unary minus are checked;
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
+//! - [`library`]: functions of numbers, text, binary strings, dates and times, chosen by [`overload`];
 //! - [`aggregate`]: `sum` and `avg` neither wrap nor drift.
 //!
-//! [`rules::analyzer`] rewrites operators and casts into calls of these functions. It must run, in this form, on every
-//! plan before it is optimised, because constants are folded there.
+//! [`rules::analyzer`] rewrites operators and casts into calls of these functions, and [`typing`] brings operands together.
+//! It must run, in this form, on every plan before it is optimised, because constants are folded there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -20,13 +21,16 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 pub mod aggregate;
 pub mod arithmetic;
 pub mod cast;
+pub mod conditional;
 mod decimal;
 pub mod format;
 pub mod guard;
+mod library;
+pub mod overload;
 pub mod parse;
 pub mod rules;
 mod temporal;
-pub mod to_char;
+pub mod typing;
 pub mod varchar;
 pub mod zone;
 
@@ -92,13 +96,18 @@ fn registry() -> &'static Registry {
             .chain([ScalarUDF::from(arithmetic::Negate::new()), ScalarUDF::from(varchar::Varchar::new())])
             .chain(cast::TARGETS.iter().map(|(name, _)| ScalarUDF::from(cast::Cast::new(name))))
             .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
-            .chain([ScalarUDF::from(to_char::ToChar::new())])
+            .chain(library::functions())
             .map(Arc::new);
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
             for alias in function.aliases() {
                 scalars.insert(alias.clone(), Arc::clone(&function));
             }
             scalars.insert(function.name().to_owned(), function);
+        }
+        for name in conditional::OneType::NAMES {
+            if let Some(inner) = scalars.remove(name) {
+                scalars.insert(name.to_owned(), Arc::new(ScalarUDF::from(conditional::OneType::new(inner))));
+            }
         }
         let mut aggregates = HashMap::new();
         let ours = [aggregate::SumOrAverage::sum(), aggregate::SumOrAverage::average()];

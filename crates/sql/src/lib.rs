@@ -38,9 +38,12 @@ pub mod session;
 pub mod walk;
 
 mod clock;
+mod column_lists;
 mod constant;
 mod context;
 mod dialect;
+mod forms;
+mod limit;
 mod locate;
 mod rewrite;
 

@@ -13,15 +13,9 @@ use flow::{Error, Result, SqlState};
 
 use crate::names::{self, Source};
 use crate::walk::Walk;
-use crate::{clock, types};
+use crate::{clock, forms, types};
 
-/// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
-pub(crate) const NAME_END: char = '\u{1f}';
-
-/// The name of a plan's column as the client sees it.
-pub(crate) fn shown(name: &str) -> &str {
-    name.split(NAME_END).next().unwrap_or(name)
-}
+pub(crate) use plan::error::{REPEATED_NAME_END as NAME_END, shown_name as shown};
 
 /// What [`rewrite`] found out on the way.
 #[derive(Debug, Default)]
@@ -46,6 +40,22 @@ struct Rewriter<'a> {
 type Step = ControlFlow<Box<Error>>;
 
 impl Rewriter<'_> {
+    /// A comparison of rows as comparisons of their fields.
+    fn compare_rows(&self, expr: &mut Expr) -> Step {
+        let span = expr.span();
+        match forms::compare_rows(std::mem::replace(expr, null())) {
+            Ok(fields) => {
+                *expr = fields;
+                ControlFlow::Continue(())
+            }
+            Err(error) => ControlFlow::Break(Box::new(if span.start.line > 0 {
+                error.with_position(self.source.position(span.start))
+            } else {
+                error
+            })),
+        }
+    }
+
     fn refuse(&self, message: &str, hint: &str, span: datafusion::sql::sqlparser::tokenizer::Span) -> Step {
         let error = Error::unsupported(message).with_hint(hint);
         ControlFlow::Break(Box::new(if span.start.line > 0 {
@@ -177,6 +187,9 @@ impl VisitorMut for Rewriter<'_> {
             let op = op.clone();
             balance(expr, &op);
         }
+        if let Some(plain) = forms::as_call(expr) {
+            *expr = plain;
+        }
         match expr {
             Expr::Function(function) if self.standing => {
                 let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
@@ -208,12 +221,29 @@ impl VisitorMut for Rewriter<'_> {
                 *expr = inner;
                 return self.pre_visit_expr(expr);
             }
-            Expr::BinaryOp { op, .. } => {
+            Expr::BinaryOp { left, op, right } => {
                 if let BinaryOperator::PGCustomBinaryOperator(path) = op
                     && let Some(plain) = path.last().and_then(|sign| operator(sign))
                 {
                     *op = plain;
                 }
+                if let (Expr::Tuple(_), Expr::Tuple(_)) = (left.as_ref(), right.as_ref()) {
+                    return self.compare_rows(expr);
+                }
+            }
+            Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right)
+                if matches!((left.as_ref(), right.as_ref()), (Expr::Tuple(_), Expr::Tuple(_))) =>
+            {
+                return self.compare_rows(expr);
+            }
+            Expr::InList { expr: row, list, negated }
+                if matches!(row.as_ref(), Expr::Tuple(_)) && list.iter().all(|e| matches!(e, Expr::Tuple(_))) =>
+            {
+                let (row, list, negated) = (std::mem::replace(row.as_mut(), null()), std::mem::take(list), *negated);
+                let tests = list.into_iter().map(|item| binary(row.clone(), BinaryOperator::Eq, item));
+                let any = tests.reduce(|a, b| binary(a, BinaryOperator::Or, b)).unwrap_or_else(null);
+                let any = Expr::Nested(Box::new(any));
+                *expr = if negated { negation(any) } else { any };
             }
             Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, data_type, .. } => {
                 if let Some(limit) = types::character_limit(data_type) {
@@ -395,9 +425,21 @@ pub(crate) fn number(text: &str) -> Expr {
     Expr::Value(Value::Number(text.to_string(), false).into())
 }
 
-fn call(name: &str, args: Vec<Expr>) -> Expr {
+pub(crate) fn text(text: &str) -> Expr {
+    Expr::Value(Value::SingleQuotedString(text.to_string()).into())
+}
+
+pub(crate) fn binary(left: Expr, op: BinaryOperator, right: Expr) -> Expr {
+    Expr::BinaryOp { left: Box::new(left), op, right: Box::new(right) }
+}
+
+pub(crate) fn negation(expr: Expr) -> Expr {
+    Expr::UnaryOp { op: ast::UnaryOperator::Not, expr: Box::new(expr) }
+}
+
+pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
     Expr::Function(ast::Function {
-        name: ObjectName::from(vec![Ident::new(name)]),
+        name: ObjectName::from(vec![Ident::with_quote('"', name)]),
         uses_odbc_syntax: false,
         parameters: ast::FunctionArguments::None,
         args: ast::FunctionArguments::List(ast::FunctionArgumentList {
@@ -510,8 +552,23 @@ fn operator(sign: &str) -> Option<BinaryOperator> {
     })
 }
 
-/// Gives every output column Postgres' name, and a plan-only suffix where a name comes twice.
+/// Gives every output column Postgres' name, and a plan-only suffix to all whose name comes twice, so that a reference to
+/// it finds none of them.
 fn name_columns(select: &mut Select) {
+    let mut given: Vec<String> = Vec::new();
+    let mut repeats: Vec<String> = Vec::new();
+    for item in &select.projection {
+        let name = match item {
+            SelectItem::ExprWithAlias { alias, .. } => names::fold(alias),
+            SelectItem::UnnamedExpr(expr) => output_name(expr).unwrap_or_else(|| "?column?".to_string()),
+            _ => continue,
+        };
+        if given.contains(&name) {
+            repeats.push(name);
+        } else {
+            given.push(name);
+        }
+    }
     let bare_wildcard = select.projection.iter().any(|i| matches!(i, SelectItem::Wildcard(_)));
     let qualified: Vec<String> = select
         .projection
@@ -528,7 +585,7 @@ fn name_columns(select: &mut Select) {
         let expr = match item {
             SelectItem::ExprWithAlias { alias, .. } => {
                 let name = names::fold(alias);
-                if seen.contains(&name) {
+                if repeats.contains(&name) {
                     *alias = Ident::with_quote('"', unique(&name, &seen));
                 }
                 seen.push(names::fold(alias));
@@ -547,7 +604,7 @@ fn name_columns(select: &mut Select) {
             _ => false,
         };
         let plain_column = matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
-        let repeated = of_wildcard || seen.contains(&name);
+        let repeated = of_wildcard || repeats.contains(&name);
         if plain_column && !repeated {
             seen.push(name);
             continue;
@@ -564,7 +621,7 @@ fn unique(name: &str, seen: &[String]) -> String {
 }
 
 /// The name that Postgres gives to an output column; `None` is `?column?`.
-fn output_name(expr: &Expr) -> Option<String> {
+pub(crate) fn output_name(expr: &Expr) -> Option<String> {
     let plain = |s: &str| Some(s.to_string());
     match expr {
         Expr::Identifier(ident) => Some(names::fold(ident)),

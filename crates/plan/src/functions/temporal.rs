@@ -103,6 +103,11 @@ pub(super) fn evaluate(op: Op, left: &dyn Datum, right: &dyn Datum, result: &Dat
     }
 }
 
+/// The length by which intervals are compared, in nanoseconds: a month is 30 days, a day 24 hours.
+pub(super) fn span(i: IntervalMonthDayNano) -> i128 {
+    (i128::from(i.months) * 30 + i128::from(i.days)) * i128::from(NS_PER_DAY) + i128::from(i.nanoseconds)
+}
+
 /// An interval times a number: what a field cannot hold in whole goes to the next smaller one, a month being 30 days.
 fn scale(i: IntervalMonthDayNano, f: f64) -> Result<IntervalMonthDayNano, ArrowError> {
     if !f.is_finite() {
