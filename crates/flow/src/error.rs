@@ -87,6 +87,7 @@ sqlstates! {
     DuplicatePreparedStatement = "42P05",
     DuplicateCursor = "42P03",
     DuplicateAlias = "42712",
+    AmbiguousFunction = "42725",
     WindowingError = "42P20",
     GroupingError = "42803",
     DatatypeMismatch = "42804",

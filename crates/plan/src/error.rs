@@ -200,7 +200,7 @@ fn from_execution(m: &str) -> Error {
 
 fn quoted(column: &Column) -> String {
     match &column.relation {
-        Some(relation) => format!("{}.{}", relation.table(), shown_name(&column.name)),
+        Some(relation) => format!("{}.{}", shown_name(relation.table()), shown_name(&column.name)),
         None => format!("\"{}\"", shown_name(&column.name)),
     }
 }
@@ -230,7 +230,7 @@ fn from_schema(error: SchemaError) -> Error {
             {
                 return Error::new(
                     SqlState::UndefinedTable,
-                    format!("missing FROM-clause entry for table \"{}\"", relation.table()),
+                    format!("missing FROM-clause entry for table \"{}\"", shown_name(relation.table())),
                 );
             }
             let missing = Error::new(SqlState::UndefinedColumn, format!("column {} does not exist", quoted(&field)));
@@ -281,6 +281,24 @@ fn between(m: &str, quote: char) -> Option<&str> {
 fn from_plan(m: &str) -> Error {
     let m = m.strip_prefix("Error during planning: ").unwrap_or(m);
     let lower = m.to_lowercase();
+    // An error of ours that DataFusion has put into its own words.
+    if let Some((_, ours)) = m.split_once("user-defined coercion failed with: External error: ")
+        && let Some((state, message)) = ours
+            .match_indices(" (")
+            .find_map(|(at, _)| Some((SqlState::from_code(ours.get(at + 2..at + 7)?)?, &ours[..at])))
+    {
+        let error = Error::new(state, message);
+        return match (state, message.split_once(' ')) {
+            (SqlState::UndefinedFunction, Some((what, _))) => error.with_hint(format!(
+                "No {what} matches the given name and argument types. You might need to add explicit type casts."
+            )),
+            _ => error,
+        };
+    }
+    if lower.starts_with("unary operator '-'") {
+        return Error::new(SqlState::UndefinedFunction, "operator does not exist: - for this type")
+            .with_detail(first_line(m));
+    }
     if let Some(rest) = m.strip_prefix("Invalid function '") {
         let name = rest.split('\'').next().unwrap_or(rest);
         let e = Error::new(SqlState::UndefinedFunction, format!("function {name} does not exist"));
@@ -296,6 +314,13 @@ fn from_plan(m: &str) -> Error {
     }
     if let Some(name) = m.strip_prefix("Table not found: ") {
         return Error::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist"));
+    }
+    if lower.starts_with("aggregate function calls cannot be nested") {
+        return Error::new(SqlState::GroupingError, "aggregate function calls cannot be nested");
+    }
+    if let Some(name) = m.strip_prefix("Invalid qualifier ") {
+        let message = format!("missing FROM-clause entry for table \"{}\"", shown_name(name.trim()));
+        return Error::new(SqlState::UndefinedTable, message);
     }
     if lower.contains("must appear in the group by clause") {
         let e = match between(m, '"') {

@@ -23,6 +23,7 @@ pub mod arithmetic;
 pub mod cast;
 pub mod conditional;
 mod decimal;
+pub mod extreme;
 pub mod format;
 pub mod guard;
 mod library;
@@ -37,6 +38,11 @@ pub mod zone;
 /// The scalar function registered as `name` (or with that alias), if there is one.
 pub fn scalar(name: &str) -> Option<Arc<ScalarUDF>> {
     registry().scalars.get(name).map(Arc::clone)
+}
+
+/// The scalar function `name` if it is one that is declared here with PostgreSQL's types.
+pub fn declared(name: &str) -> Option<Arc<ScalarUDF>> {
+    scalar(name).filter(|f| library::of(f).is_some())
 }
 
 /// The aggregate function registered as `name` (or with that alias), if there is one.
@@ -109,6 +115,15 @@ fn registry() -> &'static Registry {
                 scalars.insert(name.to_owned(), Arc::new(ScalarUDF::from(conditional::OneType::new(inner))));
             }
         }
+        // DataFusion's `array_remove` takes away the first of equal elements only.
+        if let Some(all) = scalars.get("array_remove_all").cloned() {
+            scalars.insert("array_remove".to_owned(), all);
+        }
+        for name in conditional::Counted::NAMES {
+            if let Some(inner) = scalars.remove(name) {
+                scalars.insert(name.to_owned(), Arc::new(ScalarUDF::from(conditional::Counted::new(inner))));
+            }
+        }
         let mut aggregates = HashMap::new();
         let ours = [aggregate::SumOrAverage::sum(), aggregate::SumOrAverage::average()];
         let ours = ours.into_iter().map(|f| Arc::new(AggregateUDF::from(f)));
@@ -118,8 +133,13 @@ fn registry() -> &'static Registry {
             }
             aggregates.insert(function.name().to_owned(), function);
         }
+        for name in extreme::Extreme::NAMES {
+            if let Some(inner) = aggregates.remove(name) {
+                aggregates.insert(name.to_owned(), Arc::new(AggregateUDF::from(extreme::Extreme::new(inner))));
+            }
+        }
         // `mean` is an alias of the `avg` that ours replaces; `every` is standard SQL's `bool_and`.
-        for (alias, name) in [("mean", "avg"), ("every", "bool_and")] {
+        for (alias, name) in [("mean", "avg"), ("every", "bool_and"), ("variance", "var_samp")] {
             if let Some(function) = aggregates.get(name).cloned() {
                 aggregates.insert(alias.to_owned(), function);
             }

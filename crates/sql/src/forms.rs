@@ -80,11 +80,35 @@ pub(crate) fn as_call(expr: &mut Expr) -> Option<Expr> {
             }
             _ => return None,
         },
+        Expr::Interval(interval) => interval_form(interval)?,
+        Expr::Identifier(ident)
+            if ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("current_schema") =>
+        {
+            call("current_schema", Vec::new())
+        }
         Expr::Function(function) => {
             function_form(function);
             return None;
         }
         _ => return None,
+    })
+}
+
+/// `INTERVAL '…' [field [TO field]]` as the cast of its text.
+fn interval_form(interval: &mut ast::Interval) -> Option<Expr> {
+    let Expr::Value(value) = interval.value.as_ref() else { return None };
+    let mut written = literal(value.clone())?;
+    if let (Some(unit), Ok(_)) = (&interval.leading_field, written.trim().parse::<f64>()) {
+        // A bare number counts the last field that is named.
+        let unit = interval.last_field.as_ref().unwrap_or(unit);
+        written = format!("{written} {}", unit.to_string().to_lowercase());
+    }
+    Some(Expr::Cast {
+        kind: ast::CastKind::Cast,
+        expr: Box::new(text(&written)),
+        data_type: ast::DataType::Interval { fields: None, precision: None },
+        array: false,
+        format: None,
     })
 }
 

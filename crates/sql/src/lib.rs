@@ -38,7 +38,6 @@ pub mod session;
 pub mod walk;
 
 mod clock;
-mod column_lists;
 mod constant;
 mod context;
 mod dialect;
@@ -46,6 +45,7 @@ mod forms;
 mod limit;
 mod locate;
 mod rewrite;
+mod scopes;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};

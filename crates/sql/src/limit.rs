@@ -10,7 +10,6 @@ use flow::{Error, Result, SqlState};
 use crate::planner::Planner;
 use crate::rewrite::{null, number};
 use crate::walk::Walk;
-use crate::walk::Walk;
 
 /// Computes what stands in the LIMIT and OFFSET clauses of `query`. Parameters stay.
 ///

@@ -25,7 +25,7 @@ use crate::limits::{EXPRESSION_DEPTH_MAX, with_large_stack};
 use crate::names::Source;
 use crate::resolver::{Column, Resolver};
 use crate::rewrite::{self, shown};
-use crate::{column_lists, limit, locate, session};
+use crate::{limit, locate, scopes, session};
 
 /// What planning depends on besides the text and the catalog.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,7 +146,7 @@ impl<'a> Planner<'a> {
         let text = Source::new(source);
         let located = |e: Error| if depth == 0 { locate::complete(e, &text) } else { locate::inside_view(e) };
         limit::compute(&mut query, self, source).map_err(located)?;
-        column_lists::complete(&mut query, self.resolver, &text).map_err(located)?;
+        scopes::complete(&mut query, self.resolver, &text).map_err(located)?;
         let found = rewrite::rewrite(&mut query, &text, self.settings.now_us.is_none()).map_err(located)?;
         let count = found.parameters.max(declared.len());
         let declared: Vec<Option<DataType>> = (0..count).map(|i| declared.get(i).cloned().flatten()).collect();

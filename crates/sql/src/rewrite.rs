@@ -395,7 +395,17 @@ fn wide_number(digits: &str) -> Option<Expr> {
             Some((integer, fraction)) => (integer.to_string(), fraction),
             None => (format!("{all:0<width$}", width = point as usize), ""),
         };
-        let fraction = if fraction.is_empty() { "0" } else { fraction };
+        if fraction.is_empty() {
+            // Plain digits would be an integer.
+            let digits = ast::ExactNumberInfo::PrecisionAndScale(integer.len().max(1) as u64, 0);
+            return Some(Expr::Cast {
+                kind: CastKind::Cast,
+                expr: Box::new(Expr::Value(Value::SingleQuotedString(integer).into())),
+                data_type: ast::DataType::Numeric(digits),
+                array: false,
+                format: None,
+            });
+        }
         return Some(number(&format!("{integer}.{fraction}")));
     }
     if mantissa.len() != digits.len() && point <= 0 && all.len() as i64 - point <= reach {

@@ -6,7 +6,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::optimizer::Analyzer;
+use datafusion::optimizer::{Analyzer, Optimizer};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
@@ -36,6 +36,8 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
     let analyzer: Analyzer = plan::functions::rules::analyzer();
+    // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
+    let rules = Optimizer::new().rules.into_iter().filter(|r| r.name() != "single_distinct_aggregation_to_group_by");
     let mut physical = PhysicalOptimizer::new().rules;
     physical.push(Arc::new(plan::functions::guard::GuardedPredicates));
     SessionStateBuilder::new()
@@ -43,6 +45,7 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
         .with_runtime_env(runtime)
         .with_default_features()
         .with_analyzer_rules(analyzer.rules)
+        .with_optimizer_rules(rules.collect())
         .with_physical_optimizer_rules(physical)
         .with_expr_planners(plan::functions::expr_planners())
         .with_scalar_functions(plan::functions::scalars())

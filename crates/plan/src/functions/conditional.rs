@@ -1,8 +1,9 @@
-//! COALESCE, NULLIF, GREATEST and LEAST: DataFusion's, with arguments brought together as PostgreSQL does.
+//! DataFusion's functions in PostgreSQL's types: COALESCE, NULLIF, GREATEST and LEAST with arguments brought together as
+//! PostgreSQL does, and functions of arrays that count.
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, FieldRef};
+use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
@@ -96,5 +97,42 @@ impl ScalarUDFImpl for OneType {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         self.inner.invoke_with_args(args)
+    }
+}
+
+/// A function that gives an unsigned number where PostgreSQL gives an integer.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Counted {
+    inner: Arc<ScalarUDF>,
+}
+
+impl Counted {
+    pub const NAMES: [&'static str; 4] = ["array_length", "array_ndims", "array_position", "cardinality"];
+
+    pub fn new(inner: Arc<ScalarUDF>) -> Counted {
+        Counted { inner }
+    }
+}
+
+impl ScalarUDFImpl for Counted {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn signature(&self) -> &Signature {
+        self.inner.signature()
+    }
+
+    fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
+        self.inner.coerce_types(given)
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Int32)
+    }
+
+    fn invoke_with_args(&self, mut args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        args.return_field = Arc::new(Field::new(self.name(), DataType::UInt64, true));
+        self.inner.invoke_with_args(args)?.cast_to(&DataType::Int32, None)
     }
 }

@@ -169,7 +169,7 @@ impl Type {
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments {
     pub types: &'static [Type],
-    /// The last type may come any number of times, also never.
+    /// The last type may come any number of times.
     pub variadic: bool,
 }
 
@@ -179,7 +179,7 @@ impl Arguments {
     }
 
     fn takes(&self, count: usize) -> bool {
-        if self.variadic { count + 1 >= self.types.len() } else { count == self.types.len() }
+        if self.variadic { count >= self.types.len() } else { count == self.types.len() }
     }
 }
 
@@ -336,6 +336,21 @@ pub fn no_operator(sign: &str, left: &DataType, right: &DataType) -> Error {
 /// The type as a message names it; a literal that has no type yet is unknown.
 pub fn written(t: &DataType) -> String {
     if Type::of(t) == Type::Unknown { "unknown".to_string() } else { type_name(t) }
+}
+
+/// Whether a value of type `from` can be stored in a column of type `to` without a cast in the text.
+pub fn assignable(from: &DataType, to: &DataType) -> bool {
+    use Type::*;
+    let (f, t) = (Type::of(from), Type::of(to));
+    match (f, t) {
+        (Other, _) | (_, Other) => true,
+        // Everything can be stored as its text.
+        (_, Text) | (Unknown, _) => true,
+        _ if f.category() == Category::Number && t.category() == Category::Number => true,
+        (Timestamp, Date | Time) | (Timestamptz, Date | Time | Timestamp) | (Interval, Time) => true,
+        (Texts | AnyArray, Texts | AnyArray) => true,
+        _ => f.converts_to(t),
+    }
 }
 
 /// Whether PostgreSQL can cast between the types at all, in a CAST that is written.

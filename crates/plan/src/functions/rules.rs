@@ -125,6 +125,12 @@ fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerRes
         }
         return Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function, vec![left, right]))));
     }
+    if raw.op == BinaryOperator::PGOverlap {
+        return match call("array_has_any", vec![raw.left, raw.right]) {
+            Some(call) => Ok(PlannerResult::Planned(call)),
+            None => datafusion::common::internal_err!("array_has_any is not registered"),
+        };
+    }
     let compares = matches!(
         raw.op,
         BinaryOperator::Eq
@@ -243,7 +249,10 @@ fn rewrite_operators(expr: Expr) -> Result<Transformed<Expr>> {
             // Arguments of window functions (lag's offset, ntile's buckets) are read as Int64 literals.
             Expr::WindowFunction(_) => Transformed::new(expr, false, TreeNodeRecursion::Jump),
             // The type was asked for; the value inside keeps all its bits.
-            Expr::Cast(ref cast) if matches!(*cast.expr, Expr::Literal(ScalarValue::Int64(_), _)) => {
+            Expr::Cast(ref cast)
+                if matches!(*cast.expr, Expr::Literal(ScalarValue::Int64(_), _))
+                    && *cast.field.data_type() != DataType::Boolean =>
+            {
                 Transformed::new(expr, false, TreeNodeRecursion::Jump)
             }
             Expr::InList(_) | Expr::Between(_) => Transformed::no(expr),

@@ -31,6 +31,8 @@ pub(super) fn types(op: Op, left: &DataType, right: &DataType) -> Option<Types> 
         (Op::Add, Time64(_), Date32) => typed(&TIME, &TIMESTAMP, &TIMESTAMP),
         (Op::Add | Op::Sub, Timestamp(_, _), Interval(_)) => typed(left, &INTERVAL, left),
         (Op::Add, Interval(_), Timestamp(_, _)) => typed(&INTERVAL, right, right),
+        (Op::Add, Timestamp(_, _), Time64(_)) => typed(left, &TIME, left),
+        (Op::Add, Time64(_), Timestamp(_, _)) => typed(&TIME, right, right),
         (Op::Sub, Timestamp(_, None), Timestamp(_, None)) => typed(left, right, &INTERVAL),
         (Op::Sub, Timestamp(_, Some(_)), Timestamp(_, _) | Date32) => typed(left, left, &INTERVAL),
         (Op::Sub, Timestamp(_, None) | Date32, Timestamp(_, Some(_))) => typed(right, right, &INTERVAL),

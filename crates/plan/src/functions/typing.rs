@@ -43,6 +43,9 @@ fn external(error: Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
+/// The key in the metadata of a cast's field under which stands the name of the column that the value is assigned to.
+pub const ASSIGNED: &str = "assigned";
+
 /// The function that gives floats one zero and one NaN.
 const FLOAT_KEY: &str = "float_key";
 /// The function that gives intervals the order of their lengths.
@@ -203,12 +206,12 @@ fn rewrite(expr: Expr, schema: &DFSchema, zone: &str) -> Result<Transformed<Expr
             Expr::ScalarFunction(function) => scalar_call(function, schema, zone)?,
             Expr::AggregateFunction(function) => aggregate_call(function, schema)?,
             Expr::Cast(cast) => {
-                if !matches!(*cast.expr, Expr::Literal(..))
-                    || matches!(*cast.expr, Expr::Literal(ScalarValue::Boolean(_), _))
-                {
-                    check_cast(&cast, schema)?;
+                check_cast(&cast, schema)?;
+                if cast.field.metadata().contains_key(ASSIGNED) {
+                    Transformed::yes(Expr::Cast(Cast::new(cast.expr, cast.field.data_type().clone())))
+                } else {
+                    Transformed::no(Expr::Cast(cast))
                 }
-                Transformed::no(Expr::Cast(cast))
             }
             other => Transformed::no(other),
         })
@@ -217,6 +220,16 @@ fn rewrite(expr: Expr, schema: &DFSchema, zone: &str) -> Result<Transformed<Expr
 
 fn check_cast(cast: &Cast, schema: &DFSchema) -> Result<()> {
     let (from, to) = (cast.expr.get_type(schema)?, cast.field.data_type());
+    if let Some(column) = cast.field.metadata().get(ASSIGNED) {
+        if overload::assignable(&from, to) {
+            return Ok(());
+        }
+        let message =
+            format!("column \"{column}\" is of type {} but expression is of type {}", written(to), written(&from));
+        let error = Error::new(SqlState::DatatypeMismatch, message)
+            .with_hint("You will need to rewrite or cast the expression.");
+        return Err(external(error));
+    }
     if overload::castable(&from, to) {
         return Ok(());
     }
@@ -492,12 +505,17 @@ fn scalar_call(mut call: ScalarFunction, schema: &DFSchema, zone: &str) -> Resul
         return Ok(Transformed::no(Expr::ScalarFunction(call)));
     };
     let given = call.args.iter().map(|a| a.get_type(schema)).collect::<Result<Vec<_>>>()?;
-    function.argument_types(&given, true).map_err(external)?;
-    let wants_zone = function.wants_zone(&given);
-    if !wants_zone {
-        return Ok(Transformed::no(Expr::ScalarFunction(call)));
+    let wanted = function.argument_types(&given, true).map_err(external)?;
+    // Literals get their types here: the type of the result may depend on their values.
+    for (argument, wanted) in call.args.iter_mut().zip(&wanted) {
+        if let (Expr::Literal(ScalarValue::Utf8(text), _), DataType::Utf8View) = (&*argument, wanted) {
+            *argument = Expr::Literal(ScalarValue::Utf8View(text.clone()), None);
+        }
     }
-    call.args.push(Expr::Literal(ScalarValue::Utf8View(Some(zone.to_string())), None));
+    let wants_zone = function.wants_zone(&given);
+    if wants_zone {
+        call.args.push(Expr::Literal(ScalarValue::Utf8View(Some(zone.to_string())), None));
+    }
     Ok(Transformed::yes(Expr::ScalarFunction(call)))
 }
 

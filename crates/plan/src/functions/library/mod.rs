@@ -90,7 +90,7 @@ impl Declared {
         self.0.push((name, Overload { arguments, gives, zoned: false, kernel }));
     }
 
-    /// A function whose last argument may be repeated or left out.
+    /// A function whose last argument may be repeated.
     fn variadic(&mut self, name: &'static str, types: &'static [Type], gives: Gives, kernel: Kernel) {
         let arguments = Arguments { types, variadic: true };
         self.0.push((name, Overload { arguments, gives, zoned: false, kernel }));

@@ -290,21 +290,28 @@ fn joins(d: &mut Declared) {
             }))
         })
     });
-    d.variadic("format", &[Text, Any], Gives::Is(Text), |c| {
-        let columns = written(c, 1)?;
-        let templates = c.column::<&str>(0);
-        build(c, |row| {
-            templates
-                .get(row)
-                .map(|template| {
-                    let arguments: Vec<Option<&str>> = columns.iter().map(|t| text_at(t, row)).collect();
-                    format(template, &arguments)
-                })
-                .transpose()
-        })
+    d.of("format", &[Text], Gives::Is(Text), format_all);
+    d.variadic("format", &[Text, Any], Gives::Is(Text), format_all);
+    d.of("pg_typeof", &[Any], Gives::Is(Text), |c| {
+        let name = super::super::type_name(c.columns[0].0.data_type());
+        build(c, |_| Ok(Some(name.as_str())))
     });
     d.variadic("num_nulls", &[Any], Gives::Is(Int4), |c| count_nulls(c, true));
     d.variadic("num_nonnulls", &[Any], Gives::Is(Int4), |c| count_nulls(c, false));
+}
+
+fn format_all(call: &Call<'_>) -> Result<arrow::array::ArrayRef> {
+    let columns = written(call, 1)?;
+    let templates = call.column::<&str>(0);
+    build(call, |row| {
+        templates
+            .get(row)
+            .map(|template| {
+                let arguments: Vec<Option<&str>> = columns.iter().map(|t| text_at(t, row)).collect();
+                format(template, &arguments)
+            })
+            .transpose()
+    })
 }
 
 fn count_nulls(call: &Call<'_>, null: bool) -> Result<arrow::array::ArrayRef> {
