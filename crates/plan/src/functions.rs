@@ -4,7 +4,8 @@
 //! that a stored plan holds. Where DataFusion's own function or operator differs from Postgres, ours is registered instead:
 //! - [`arithmetic`]: `+ - * / %` and unary minus are checked;
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
-//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift.
+//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
+//! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types.
 //!
 //! [`rules::analyzer`] rewrites operators and casts into calls of these functions. It must run, in this form, on every
 //! plan before it is optimised, because constants are folded there.
@@ -24,7 +25,9 @@ mod decimal;
 pub mod format;
 pub mod guard;
 pub mod parse;
+mod ranking;
 pub mod rules;
+pub mod single_row;
 mod temporal;
 pub mod to_char;
 pub mod varchar;
@@ -92,7 +95,7 @@ fn registry() -> &'static Registry {
             .chain([ScalarUDF::from(arithmetic::Negate::new()), ScalarUDF::from(varchar::Varchar::new())])
             .chain(cast::TARGETS.iter().map(|(name, _)| ScalarUDF::from(cast::Cast::new(name))))
             .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
-            .chain([ScalarUDF::from(to_char::ToChar::new())])
+            .chain([ScalarUDF::from(to_char::ToChar::new()), ScalarUDF::from(single_row::SingleRow::new())])
             .map(Arc::new);
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
             for alias in function.aliases() {
@@ -116,7 +119,7 @@ fn registry() -> &'static Registry {
             }
         }
         let mut windows = HashMap::new();
-        for function in SessionStateDefaults::default_window_functions() {
+        for function in SessionStateDefaults::default_window_functions().into_iter().map(ranking::signed) {
             for alias in function.aliases() {
                 windows.insert(alias.clone(), Arc::clone(&function));
             }

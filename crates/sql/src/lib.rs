@@ -42,7 +42,9 @@ mod constant;
 mod context;
 mod dialect;
 mod locate;
+mod merged;
 mod rewrite;
+mod rows;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};
