@@ -14,7 +14,6 @@ use flow::{Error, Result, SqlState};
 use crate::limits::EXPRESSION_DEPTH_MAX;
 use crate::names::{self, Source};
 use crate::walk::Walk;
-use crate::walk::Walk;
 use crate::{clock, rows, types};
 
 /// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
