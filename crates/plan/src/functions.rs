@@ -5,7 +5,8 @@
 //! - [`arithmetic`]: `+ - * / %` and unary minus are checked;
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
 //! - [`library`]: functions of numbers, text, binary strings, dates and times, chosen by [`overload`];
-//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift.
+//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
+//! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types.
 //!
 //! [`rules::analyzer`] rewrites operators and casts into calls of these functions, and [`typing`] brings operands together.
 //! It must run, in this form, on every plan before it is optimised, because constants are folded there.
@@ -29,7 +30,9 @@ pub mod guard;
 mod library;
 pub mod overload;
 pub mod parse;
+mod ranking;
 pub mod rules;
+pub mod single_row;
 mod temporal;
 pub mod typing;
 pub mod varchar;
@@ -102,6 +105,7 @@ fn registry() -> &'static Registry {
             .chain([ScalarUDF::from(arithmetic::Negate::new()), ScalarUDF::from(varchar::Varchar::new())])
             .chain(cast::TARGETS.iter().map(|(name, _)| ScalarUDF::from(cast::Cast::new(name))))
             .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
+            .chain([ScalarUDF::from(single_row::SingleRow::new())])
             .chain(library::functions())
             .map(Arc::new);
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
@@ -145,7 +149,7 @@ fn registry() -> &'static Registry {
             }
         }
         let mut windows = HashMap::new();
-        for function in SessionStateDefaults::default_window_functions() {
+        for function in SessionStateDefaults::default_window_functions().into_iter().map(ranking::signed) {
             for alias in function.aliases() {
                 windows.insert(alias.clone(), Arc::clone(&function));
             }

@@ -372,7 +372,7 @@ impl Planner<'_> {
             resolver: &rows,
             settings: self.settings.clone(),
             zone: self.zone,
-            options: self.options.clone(),
+            options: std::sync::Arc::clone(&self.options),
         };
         let alias = alias.unwrap_or(&table.name);
         let name = ObjectName::from(vec![Ident::with_quote('"', AFFECTED_ROWS)]);

@@ -44,8 +44,10 @@ mod dialect;
 mod forms;
 mod limit;
 mod locate;
+mod merged;
 mod rewrite;
 mod scopes;
+mod rows;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};

@@ -7,13 +7,14 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, CastKind, Expr, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
+    SetExpr, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
 };
 use flow::{Error, Result, SqlState};
 
+use crate::limits::EXPRESSION_DEPTH_MAX;
 use crate::names::{self, Source};
 use crate::walk::Walk;
-use crate::{clock, forms, types};
+use crate::{clock, forms, rows, types};
 
 pub(crate) use plan::error::{REPEATED_NAME_END as NAME_END, shown_name as shown};
 
@@ -93,16 +94,7 @@ impl VisitorMut for Rewriter<'_> {
         let mut pending = vec![query.body.as_mut()];
         while let Some(body) = pending.pop() {
             match body {
-                SetExpr::SetOperation { op, set_quantifier, left, right } => {
-                    let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
-                    if all && matches!(op, SetOperator::Intersect | SetOperator::Except) {
-                        let what = if *op == SetOperator::Intersect { "INTERSECT ALL" } else { "EXCEPT ALL" };
-                        return self.refuse(
-                            &format!("{what} is not supported"),
-                            "Without ALL duplicates are removed; or count the rows of each side and compare.",
-                            right.span(),
-                        );
-                    }
+                SetExpr::SetOperation { left, right, .. } => {
                     pending.push(left.as_mut());
                     pending.push(right.as_mut());
                 }
@@ -134,10 +126,8 @@ impl VisitorMut for Rewriter<'_> {
             );
         }
         name_columns(select);
-        for item in &mut select.projection {
-            if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-                expr.walk_mut(&mut CountForExists { depth: 0 });
-            }
+        if let Some(condition) = &mut select.selection {
+            rows::condition(condition);
         }
         ControlFlow::Continue(())
     }
@@ -190,6 +180,16 @@ impl VisitorMut for Rewriter<'_> {
         if let Some(plain) = forms::as_call(expr) {
             *expr = plain;
         }
+        if let Some(at) = too_deep(expr) {
+            let error = Error::new(SqlState::StatementTooComplex, "expression is nested too deeply")
+                .with_detail(format!("An expression may have {EXPRESSION_DEPTH_MAX} levels."))
+                .with_hint("Compute parts of it in a subquery, or use IN (…) or a join with VALUES.");
+            return ControlFlow::Break(Box::new(match at.line {
+                0 => error,
+                _ => error.with_position(self.source.position(at)),
+            }));
+        }
+        rows::comparison(expr);
         match expr {
             Expr::Function(function) if self.standing => {
                 let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
@@ -309,73 +309,35 @@ fn balance(expr: &mut Expr, op: &BinaryOperator) {
     }
 }
 
-/// EXISTS as a value, which DataFusion has only as a predicate: `(SELECT count(*) > 0 FROM …)`.
-struct CountForExists {
-    depth: usize,
-}
-
-impl VisitorMut for CountForExists {
-    type Break = ();
-
-    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
-        self.depth += 1;
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
-        self.depth -= 1;
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if self.depth > 0 {
-            return ControlFlow::Continue(());
-        }
-        if let Expr::Exists { subquery, negated } = expr {
-            let simple = matches!(subquery.body.as_ref(), SetExpr::Select(select) if is_plain(select))
-                && subquery.limit_clause.is_none()
-                && subquery.with.is_none();
-            if simple && let SetExpr::Select(select) = subquery.body.as_mut() {
-                let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
-                let test = Expr::BinaryOp { left: Box::new(count_rows()), op, right: Box::new(number("0")) };
-                select.projection = vec![SelectItem::UnnamedExpr(test)];
-                subquery.order_by = None;
-                *expr =
-                    Expr::Subquery(std::mem::replace(subquery, Box::new(query_of(select_all(ObjectName(Vec::new()))))));
+/// Where a chain of operators ends that would be deeper in the plan than an expression may be. AND and OR are balanced, and
+/// a chain of literals is one literal by then.
+fn too_deep(expr: &Expr) -> Option<datafusion::sql::sqlparser::tokenizer::Location> {
+    let mut levels = 0;
+    let mut node = expr;
+    while levels <= EXPRESSION_DEPTH_MAX {
+        node = match node {
+            Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. } => return None,
+            Expr::BinaryOp { left, .. } => {
+                levels += 1;
+                left
             }
-        }
-        ControlFlow::Continue(())
+            Expr::Nested(inner) => inner,
+            _ => return None,
+        };
     }
+    (!is_literal_chain(node)).then(|| expr.span().start)
 }
 
-/// Whether every row that the FROM and WHERE let through is a row of the result.
-fn is_plain(select: &Select) -> bool {
-    let no_groups = matches!(&select.group_by, ast::GroupByExpr::Expressions(by, _) if by.is_empty());
-    let aggregates = select.projection.iter().any(|item| match item {
-        SelectItem::UnnamedExpr(Expr::Function(f)) | SelectItem::ExprWithAlias { expr: Expr::Function(f), .. } => {
-            let name = f.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
-            f.over.is_none() && plan::functions::aggregate(&name).is_some()
-        }
-        SelectItem::UnnamedExpr(Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_))
-        | SelectItem::Wildcard(_)
-        | SelectItem::QualifiedWildcard(..)
-        | SelectItem::ExprWithAlias {
-            expr: Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_), ..
-        } => false,
-        // An aggregate may hide anywhere inside.
-        _ => true,
-    });
-    no_groups && !aggregates && select.having.is_none() && select.distinct.is_none() && select.qualify.is_none()
-}
-
-fn count_rows() -> Expr {
-    let mut counted = call("count", Vec::new());
-    if let Expr::Function(function) = &mut counted
-        && let ast::FunctionArguments::List(list) = &mut function.args
-    {
-        list.args.push(ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Wildcard));
+/// Whether an operand is a literal, or operators over literals alone along its left side.
+fn is_literal_chain(mut expr: &Expr) -> bool {
+    loop {
+        expr = match expr {
+            Expr::Value(_) => return true,
+            Expr::Nested(inner) => inner,
+            Expr::BinaryOp { left, right, .. } if matches!(right.as_ref(), Expr::Value(_)) => left,
+            _ => return false,
+        };
     }
-    counted
 }
 
 /// A number literal with an exponent, or with more digits than a decimal has: plain digits where they fit, else a double.

@@ -1,6 +1,6 @@
 //! The DataFusion session that executes ad-hoc plans, with the analyser and functions that all plans share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
@@ -28,10 +28,19 @@ pub fn options(zone: &str) -> ConfigOptions {
     options
 }
 
+/// [`options`], made once for the zone that most sessions have.
+pub(crate) fn shared_options(zone: &str) -> Arc<ConfigOptions> {
+    static UTC: OnceLock<Arc<ConfigOptions>> = OnceLock::new();
+    match zone {
+        "UTC" => Arc::clone(UTC.get_or_init(|| Arc::new(options(zone)))),
+        _ => Arc::new(options(zone)),
+    }
+}
+
 /// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them.
 ///
-/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. Building one takes about a
-/// millisecond: keep it, and clone it where a statement needs its own.
+/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. It knows no function by name:
+/// plans hold the functions themselves, and every statement clones the session.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
@@ -43,13 +52,8 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
     SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_default_features()
         .with_analyzer_rules(analyzer.rules)
         .with_optimizer_rules(rules.collect())
         .with_physical_optimizer_rules(physical)
-        .with_expr_planners(plan::functions::expr_planners())
-        .with_scalar_functions(plan::functions::scalars())
-        .with_aggregate_functions(plan::functions::aggregates())
-        .with_window_functions(plan::functions::windows())
         .build()
 }

@@ -11,7 +11,7 @@ use flow::{Error, Result, SqlState};
 use sql::statement::{Copy, CopyDirection, CopyOptions, CopyTarget, Parsed};
 
 use super::names::writable;
-use super::{Outcome, Rows, Session};
+use super::{Outcome, Rows, Session, planning};
 
 /// A COPY FROM that waits for its rows. [`Session::copy_rows`] takes them all at the end.
 pub struct CopyFrom {
@@ -113,8 +113,9 @@ impl Session {
                     }
                 };
                 let catalog = self.engine.catalog();
-                let plan = self.plan_query(query, &parsed.source, &[], &catalog)?;
-                match self.run_query(&plan, None, &[]).await? {
+                let long = planning::is_long(&parsed.source);
+                let plan = planning::compute(long, || self.plan_query(query, &parsed.source, &[], &catalog))?;
+                match self.run_query(&plan, None, &[], long).await? {
                     Outcome::Rows { schema, rows, .. } => {
                         Ok(Outcome::CopyTo(CopyTo { schema, options: copy.options.clone(), rows }))
                     }

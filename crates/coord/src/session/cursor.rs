@@ -7,7 +7,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use sql::statement::{DeclareCursor, Fetch, FetchDirection};
 
-use super::{Outcome, Rows, Session, rows_outcome};
+use super::{Outcome, Rows, Session, planning, rows_outcome};
 
 /// An open cursor.
 pub struct Cursor {
@@ -74,8 +74,9 @@ impl Session {
             ));
         }
         let catalog = self.engine.catalog();
-        let plan = self.plan_query(&declare.query, source, &[], &catalog)?;
-        if let Outcome::Rows { schema, rows, .. } = self.run_query(&plan, None, &[]).await? {
+        let long = planning::is_long(source);
+        let plan = planning::compute(long, || self.plan_query(&declare.query, source, &[], &catalog))?;
+        if let Outcome::Rows { schema, rows, .. } = self.run_query(&plan, None, &[], long).await? {
             self.cursors.insert(
                 declare.name.clone(),
                 Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold },

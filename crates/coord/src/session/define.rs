@@ -19,7 +19,7 @@ use sql::{Planner, QueryPlan};
 
 use super::names::SessionNames;
 use super::replan::{STANDING_ZONE, standing};
-use super::{Outcome, Session};
+use super::{Outcome, Session, planning};
 use crate::engine::StandingQuery;
 
 /// The folded parts of a name.
@@ -289,7 +289,8 @@ impl Session {
     ) -> Result<PlannedQuery> {
         let names = SessionNames::new(&self.engine, catalog, scope.clone(), None);
         let settings = if standing { Settings::standing(STANDING_ZONE) } else { self.planning() };
-        let plan = Planner::new(&names, settings)?.query(query, source, &[])?;
+        let planner = Planner::new(&names, settings)?;
+        let plan = planning::compute(planning::is_long(source), || planner.query(query, source, &[]))?;
         if !plan.parameters.is_empty() {
             return Err(Error::new(SqlState::UndefinedParameter, "there is no parameter $1")
                 .with_hint("A stored query cannot have parameters."));
@@ -353,7 +354,9 @@ impl Session {
                 return Ok(None);
             }
         };
-        let standing = standing_plan(&query.query, &columns, &relation)?;
+        let long = planning::is_long(&parsed.source);
+        let standing = planning::compute(long, || standing_plan(&query.query, &columns, &relation))?;
+        planning::interruptible(long).await;
         self.ready_inputs(&standing).await?;
         let plan = self.engine.process_plan(&standing, &relation)?;
         if matches!(planned.change, Some(CatalogChange::Replace(_))) {

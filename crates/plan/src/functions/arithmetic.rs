@@ -177,10 +177,9 @@ impl ScalarUDFImpl for Arithmetic {
     }
 
     fn display_name(&self, args: &[Expr]) -> Result<String> {
-        Ok(match args {
-            [left, right] => format!("({left} {} {right})", self.op.sign()),
-            _ => self.op.sign().to_string(),
-        })
+        let mut text = String::new();
+        display(self.op, args, &mut text);
+        Ok(text)
     }
 
     fn signature(&self) -> &Signature {
@@ -203,6 +202,28 @@ impl ScalarUDFImpl for Arithmetic {
         let result = args.return_field.data_type().clone();
         apply(left, right, |l, r| evaluate(self.op, l, r, &result))
     }
+}
+
+/// `(left op right)`, written into one text however deep the operands are.
+fn display(op: Op, args: &[Expr], text: &mut String) {
+    let [left, right] = args else {
+        text.push_str(op.sign());
+        return;
+    };
+    let operand = |e: &Expr, text: &mut String| match e {
+        Expr::ScalarFunction(f) => match f.func.inner().downcast_ref::<Arithmetic>() {
+            Some(inner) => display(inner.op, &f.args, text),
+            None => text.push_str(&e.to_string()),
+        },
+        e => text.push_str(&e.to_string()),
+    };
+    text.push('(');
+    operand(left, text);
+    text.push(' ');
+    text.push_str(op.sign());
+    text.push(' ');
+    operand(right, text);
+    text.push(')');
 }
 
 /// `left op right` over whole columns; the operands have the types of [`types`].

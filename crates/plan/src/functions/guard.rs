@@ -17,7 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 
-use super::{arithmetic, cast, library};
+use super::{arithmetic, cast, library, single_row};
 use crate::expr::GuardedLogic;
 
 /// Guards the predicates of filters and the expressions of projections.
@@ -80,6 +80,7 @@ fn can_fail(expr: &Arc<dyn PhysicalExpr>) -> Result<bool> {
             let name = call.name();
             library::of(call.fun()).is_some()
                 || name == arithmetic::Negate::NAME
+                || name == single_row::NAME
                 || arithmetic::Op::ALL.iter().any(|op| op.sign() == name)
                 || cast::TARGETS.iter().any(|(target, _)| *target == name)
         }))

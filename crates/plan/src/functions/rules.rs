@@ -1,9 +1,10 @@
 //! The analyser of every plan, ad-hoc or standing: DataFusion's, with Postgres' meaning of literals, operators and casts.
 //!
 //! Order matters: operators become functions before types are coerced, so that the functions' own typing counts; casts
-//! are rewritten after, so that those which coercion put in are included. All of it runs before constants are folded.
+//! are rewritten after, so that those which coercion put in are included. Subqueries become joins last. All of it runs before constants are folded.
 //! Running the rules on an analysed plan changes nothing.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, SchemaRef};
@@ -35,6 +36,7 @@ pub fn analyzer() -> Analyzer {
         Arc::new(PostgresTypes),
         Arc::new(TypeCoercion::new()),
         Arc::new(PostgresCasts),
+        Arc::new(crate::table::UnnestSubqueries),
     ])
 }
 
@@ -80,7 +82,7 @@ impl ExprPlanner for ArithmeticPlanner {
         if let Some(folded) = fold(op, &left, &right) {
             return Ok(PlannerResult::Planned(folded));
         }
-        match call(op.sign(), vec![left, right]) {
+        match call(op.sign(), vec![named(left), named(right)]) {
             Some(call) => Ok(PlannerResult::Planned(call)),
             None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),
         }
@@ -155,6 +157,28 @@ fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerRes
         *side = Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(literal), wanted));
     }
     Ok(PlannerResult::Original(raw))
+}
+
+/// Levels of arithmetic after which an operand gets a short name.
+const NAMED_LEVELS: usize = 16;
+
+/// `operand`, under an alias if it is a long chain. DataFusion asks every level of an expression for its name again and
+/// again, and spells the whole expression each time: for a chain of hundreds that is most of the time of planning.
+fn named(operand: Expr) -> Expr {
+    let mut node = &operand;
+    for _ in 0..NAMED_LEVELS {
+        match node {
+            Expr::ScalarFunction(f) if Op::ALL.iter().any(|op| op.sign() == f.func.name()) => match f.args.first() {
+                Some(left) => node = left,
+                None => return operand,
+            },
+            _ => return operand,
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    operand.schema_name().to_string().hash(&mut hasher);
+    let name = format!("__e{:016x}", hasher.finish());
+    operand.alias(name)
 }
 
 /// A parameter beside an operand of known type takes the type that a bare literal would take there.
