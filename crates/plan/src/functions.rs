@@ -4,7 +4,8 @@
 //! that a stored plan holds. Where DataFusion's own function or operator differs from Postgres, ours is registered instead:
 //! - [`arithmetic`]: `+ - * / %` and unary minus are checked;
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
-//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift.
+//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
+//! - [`extreme`]: `min` and `max` know every float.
 //!
 //! [`rules::analyzer`] rewrites operators and casts into calls of these functions. It must run, in this form, on every
 //! plan before it is optimised, because constants are folded there.
@@ -21,6 +22,7 @@ pub mod aggregate;
 pub mod arithmetic;
 pub mod cast;
 mod decimal;
+pub mod extreme;
 pub mod format;
 pub mod guard;
 pub mod parse;
@@ -108,6 +110,11 @@ fn registry() -> &'static Registry {
                 aggregates.insert(alias.clone(), Arc::clone(&function));
             }
             aggregates.insert(function.name().to_owned(), function);
+        }
+        for name in ["min", "max"] {
+            if let Some(inner) = aggregates.remove(name) {
+                aggregates.insert(name.to_owned(), Arc::new(AggregateUDF::from(extreme::Extreme::new(inner))));
+            }
         }
         // `mean` is an alias of the `avg` that ours replaces; `every` is standard SQL's `bool_and`.
         for (alias, name) in [("mean", "avg"), ("every", "bool_and")] {
