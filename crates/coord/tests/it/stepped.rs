@@ -22,9 +22,12 @@ use crate::random_views::script::{Script, Step};
 use crate::random_views::{Failure, check, write};
 
 /// Seeds of a run, each another interleaving of another workload.
-const SEEDS: u64 = 10;
+const SEEDS: u64 = 6;
 /// Standing queries of each.
-const VIEWS: usize = 10;
+const VIEWS: usize = 6;
+/// Checks beside the changes of a run, so far apart.
+const CHECKS: usize = 4;
+const CHECK_POLLS: usize = 300;
 /// More steps than this mean that nothing gets on any more.
 const STEPS_MAX: usize = 4_000_000;
 
@@ -191,7 +194,12 @@ async fn unlucky(mut session: Session, scene: Arc<Mutex<Scene>>) {
 
 /// Compares every view with its query while the others change things.
 async fn reader(mut session: Session, script: Arc<Script>, scene: Arc<Mutex<Scene>>) {
-    while scene.lock().busy > 0 {
+    for _ in 0..CHECKS {
+        for _ in 0..CHECK_POLLS {
+            if scene.lock().busy > 0 {
+                pending_once().await;
+            }
+        }
         let views: Vec<usize> = scene.lock().alive.iter().copied().collect();
         let (_, failures) = check(&mut session, &script, &views).await;
         let mut scene = scene.lock();
@@ -199,8 +207,6 @@ async fn reader(mut session: Session, script: Arc<Script>, scene: Arc<Mutex<Scen
         // A view that was dropped meanwhile may be missed.
         let alive = scene.alive.clone();
         scene.failures.extend(failures.into_iter().filter(|f| f.view.is_none_or(|v| alive.contains(&v))));
-        drop(scene);
-        tokio::task::yield_now().await;
     }
 }
 
