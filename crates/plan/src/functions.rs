@@ -6,6 +6,7 @@
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
 //! - [`library`]: functions of numbers, text, binary strings, dates and times, chosen by [`overload`];
 //! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
+//! - [`extreme`]: `min` and `max` know every float;
 //! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types.
 //!
 //! [`rules::analyzer`] rewrites operators and casts into calls of these functions, and [`typing`] brings operands together.

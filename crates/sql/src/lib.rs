@@ -46,8 +46,8 @@ mod limit;
 mod locate;
 mod merged;
 mod rewrite;
-mod scopes;
 mod rows;
+mod scopes;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};

@@ -25,6 +25,12 @@ pub fn options(zone: &str) -> ConfigOptions {
     parser.default_null_ordering = "nulls_max".to_string();
     options.execution.time_zone = Some(zone.to_string());
     options.optimizer.skip_failed_rules = false;
+    // Nothing that is scanned here can use filters that arise while a query runs, and a join's filter that passes a
+    // constant column of a UNION fails on the types of its values.
+    options.optimizer.enable_topk_dynamic_filter_pushdown = false;
+    options.optimizer.enable_join_dynamic_filter_pushdown = false;
+    options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    options.optimizer.enable_dynamic_filter_pushdown = false;
     options
 }
 
