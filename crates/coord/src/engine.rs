@@ -28,6 +28,7 @@ use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder
 use crate::into_table::TableSink;
 use crate::job::Phase;
 use crate::record;
+use crate::sessions::Sessions;
 use crate::sinks::Sinks;
 use crate::sources::Sources;
 use crate::table::Table;
@@ -75,6 +76,7 @@ pub struct Engine {
     pub budget: Budget,
     pub sources: Arc<Sources>,
     pub sinks: Arc<Sinks>,
+    pub sessions: Arc<Sessions>,
     pub log: Arc<Log>,
     pub worker: Arc<dyn Worker>,
     threads: Arc<ThreadWorker>,
@@ -149,6 +151,7 @@ impl Engine {
             budget,
             sources,
             sinks,
+            sessions: Arc::default(),
             log,
             worker,
             threads,

@@ -22,7 +22,7 @@ pub mod limits;
 
 pub mod parser;
 
-pub mod names;
+mod names;
 pub mod types;
 
 pub mod resolver;
@@ -42,6 +42,7 @@ mod constant;
 mod context;
 mod dialect;
 mod locate;
+mod origin;
 mod rewrite;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};

@@ -6,7 +6,6 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::optimizer::Analyzer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
@@ -28,21 +27,21 @@ pub fn options(zone: &str) -> ConfigOptions {
     options
 }
 
-/// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them.
+/// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them. They are
+/// analysed already, and must not be again: a small bigint parameter in the place of a literal would become an integer.
 ///
 /// `runtime` carries the memory pool; `partitions` is how many threads one query may use. Building one takes about a
 /// millisecond: keep it, and clone it where a statement needs its own.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
-    let analyzer: Analyzer = plan::functions::rules::analyzer();
     let mut physical = PhysicalOptimizer::new().rules;
     physical.push(Arc::new(plan::functions::guard::GuardedPredicates));
     SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
         .with_default_features()
-        .with_analyzer_rules(analyzer.rules)
+        .with_analyzer_rules(Vec::new())
         .with_physical_optimizer_rules(physical)
         .with_expr_planners(plan::functions::expr_planners())
         .with_scalar_functions(plan::functions::scalars())
