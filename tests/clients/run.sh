@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs real clients (psycopg, asyncpg, pgjdbc, psqlODBC's isql, psql) against a running server.
-#   PORT=7432 tests/clients/run.sh [psycopg] [asyncpg] [jdbc] [odbc] [psql]
+# Runs real clients (psycopg, asyncpg, SQLAlchemy, pgjdbc, psqlODBC's isql, psql, pgbench) against a running server.
+#   PORT=7432 tests/clients/run.sh [psycopg] [asyncpg] [sqlalchemy] [jdbc] [odbc] [psql] [pgbench]
 # HOST, DATABASE, DBUSER and SCRATCH (for the Python environment and psql's output) may be set too. PostgreSQL 15 passes every check; it is
 # the reference. Starts no server. Debian packages that are missing are installed, for which it must run as root.
 # One PASS or FAIL line a check; exit code 1 on any FAIL.
@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 export PGHOST=${HOST:-127.0.0.1} PGPORT=$PORT PGUSER=${DBUSER:-postgres} PGDATABASE=${DATABASE:-postgres} PGCONNECT_TIMEOUT=10
 scratch=${SCRATCH:-${TMPDIR:-/tmp}/millstream-clients}
 mkdir -p "$scratch"
-clients=${*:-psycopg asyncpg jdbc odbc psql}
+clients=${*:-psycopg asyncpg sqlalchemy jdbc odbc psql pgbench}
 
 missing=()
 for package in libpostgresql-jdbc-java openjdk-17-jdk-headless odbc-postgresql unixodbc postgresql-client-15 python3-venv; do
@@ -19,8 +19,8 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
     apt-get install -y --no-install-recommends "${missing[@]}" > "$scratch/apt.log" 2>&1 || { cat "$scratch/apt.log"; exit 1; }
 fi
-if [ ! -x "$scratch/venv/bin/python" ] || ! "$scratch/venv/bin/python" -c 'import psycopg, asyncpg' 2> /dev/null; then
-    python3 -m venv "$scratch/venv" && "$scratch/venv/bin/pip" -q install 'psycopg[binary]' asyncpg || exit 1
+if [ ! -x "$scratch/venv/bin/python" ] || ! "$scratch/venv/bin/python" -c 'import psycopg, asyncpg, sqlalchemy, greenlet, psycopg2, pg8000' 2> /dev/null; then
+    python3 -m venv "$scratch/venv" && "$scratch/venv/bin/pip" -q install 'psycopg[binary]' asyncpg 'sqlalchemy[asyncio]' psycopg2-binary pg8000 || exit 1
 fi
 version=$(psql -X -At -c 'SELECT version()') || exit 1
 case $version in *Millstream*) export MILLSTREAM=yes ;; *) export MILLSTREAM=no ;; esac
@@ -81,13 +81,45 @@ CHECKS
     [ "$failed" = 0 ]
 }
 
+# pgbench's own schema and its TPC-B-like transactions, in each protocol; the balances must agree at the end.
+pgbench_checks() {
+    local failed=0 out=$scratch/pgbench.out bench=pgbench
+    # Debian has it in the server's package, which is not installed for its sake.
+    command -v pgbench > /dev/null || bench=/usr/lib/postgresql/15/bin/pgbench
+    [ -x "$(command -v "$bench")" ] || { echo "SKIP pgbench: not installed (package postgresql-15)"; return 0; }
+    report() {
+        if [ "$2" = 0 ]; then echo "PASS pgbench: $1"; else
+            failed=$((failed + 1))
+            echo "FAIL pgbench: $1: $(tail -n 3 "$out" | tr '\n' ' ')"
+        fi
+    }
+    "$bench" -i -s 1 --quiet > "$out" 2>&1
+    report "initialise" $?
+    for protocol in simple extended prepared; do
+        "$bench" -n -M $protocol -c 4 -j 2 -t 50 > "$out" 2>&1 && grep -q 'processed: 200/200' "$out"
+        report "TPC-B-like transactions, $protocol protocol" $?
+    done
+    "$bench" -n -S -M prepared -c 4 -j 2 -t 100 > "$out" 2>&1
+    report "selects, prepared protocol" $?
+    psql -X -At -c "SELECT count(*) FROM pgbench_history" \
+        -c "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)" \
+        -c "SELECT (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(tbalance) FROM pgbench_tellers)" > "$out" 2>&1
+    [ "$(tr '\n' ' ' < "$out")" = "600 t t " ]
+    report "balances agree" $?
+    "$bench" -i -I d --quiet > "$out" 2>&1
+    report "drop" $?
+    echo "pgbench: $failed failed"
+    [ "$failed" = 0 ]
+}
+
 status=0
 for client in $clients; do
     case $client in
-        psycopg | asyncpg) "$scratch/venv/bin/python" "$here/${client}_client.py" ;;
+        psycopg | asyncpg | sqlalchemy) "$scratch/venv/bin/python" "$here/${client}_client.py" ;;
         jdbc) java -cp /usr/share/java/postgresql.jar "$here/JdbcClient.java" "$PGHOST" "$PGPORT" "$PGDATABASE" "$PGUSER" ;;
         odbc) sh "$here/odbc.sh" ;;
         psql) psql_checks ;;
+        pgbench) pgbench_checks ;;
         *) echo "unknown client $client"; false ;;
     esac || status=1
 done

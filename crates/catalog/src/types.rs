@@ -5,6 +5,12 @@
 
 use arrow_schema::{DataType, IntervalUnit, TimeUnit};
 
+/// Key in the metadata of a result's field: the SQL name of its PostgreSQL type, where the Arrow type does not tell it.
+pub const PG_TYPE: &str = "pg.type";
+/// Key in the metadata of a result's field: the relation's OID and the column's number, as `oid.number`, of the column
+/// that it shows unchanged.
+pub const PG_COLUMN: &str = "pg.column";
+
 /// One scalar type. Its array type has the OID [`array_oid`](Self::array_oid) and the name `_` + [`name`](Self::name).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PgType {
@@ -120,9 +126,14 @@ pub mod oid {
     pub const NAME: u32 = 19;
     pub const INT8: u32 = 20;
     pub const INT2: u32 = 21;
+    pub const INT2VECTOR: u32 = 22;
     pub const INT4: u32 = 23;
     pub const TEXT: u32 = 25;
     pub const OID: u32 = 26;
+    pub const XID: u32 = 28;
+    pub const CID: u32 = 29;
+    pub const OIDVECTOR: u32 = 30;
+    pub const PG_NODE_TREE: u32 = 194;
     pub const FLOAT4: u32 = 700;
     pub const FLOAT8: u32 = 701;
     pub const UNKNOWN: u32 = 705;

@@ -28,6 +28,7 @@ use crate::execution::{Execution, Threads};
 use crate::into_table::TableSink;
 use crate::job::Phase;
 use crate::record;
+use crate::sessions::Sessions;
 use crate::sinks::Sinks;
 use crate::sources::Sources;
 use crate::table::Table;
@@ -90,6 +91,7 @@ pub struct Engine {
     pub budget: Budget,
     pub sources: Arc<Sources>,
     pub sinks: Arc<Sinks>,
+    pub sessions: Arc<Sessions>,
     pub log: Arc<Log>,
     pub worker: Arc<dyn Worker>,
     execution: Arc<dyn Execution>,
@@ -164,6 +166,7 @@ impl Engine {
             budget,
             sources,
             sinks,
+            sessions: Arc::default(),
             log,
             worker,
             execution,

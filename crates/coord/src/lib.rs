@@ -16,6 +16,7 @@ pub mod into_table;
 pub mod job;
 pub mod record;
 pub mod session;
+pub mod sessions;
 pub mod sinks;
 pub mod sources;
 pub mod status;

@@ -3,14 +3,31 @@
 use std::fmt;
 use std::sync::Arc;
 
-use flow::RelationId;
-use query::system::{JobInfo, SourceInfo, SystemSource};
+use catalog::Settings;
+use flow::{RelationId, Result};
+use parking_lot::Mutex;
+use query::system::{ActivityInfo, JobInfo, SourceInfo, SystemSource};
 
 use crate::engine::Engine;
 use crate::job::Phase;
 
-/// The engine as the system catalogs see it.
-pub struct EngineStatus(pub Arc<Engine>);
+/// A setting that `set_config` has changed; the session makes it its own before its next statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedSetting {
+    pub name: String,
+    /// None resets.
+    pub value: Option<String>,
+    /// Until the end of the transaction only.
+    pub local: bool,
+}
+
+/// The engine as the system catalogs see it from one session.
+pub struct EngineStatus {
+    pub engine: Arc<Engine>,
+    /// The session's settings when the statement was planned.
+    pub settings: Arc<Settings>,
+    pub wanted: Arc<Mutex<Vec<WantedSetting>>>,
+}
 
 impl fmt::Debug for EngineStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,9 +35,16 @@ impl fmt::Debug for EngineStatus {
     }
 }
 
+fn take_setting(settings: &mut Settings, name: &str, value: Option<&str>) -> Result<()> {
+    match value {
+        Some(value) => settings.set(name, value).map(|_| ()),
+        None => settings.reset(name),
+    }
+}
+
 impl SystemSource for EngineStatus {
     fn jobs(&self) -> Vec<JobInfo> {
-        let jobs = self.0.clock.board.all();
+        let jobs = self.engine.clock.board.all();
         jobs.into_iter()
             .map(|(relation, job)| JobInfo {
                 relation,
@@ -38,7 +62,7 @@ impl SystemSource for EngineStatus {
     }
 
     fn sources(&self) -> Vec<SourceInfo> {
-        self.0
+        self.engine
             .sources
             .all()
             .iter()
@@ -62,20 +86,39 @@ impl SystemSource for EngineStatus {
     }
 
     fn row_estimate(&self, relation: RelationId) -> Option<u64> {
-        match self.0.table(relation) {
+        match self.engine.table(relation) {
             Some(table) => Some(table.store.live_rows() as u64),
-            None => self.0.worker.shared().stores.get(relation).map(|s| s.live_rows() as u64),
+            None => self.engine.worker.shared().stores.get(relation).map(|s| s.live_rows() as u64),
         }
     }
 
     fn relation_bytes(&self, relation: RelationId) -> Option<u64> {
-        match self.0.table(relation) {
+        match self.engine.table(relation) {
             Some(table) => Some(table.store.bytes() as u64),
-            None => self.0.worker.shared().stores.get(relation).map(|s| s.bytes() as u64),
+            None => self.engine.worker.shared().stores.get(relation).map(|s| s.bytes() as u64),
         }
     }
 
     fn epoch(&self) -> u64 {
-        self.0.clock.completed().0
+        self.engine.clock.completed().0
+    }
+
+    fn sessions(&self) -> Vec<ActivityInfo> {
+        self.engine.sessions.all()
+    }
+
+    fn set_config(&self, name: &str, value: Option<&str>, local: bool) -> Result<String> {
+        let mut settings = self.settings.as_ref().clone();
+        let mut wanted = self.wanted.lock();
+        for w in wanted.iter() {
+            take_setting(&mut settings, &w.name, w.value.as_deref())?;
+        }
+        take_setting(&mut settings, name, value)?;
+        wanted.push(WantedSetting { name: name.to_string(), value: value.map(str::to_string), local });
+        Ok(settings.get(name).unwrap_or_default().to_string())
+    }
+
+    fn cancel(&self, pid: i32, terminate: bool) -> bool {
+        self.engine.sessions.stop(pid, terminate)
     }
 }

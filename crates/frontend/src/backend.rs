@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
@@ -62,6 +63,8 @@ pub struct ParsedStatement {
 pub struct Prepared {
     /// The type of `$1`, `$2`, ... None is left undetermined (`42P18` otherwise).
     pub parameters: Vec<DataType>,
+    /// Their Postgres types, where the Arrow types do not tell them; may be shorter.
+    pub parameter_oids: Vec<Option<u32>>,
     /// The columns of the result, or `None` when the statement returns no rows.
     pub columns: Option<SchemaRef>,
     /// The session's own form of the plan.
@@ -254,6 +257,20 @@ pub trait Session: Send {
     /// Those of them whose value has changed since the last call.
     fn take_parameter_changes(&mut self) -> Vec<(String, String)> {
         Vec::new()
+    }
+
+    /// The columns of the open SQL cursor of that name: to clients cursors are portals.
+    fn cursor_columns(&self, _name: &str) -> Option<SchemaRef> {
+        None
+    }
+
+    /// Closes that cursor, if it is open.
+    fn close_cursor(&mut self, _name: &str) {}
+
+    /// The client has its answer and it is its turn: called before each ReadyForQuery. Gives how long the session may now
+    /// wait for the client, if there is a limit.
+    fn wait_for_client(&mut self) -> Option<Duration> {
+        None
     }
 
     /// How values are written as text, by the session's present settings. Called for each execution.

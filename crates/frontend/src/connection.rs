@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::ArrayRef;
 use bytes::Bytes;
@@ -20,6 +21,22 @@ use crate::message::read_string;
 use crate::rows::{RowSource, Sent};
 use crate::transport::{Frame, Transport};
 
+/// Ready, with the error that ends the session, after `limit`; never without one.
+async fn idle_too_long(limit: Option<Duration>, status: TransactionStatus) -> Error {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+    match status {
+        TransactionStatus::Idle => {
+            Error::new(SqlState::IdleSessionTimeout, "terminating connection due to idle-session timeout")
+        }
+        _ => {
+            Error::new(SqlState::IdleInTransactionTimeout, "terminating connection due to idle-in-transaction timeout")
+        }
+    }
+}
+
 /// The state of a conversation, apart from the socket.
 pub(crate) struct Connection {
     pub(crate) session: Box<dyn Session>,
@@ -30,6 +47,8 @@ pub(crate) struct Connection {
     pub(crate) implicit: bool,
     /// An extended message failed: everything up to the next Sync is skipped.
     skip_to_sync: bool,
+    /// How long the client may stay silent after ReadyForQuery.
+    idle_limit: Option<Duration>,
 }
 
 impl Connection {
@@ -41,6 +60,7 @@ impl Connection {
             portals: HashMap::new(),
             implicit: false,
             skip_to_sync: false,
+            idle_limit: None,
         }
     }
 
@@ -54,8 +74,13 @@ impl Connection {
                     biased;
                     frame = transport.read_frame() => frame?,
                     error = self.cancel.stopped() => return Err(Failure::Fatal(error)),
+                    error = idle_too_long(self.idle_limit, self.session.transaction_status()) => {
+                        return Err(Failure::Fatal(error));
+                    }
                 },
             };
+            // Only the time between ReadyForQuery and the next message counts as idle.
+            self.idle_limit = None;
             if frame.kind == b'X' {
                 return Ok(());
             }
@@ -142,6 +167,7 @@ impl Connection {
         for (name, value) in self.session.take_parameter_changes() {
             transport.put(&ParameterStatus::new(name, value))?;
         }
+        self.idle_limit = self.session.wait_for_client();
         use pgwire::messages::response::TransactionStatus as Wire;
         let status = match self.session.transaction_status() {
             TransactionStatus::Idle => {

@@ -108,11 +108,14 @@ impl Connection {
         }
         let prepared = match &parsed {
             Some(parsed) => self.session.prepare(parsed, &declared).await?,
-            None => Prepared { parameters: Vec::new(), columns: None, plan: Arc::new(()) },
+            None => Prepared { parameters: Vec::new(), parameter_oids: Vec::new(), columns: None, plan: Arc::new(()) },
         };
         let oid_of = |(i, data_type)| match types.get(i) {
             Some(oid) if !is_open(*oid) => *oid,
-            _ => PgType::of(data_type).oid,
+            _ => match prepared.parameter_oids.get(i) {
+                Some(Some(oid)) => *oid,
+                _ => PgType::of(data_type).oid,
+            },
         };
         let parameter_oids = prepared.parameters.iter().enumerate().map(oid_of).collect();
         self.statements.insert(name.to_string(), Arc::new(Statement { parsed, prepared, parameter_oids }));
@@ -185,6 +188,13 @@ impl Connection {
                 (statement, &no_formats)
             }
             Target::Portal(name) => {
+                if !self.portals.contains_key(&*name)
+                    && let Some(schema) = self.session.cursor_columns(&name)
+                {
+                    self.refuse_if_failed(false)?;
+                    transport.put(&row_description(&schema, &[]))?;
+                    return Ok(());
+                }
                 let portal = self.portals.get(&*name).ok_or_else(|| no_such_portal(&name))?;
                 self.refuse_if_failed(portal.statement.prepared.columns.is_none())?;
                 (&portal.statement, &portal.formats)
@@ -200,7 +210,10 @@ impl Connection {
     pub(crate) fn on_close(&mut self, body: Bytes, transport: &mut Transport) -> Result<(), Failure> {
         match Target::read(body, "CLOSE")? {
             Target::Statement(name) => drop(self.statements.remove(&*name)),
-            Target::Portal(name) => drop(self.portals.remove(&*name)),
+            Target::Portal(name) => match self.portals.remove(&*name) {
+                Some(_) => {}
+                None => self.session.close_cursor(&name),
+            },
         }
         transport.put_empty(b'3');
         Ok(())

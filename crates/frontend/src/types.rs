@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, IntervalUnit, TimeUnit};
 
-/// Field metadata key whose value is a Postgres type name, optionally with modifiers and `[]`: `oid`, `name`,
+/// Under [`PG_TYPE`] a field's metadata has a Postgres type name, optionally with modifiers and `[]`: `oid`, `name`,
 /// `varchar(20)`, `char(3)`, `json`, `int2vector`, `regclass`, `oid[]`.
-pub const PG_TYPE: &str = "pg.type";
+pub use catalog::types::{PG_COLUMN, PG_TYPE};
 
 /// Type OIDs of PostgreSQL's `pg_type`.
 pub mod oid {

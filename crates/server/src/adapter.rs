@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use catalog::Settings;
 use coord::session::copy::CopyPlan;
 use coord::session::write::Status;
 use coord::session::{Outcome, Prepared as Planned};
+use coord::sessions::OpenSession;
 use coord::{Engine, Session as CoordSession};
 use datafusion::execution::context::SessionState;
 use flow::{Error, Result, SqlState};
@@ -22,6 +23,7 @@ use frontend::{
     Response, RowsTag, Session, Startup, TextSettings, TimeZone, TransactionStatus,
 };
 use futures::StreamExt;
+use query::system::ActivityInfo;
 use sql::statement::{Parsed, Statement};
 use tokio::sync::Mutex;
 
@@ -66,7 +68,24 @@ impl Backend for Server {
         for (name, value) in &startup.parameters {
             session.settings.set_default(name, value)?;
         }
-        Ok(Box::new(Connected { session: Arc::new(Mutex::new(session)), cancel: startup.cancel }))
+        let client = (startup.remote.ip().to_string(), startup.remote.port());
+        session.client = Some(client.clone());
+        let now_us = self.engine.config.time.now_us();
+        let activity = ActivityInfo {
+            pid: startup.pid,
+            database: database.to_string(),
+            user: startup.user,
+            application_name: startup.application_name,
+            client: Some(client),
+            state: "idle".to_string(),
+            started_at_us: Some(now_us),
+            state_changed_at_us: Some(now_us),
+            ..ActivityInfo::default()
+        };
+        let cancel = Arc::clone(&startup.cancel);
+        let stop = move |whole_session| if whole_session { cancel.terminate() } else { cancel.cancel() };
+        let open = self.engine.sessions.open(activity, Box::new(stop));
+        Ok(Box::new(Connected { session: Arc::new(Mutex::new(session)), cancel: startup.cancel, open }))
     }
 }
 
@@ -75,6 +94,8 @@ struct Connected {
     /// Shared with a COPY in progress, which outlives the call that started it; never contended.
     session: Arc<Mutex<CoordSession>>,
     cancel: Arc<CancelHandle>,
+    /// Its place in `pg_stat_activity`.
+    open: OpenSession,
 }
 
 impl Connected {
@@ -123,6 +144,7 @@ impl Session for Connected {
         let planned = bounded(&self.cancel, limit, session.prepare(&parsed, declared)).await?;
         Ok(Prepared {
             parameters: planned.parameters.clone(),
+            parameter_oids: planned.parameter_oids.clone(),
             columns: planned.columns.clone(),
             plan: Arc::new(planned),
         })
@@ -131,6 +153,7 @@ impl Session for Connected {
     async fn execute(&mut self, prepared: &Prepared, parameters: Vec<ArrayRef>) -> Result<Response> {
         let planned = prepared.plan.downcast_ref::<Planned>().ok_or_else(|| Error::internal("not a plan"))?;
         let mut session = self.session.lock().await;
+        self.open.runs(&planned.parsed, session.engine().config.time.now_us());
         let limit = session.statement_timeout();
         let outcome = bounded(&self.cancel, limit, session.execute(planned, &parameters)).await?;
         Ok(match outcome {
@@ -194,6 +217,28 @@ impl Session for Connected {
         self.with(CoordSession::take_parameter_changes).unwrap_or_default()
     }
 
+    fn cursor_columns(&self, name: &str) -> Option<SchemaRef> {
+        self.with(|s| s.cursor_columns(name).ok()).flatten()
+    }
+
+    fn close_cursor(&mut self, name: &str) {
+        self.with(|s| s.close_cursor(Some(name)).is_ok());
+    }
+
+    fn wait_for_client(&mut self) -> Option<Duration> {
+        let open = &self.open;
+        self.session.try_lock().ok().and_then(|session| {
+            let (state, limit) = match session.transaction_status() {
+                Status::Idle => ("idle", "idle_session_timeout"),
+                Status::InTransaction => ("idle in transaction", "idle_in_transaction_session_timeout"),
+                Status::Failed => ("idle in transaction (aborted)", "idle_in_transaction_session_timeout"),
+            };
+            let application_name = session.settings.get("application_name").unwrap_or_default();
+            open.waits(state, application_name, session.engine().config.time.now_us());
+            session.settings.duration_ms(limit).map(Duration::from_millis)
+        })
+    }
+
     fn text_settings(&self) -> TextSettings {
         self.with(|s| {
             // Every value was accepted by SET, so each of these parses.
@@ -240,9 +285,9 @@ fn copy_options(options: &sql::statement::CopyOptions, schema: &arrow::datatypes
     let positions = |names: &[String]| names.iter().filter_map(|n| schema.index_of(n).ok()).collect();
     CopyOptions {
         format: match options.format {
+            sql::statement::CopyFormat::Text => CopyFormat::Text,
             sql::statement::CopyFormat::Csv => CopyFormat::Csv,
-            // The session has refused binary.
-            sql::statement::CopyFormat::Text | sql::statement::CopyFormat::Binary => CopyFormat::Text,
+            sql::statement::CopyFormat::Binary => CopyFormat::Binary,
         },
         delimiter: options.delimiter,
         null: options.null.clone(),

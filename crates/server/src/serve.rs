@@ -88,10 +88,12 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
     let web = bind("HTTP", config.http_addr).await?;
     let metrics = crate::http::install_metrics()?;
     let server = open_engine(&config)?;
+    // A port of 0 was the system's to choose.
+    let bound = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     info!(
         data_dir = %config.data_dir.display(),
-        pg = %config.pg_addr,
-        http = %config.http_addr,
+        pg = %bound(&pg, config.pg_addr),
+        http = %bound(&web, config.http_addr),
         slots = config.slot_count(),
         "millstream is ready"
     );

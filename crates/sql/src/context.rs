@@ -23,6 +23,7 @@ use datafusion::sql::sqlparser::ast;
 use flow::{Error, RelationId, SqlState};
 
 use crate::definition::marker_id;
+use crate::origin::Known;
 use crate::planner::Planner;
 use crate::resolver::{Content, Relation};
 use crate::statement::Name;
@@ -34,6 +35,8 @@ pub(crate) struct Context<'a> {
     planners: Vec<Arc<dyn ExprPlanner>>,
     /// Every relation that was found, views and what they stand on.
     pub relations: RefCell<Vec<RelationId>>,
+    /// What is known about the columns of those relations.
+    pub known: RefCell<Known>,
     /// How many views deep this run is.
     depth: usize,
 }
@@ -43,7 +46,8 @@ const VIEW_DEPTH_MAX: usize = 100;
 
 impl<'a> Context<'a> {
     pub fn new(planner: &'a Planner<'a>, depth: usize) -> Context<'a> {
-        Context { planner, planners: plan::functions::expr_planners(), relations: RefCell::new(Vec::new()), depth }
+        let planners = plan::functions::expr_planners();
+        Context { planner, planners, relations: RefCell::new(Vec::new()), known: RefCell::default(), depth }
     }
 
     fn relation(&self, name: &TableReference) -> std::result::Result<Relation, Error> {
@@ -62,6 +66,7 @@ impl<'a> Context<'a> {
     fn source(&self, name: &TableReference) -> std::result::Result<Arc<dyn TableSource>, Error> {
         let relation = self.relation(name)?;
         self.relations.borrow_mut().push(relation.id);
+        self.known.borrow_mut().add(name, &relation);
         match &relation.content {
             Content::Scan(source) => Ok(Arc::clone(source)),
             Content::Definition(text) => {
@@ -72,6 +77,7 @@ impl<'a> Context<'a> {
                 let query = crate::parse_query(text)?;
                 let raw = self.planner.raw_query(*query, text, &[], self.depth + 1)?;
                 self.relations.borrow_mut().extend(raw.relations);
+                self.known.borrow_mut().extend(raw.known);
                 let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
                 let plan = crate::planner::rename(raw.plan, &names)?;
                 Ok(Arc::new(View { schema: plan.schema().inner().clone(), plan }))
@@ -122,7 +128,13 @@ struct Types;
 impl TypePlanner for Types {
     fn plan_type_field(&self, sql_type: &ast::DataType) -> Result<Option<FieldRef>> {
         let data_type = types::arrow_type(sql_type).map_err(external)?;
-        Ok(Some(Arc::new(Field::new("", data_type, true))))
+        let field = Field::new("", data_type.clone(), true);
+        // What a cast says beyond the Arrow type (varchar, oid) is for the description of the result alone; the
+        // analyser takes it away again.
+        Ok(Some(Arc::new(match crate::origin::beyond_arrow(&data_type, &sql_type.to_string()) {
+            Some(pg_type) => field.with_metadata(crate::origin::type_metadata(pg_type)),
+            None => field,
+        })))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::context::{Context, undefined_table};
 use crate::limits::with_large_stack;
 use crate::locate;
 use crate::names::{self, Source};
+use crate::origin::Known;
 use crate::planner::{Planner, QueryPlan, Raw, bind};
 use crate::resolver::{Relation, RelationKind};
 use crate::rewrite::{self, NAME_END};
@@ -37,6 +38,8 @@ pub struct InsertPlan {
     pub returning: Option<Returning>,
     /// Types of `$1`, `$2`, … of the plan and of RETURNING together.
     pub parameters: Vec<DataType>,
+    /// Their OIDs, where the Arrow types do not tell them.
+    pub parameter_oids: Vec<Option<u32>>,
     pub relations: Vec<RelationId>,
 }
 
@@ -50,6 +53,8 @@ pub struct UpdatePlan {
     pub assigned: Vec<usize>,
     pub returning: Option<Returning>,
     pub parameters: Vec<DataType>,
+    /// Their OIDs, where the Arrow types do not tell them.
+    pub parameter_oids: Vec<Option<u32>>,
     pub relations: Vec<RelationId>,
 }
 
@@ -61,6 +66,8 @@ pub struct DeletePlan {
     pub plan: LogicalPlan,
     pub returning: Option<Returning>,
     pub parameters: Vec<DataType>,
+    /// Their OIDs, where the Arrow types do not tell them.
+    pub parameter_oids: Vec<Option<u32>>,
     pub relations: Vec<RelationId>,
 }
 
@@ -90,6 +97,31 @@ impl Returning {
     }
 }
 
+/// The types of parameters as the client declared them, or as the columns that take them say.
+struct GivenTypes {
+    declared: Vec<Option<DataType>>,
+    known: Known,
+}
+
+impl GivenTypes {
+    /// If `value` is a parameter alone, it is of the column's type unless it was declared.
+    fn assign(&mut self, value: &ast::Expr, column: &crate::resolver::Column) {
+        if let ast::Expr::Value(value) = value
+            && let ast::Value::Placeholder(id) = &value.value
+            && let Some(n) = id.strip_prefix('$').and_then(|n| n.parse::<usize>().ok())
+            && (1..=usize::from(u16::MAX)).contains(&n)
+        {
+            if self.declared.len() < n {
+                self.declared.resize(n, None);
+            }
+            if self.declared[n - 1].is_none() {
+                self.declared[n - 1] = Some(column.data_type.clone());
+                self.known.assign(n, column.pg_type);
+            }
+        }
+    }
+}
+
 macro_rules! binds {
     ($($plan:ty),*) => { $(
         impl $plan {
@@ -105,7 +137,9 @@ binds!(InsertPlan, UpdatePlan, DeletePlan);
 
 /// Stands for the rows that a statement has touched.
 #[derive(Debug)]
-struct AffectedRows {
+pub(crate) struct AffectedRows {
+    /// The table.
+    pub relation: RelationId,
     schema: SchemaRef,
 }
 
@@ -168,14 +202,15 @@ impl Planner<'_> {
             None => {
                 let empty = LogicalPlanBuilder::empty(true).build().map_err(plan::error::from_datafusion_error)?;
                 let plan = self.table_rows(&table, empty, &vec![None; table.columns.len()])?;
-                Raw { plan, parameters: declared.to_vec(), relations: Vec::new() }
+                Raw { plan, parameters: declared.to_vec(), relations: Vec::new(), known: Known::default() }
             }
             Some(query) => {
                 let mut query = query.as_ref().clone();
-                let mut declared = declared.to_vec();
-                let given = self.prepare_values(&mut query, &table, &targets, &insert.columns, &mut declared, &text)?;
-                let rows = given.map(|n| row_schema(&table, &targets[..n])).transpose()?;
-                let raw = self.raw_query_for(query, source, &declared, 0, rows)?;
+                let mut given = GivenTypes { declared: declared.to_vec(), known: Known::default() };
+                let width = self.prepare_values(&mut query, &table, &targets, &insert.columns, &mut given, &text)?;
+                let rows = width.map(|n| row_schema(&table, &targets[..n])).transpose()?;
+                let mut raw = self.raw_query_for(query, source, &given.declared, 0, rows)?;
+                raw.known.extend(given.known);
                 let width = raw.plan.schema().fields().len();
                 check_width(width, targets.len(), !insert.columns.is_empty(), insert)?;
                 let mut places = vec![None; table.columns.len()];
@@ -188,11 +223,11 @@ impl Planner<'_> {
         if let Some(columns) = &insert.on_conflict {
             check_conflict_target(&table, columns)?;
         }
-        let QueryPlan { plan, mut parameters, mut relations, .. } = self.finish(raw, source)?;
+        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } = self.finish(raw, source)?;
         let returning = self.returning(&table, insert.alias.as_deref(), &insert.returning, source, &mut parameters)?;
         relations.push(table.id);
         let do_nothing = insert.on_conflict.is_some();
-        Ok(InsertPlan { table, plan, do_nothing, returning, parameters, relations })
+        Ok(InsertPlan { table, plan, do_nothing, returning, parameters, parameter_oids, relations })
     }
 
     /// Types the parameters of VALUES and puts defaults in. Gives the number of values a row if the query is VALUES.
@@ -202,7 +237,7 @@ impl Planner<'_> {
         table: &Relation,
         targets: &[usize],
         written: &[(String, usize)],
-        declared: &mut Vec<Option<DataType>>,
+        given: &mut GivenTypes,
         text: &Source<'_>,
     ) -> Result<Option<usize>> {
         let plain = query.with.is_none() && query.order_by.is_none() && query.limit_clause.is_none();
@@ -231,15 +266,8 @@ impl Planner<'_> {
                         Some(default) => crate::parse_expr(default)?,
                         None => rewrite::null(),
                     };
-                } else if let ast::Expr::Value(value) = expr
-                    && let ast::Value::Placeholder(id) = &value.value
-                    && let Some(n) = id.strip_prefix('$').and_then(|n| n.parse::<usize>().ok())
-                    && (1..=usize::from(u16::MAX)).contains(&n)
-                {
-                    if declared.len() < n {
-                        declared.resize(n, None);
-                    }
-                    declared[n - 1].get_or_insert_with(|| column.data_type.clone());
+                } else {
+                    given.assign(expr, column);
                 }
             }
         }
@@ -283,7 +311,7 @@ impl Planner<'_> {
         let alias = update.alias.clone().unwrap_or_else(|| table.name.clone());
         let mut projection = old_columns(&table, &alias);
         let mut places: Vec<Option<usize>> = vec![None; table.columns.len()];
-        let mut declared = declared.to_vec();
+        let mut given = GivenTypes { declared: declared.to_vec(), known: Known::default() };
         for (name, position, value) in &update.assignments {
             let Some(column) = table.column(name) else {
                 return Err(undefined_column(&table, name, *position));
@@ -300,22 +328,14 @@ impl Planner<'_> {
                     None => rewrite::null(),
                 };
             }
-            if let ast::Expr::Value(v) = &value
-                && let ast::Value::Placeholder(id) = &v.value
-                && let Some(n) = id.strip_prefix('$').and_then(|n| n.parse::<usize>().ok())
-                && (1..=usize::from(u16::MAX)).contains(&n)
-            {
-                if declared.len() < n {
-                    declared.resize(n, None);
-                }
-                declared[n - 1].get_or_insert_with(|| table.columns[column].data_type.clone());
-            }
+            given.assign(&value, &table.columns[column]);
             let alias = Ident::with_quote('"', format!("{name}{NAME_END}new"));
             projection.push(SelectItem::ExprWithAlias { expr: value, alias });
         }
         let select = rewrite::select_from(object_name(&table), Some(&alias), projection, update.selection.clone());
         let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
-        let raw = self.raw_query(query, source, &declared, 0)?;
+        let mut raw = self.raw_query(query, source, &given.declared, 0)?;
+        raw.known.extend(given.known);
         let schema = Arc::clone(raw.plan.schema());
         let column = |i: usize| {
             let (qualifier, field) = schema.qualified_field(i);
@@ -333,11 +353,12 @@ impl Planner<'_> {
             .project(exprs)
             .and_then(|b| b.build())
             .map_err(plan::error::from_datafusion_error)?;
-        let QueryPlan { plan, mut parameters, mut relations, .. } = self.finish(Raw { plan, ..raw }, source)?;
+        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } =
+            self.finish(Raw { plan, ..raw }, source)?;
         let returning = self.returning(&table, Some(&alias), &update.returning, source, &mut parameters)?;
         relations.push(table.id);
         let assigned = places.iter().enumerate().filter(|(_, p)| p.is_some()).map(|(i, _)| i).collect();
-        Ok(UpdatePlan { table, plan, assigned, returning, parameters, relations })
+        Ok(UpdatePlan { table, plan, assigned, returning, parameters, parameter_oids, relations })
     }
 
     fn plan_delete(&self, delete: &Delete, source: &str, declared: &[Option<DataType>]) -> Result<DeletePlan> {
@@ -351,10 +372,10 @@ impl Planner<'_> {
         );
         let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
         let raw = self.raw_query(query, source, declared, 0)?;
-        let QueryPlan { plan, mut parameters, mut relations, .. } = self.finish(raw, source)?;
+        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } = self.finish(raw, source)?;
         let returning = self.returning(&table, Some(&alias), &delete.returning, source, &mut parameters)?;
         relations.push(table.id);
-        Ok(DeletePlan { table, plan, returning, parameters, relations })
+        Ok(DeletePlan { table, plan, returning, parameters, parameter_oids, relations })
     }
 
     /// Plans a RETURNING list over the table's columns.
@@ -399,7 +420,8 @@ impl crate::Resolver for WithAffectedRows<'_> {
         if name.name != AFFECTED_ROWS {
             return self.inner.relation(name);
         }
-        let source: Arc<dyn TableSource> = Arc::new(AffectedRows { schema: self.table.arrow_schema() });
+        let source: Arc<dyn TableSource> =
+            Arc::new(AffectedRows { relation: self.table.id, schema: self.table.arrow_schema() });
         Some(Relation { content: crate::resolver::Content::Scan(source), ..self.table.clone() })
     }
 

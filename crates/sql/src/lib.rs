@@ -22,7 +22,7 @@ pub mod limits;
 
 pub mod parser;
 
-pub mod names;
+mod names;
 pub mod types;
 
 pub mod resolver;
@@ -45,6 +45,7 @@ mod forms;
 mod limit;
 mod locate;
 mod merged;
+mod origin;
 mod rewrite;
 mod rows;
 mod scopes;

@@ -283,11 +283,11 @@ impl<'a> Reader<'a> {
             "SAVEPOINT" | "RELEASE" => {
                 self.refuse("savepoints are not supported", "Use one transaction without savepoints.")
             }
-            "LISTEN" | "NOTIFY" | "UNLISTEN" => {
-                self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead.")
-            }
+            "UNLISTEN" => self.unlisten(),
+            "LISTEN" | "NOTIFY" => self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead."),
             "LOCK" => self.refuse("LOCK is not supported", "Readers never block; remove the statement."),
-            "VACUUM" | "ANALYZE" | "REINDEX" | "CLUSTER" | "CHECKPOINT" => {
+            "VACUUM" | "ANALYZE" | "ANALYSE" => self.maintain(),
+            "REINDEX" | "CLUSTER" | "CHECKPOINT" => {
                 let what = format!("{} is not supported", word.value.to_uppercase());
                 self.refuse(&what, "Storage needs no maintenance statements; remove it.")
             }

@@ -23,6 +23,7 @@ use plan::functions::{canonical, rules};
 use crate::context::Context;
 use crate::limits::{EXPRESSION_DEPTH_MAX, with_large_stack};
 use crate::names::Source;
+use crate::origin::{self, Known};
 use crate::resolver::{Column, Resolver};
 use crate::rewrite::{self, shown};
 use crate::{limit, locate, merged, scopes, session};
@@ -62,10 +63,16 @@ pub struct Planner<'a> {
 pub struct QueryPlan {
     /// Analysed, not optimised. Its columns are those of `schema` by position; their names in the plan may differ.
     pub plan: LogicalPlan,
-    /// Output columns: shown names, which may repeat, and canonical types.
+    /// Output columns: shown names, which may repeat, and canonical types; with the metadata [`PG_TYPE`] and
+    /// [`PG_COLUMN`] where there is more to say.
+    ///
+    /// [`PG_TYPE`]: catalog::types::PG_TYPE
+    /// [`PG_COLUMN`]: catalog::types::PG_COLUMN
     pub schema: SchemaRef,
     /// Types of `$1`, `$2`, …
     pub parameters: Vec<DataType>,
+    /// Their OIDs, where the Arrow types do not tell them.
+    pub parameter_oids: Vec<Option<u32>>,
     /// Every relation that the query reads, directly or through views, without repetition.
     pub relations: Vec<RelationId>,
 }
@@ -76,6 +83,7 @@ pub(crate) struct Raw {
     /// One for each parameter: its type, where it was given.
     pub parameters: Vec<Option<DataType>>,
     pub relations: Vec<RelationId>,
+    pub known: Known,
 }
 
 impl<'a> Planner<'a> {
@@ -161,13 +169,17 @@ impl<'a> Planner<'a> {
             .sql_statement_to_plan_with_context(statement, &mut planner_context)
             .and_then(flat_unions)
             .map_err(|e| located(from_datafusion_error_in(source, e)))?;
-        Ok(Raw { plan, parameters: declared, relations: context.relations.into_inner() })
+        let known = context.known.into_inner();
+        Ok(Raw { plan, parameters: declared, relations: context.relations.into_inner(), known })
     }
 
     /// Types the parameters, analyses, and casts the output to canonical types.
     pub(crate) fn finish(&self, raw: Raw, source: &str) -> Result<QueryPlan> {
         let text = Source::new(source);
         let fail = |e: DataFusionError| locate::complete(from_datafusion_error_in(source, e), &text);
+        // Before the analysis, which takes apart what tells a varchar from a text.
+        let described = origin::describe(&raw.plan, &raw.known);
+        let parameter_oids = origin::parameter_types(&raw.plan, &raw.known, raw.parameters.len());
         let (plan, parameters) = type_parameters(raw.plan, &raw.parameters).map_err(fail)?;
         let plan = self.analyze(plan).map_err(fail)?;
         let plan = canonical_output(plan).map_err(fail)?;
@@ -176,12 +188,16 @@ impl<'a> Planner<'a> {
             .schema()
             .fields()
             .iter()
-            .map(|f| Field::new(shown(f.name()), f.data_type().clone(), f.is_nullable()))
+            .zip(&described)
+            .map(|(f, d)| {
+                let field = Field::new(shown(f.name()), f.data_type().clone(), f.is_nullable());
+                field.with_metadata(d.metadata(f.data_type()))
+            })
             .collect();
         let mut relations = raw.relations;
         relations.sort();
         relations.dedup();
-        Ok(QueryPlan { plan, schema: Arc::new(Schema::new(fields)), parameters, relations })
+        Ok(QueryPlan { plan, schema: Arc::new(Schema::new(fields)), parameters, parameter_oids, relations })
     }
 
     pub(crate) fn analyze(&self, plan: LogicalPlan) -> std::result::Result<LogicalPlan, DataFusionError> {
@@ -213,7 +229,9 @@ impl QueryPlan {
                 )
                 .with_hint("Give the columns different names with AS."));
             }
-            columns.push(Column::new(name, field.data_type().clone(), field.is_nullable()));
+            let mut column = Column::new(name, field.data_type().clone(), field.is_nullable());
+            column.pg_type = origin::pg_type_of(field);
+            columns.push(column);
         }
         Ok(columns)
     }

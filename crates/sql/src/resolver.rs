@@ -85,11 +85,13 @@ pub struct Column {
     pub default: Option<String>,
     /// The most characters that `varchar(n)` or `char(n)` takes.
     pub characters_max: Option<u64>,
+    /// OID and modifier of the PostgreSQL type, where the Arrow type alone would give another one.
+    pub pg_type: Option<(u32, i32)>,
 }
 
 impl Column {
     pub fn new(name: impl Into<String>, data_type: DataType, nullable: bool) -> Column {
-        Column { name: name.into(), data_type, nullable, default: None, characters_max: None }
+        Column { name: name.into(), data_type, nullable, default: None, characters_max: None, pg_type: None }
     }
 }
 

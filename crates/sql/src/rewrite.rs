@@ -248,7 +248,6 @@ impl VisitorMut for Rewriter<'_> {
             Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, data_type, .. } => {
                 if let Some(limit) = types::character_limit(data_type) {
                     // An explicit cast cuts off what is too long.
-                    *data_type = ast::DataType::Text;
                     let text = std::mem::replace(inner.as_mut(), null());
                     let cast = Expr::Cast {
                         kind: CastKind::Cast,
@@ -257,7 +256,8 @@ impl VisitorMut for Rewriter<'_> {
                         array: false,
                         format: None,
                     };
-                    *expr = call("left", vec![cast, number(&limit.to_string())]);
+                    // The cast around it stays, so that the result is described as what was asked for.
+                    **inner = call("left", vec![cast, number(&limit.to_string())]);
                 }
             }
             _ => {}

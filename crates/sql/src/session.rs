@@ -6,7 +6,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::optimizer::{Analyzer, Optimizer};
+use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
@@ -43,14 +43,14 @@ pub(crate) fn shared_options(zone: &str) -> Arc<ConfigOptions> {
     }
 }
 
-/// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them.
+/// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them. They are
+/// analysed already, and must not be again: a small bigint parameter in the place of a literal would become an integer.
 ///
 /// `runtime` carries the memory pool; `partitions` is how many threads one query may use. It knows no function by name:
 /// plans hold the functions themselves, and every statement clones the session.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
-    let analyzer: Analyzer = plan::functions::rules::analyzer();
     // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
     let rules = Optimizer::new().rules.into_iter().filter(|r| r.name() != "single_distinct_aggregation_to_group_by");
     let mut physical = PhysicalOptimizer::new().rules;
@@ -58,7 +58,7 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
     SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_analyzer_rules(analyzer.rules)
+        .with_analyzer_rules(Vec::new())
         .with_optimizer_rules(rules.collect())
         .with_physical_optimizer_rules(physical)
         .build()

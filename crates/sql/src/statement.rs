@@ -62,6 +62,13 @@ pub enum Statement {
     Update(Box<Update>),
     Delete(Box<Delete>),
     Truncate(Vec<Name>),
+    /// VACUUM and ANALYZE of these relations, or of all.
+    Maintain {
+        tag: &'static str,
+        names: Vec<Name>,
+    },
+    /// UNLISTEN of any channel.
+    Unlisten,
     Copy(Box<Copy>),
 
     CreateTable(Box<CreateTable>),
@@ -519,6 +526,8 @@ impl Statement {
             Statement::Update(_) => "UPDATE",
             Statement::Delete(_) => "DELETE",
             Statement::Truncate(_) => "TRUNCATE TABLE",
+            Statement::Maintain { tag, .. } => tag,
+            Statement::Unlisten => "UNLISTEN",
             Statement::Copy(_) => "COPY",
             Statement::CreateTable(_) => "CREATE TABLE",
             Statement::CreateSource(_) => "CREATE SOURCE",

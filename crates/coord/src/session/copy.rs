@@ -65,9 +65,6 @@ pub struct CopyTo {
 
 impl Session {
     pub(super) async fn copy(&mut self, copy: &Copy, parsed: &Arc<Parsed>) -> Result<Outcome> {
-        if copy.options.format == sql::statement::CopyFormat::Binary {
-            return Err(Error::unsupported("COPY in binary format is not supported").with_hint("Use CSV or text."));
-        }
         match (&copy.target, copy.direction) {
             (CopyTarget::Table { name, columns }, CopyDirection::FromStdin) => {
                 let catalog = self.engine.catalog();

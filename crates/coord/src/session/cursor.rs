@@ -1,13 +1,14 @@
 //! Cursors: DECLARE, FETCH, MOVE, CLOSE. A cursor holds its result's epoch, not its rows: they are read as fetched.
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use flow::{Error, Result, SqlState};
 use futures::StreamExt;
 use parking_lot::Mutex;
+use sql::QueryPlan;
 use sql::statement::{DeclareCursor, Fetch, FetchDirection};
 
-use super::{Outcome, Rows, Session, planning, rows_outcome};
+use super::{Outcome, Rows, Session, rows_outcome};
 
 /// An open cursor.
 pub struct Cursor {
@@ -51,11 +52,18 @@ impl Session {
         self.cursors.get_mut(name).ok_or_else(|| no_cursor(name))
     }
 
-    pub(super) fn cursor_columns(&self, name: &str) -> Result<SchemaRef> {
+    /// The columns of an open cursor.
+    pub fn cursor_columns(&self, name: &str) -> Result<SchemaRef> {
         self.cursors.get(name).map(|c| SchemaRef::clone(&c.schema)).ok_or_else(|| no_cursor(name))
     }
 
-    pub(super) async fn declare(&mut self, declare: &DeclareCursor, source: &str) -> Result<Outcome> {
+    pub(super) async fn declare(
+        &mut self,
+        declare: &DeclareCursor,
+        plan: &QueryPlan,
+        parameters: &[ArrayRef],
+        long: bool,
+    ) -> Result<Outcome> {
         if !declare.hold && !self.in_transaction() {
             return Err(Error::new(
                 SqlState::NoActiveTransaction,
@@ -73,10 +81,7 @@ impl Session {
                 format!("cursor \"{}\" already exists", declare.name),
             ));
         }
-        let catalog = self.engine.catalog();
-        let long = planning::is_long(source);
-        let plan = planning::compute(long, || self.plan_query(&declare.query, source, &[], &catalog))?;
-        if let Outcome::Rows { schema, rows, .. } = self.run_query(&plan, None, &[], long).await? {
+        if let Outcome::Rows { schema, rows, .. } = self.run_query(plan, None, parameters, long).await? {
             self.cursors.insert(
                 declare.name.clone(),
                 Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold },
@@ -104,7 +109,8 @@ impl Session {
         Ok(rows_outcome(schema, rows, "FETCH", true))
     }
 
-    pub(super) fn close_cursor(&mut self, name: Option<&str>) -> Result<Outcome> {
+    /// Closes one cursor, or all.
+    pub fn close_cursor(&mut self, name: Option<&str>) -> Result<Outcome> {
         match name {
             None => self.cursors.clear(),
             Some(name) => {

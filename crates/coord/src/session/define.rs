@@ -66,7 +66,8 @@ struct PlannedQuery {
 
 /// The columns of a view as the catalog keeps them.
 fn catalog_columns(columns: &[sql::Column]) -> Vec<Column> {
-    columns.iter().map(|c| Column::new(&c.name, c.data_type.clone(), "")).collect()
+    let declared = |c: &sql::Column| c.pg_type.map(|(oid, typmod)| catalog::types::format_type(oid, typmod));
+    columns.iter().map(|c| Column::new(&c.name, c.data_type.clone(), &declared(c).unwrap_or_default())).collect()
 }
 
 /// The standing query of a view or sink with these columns; one that writes into a table gets the table's types.

@@ -25,6 +25,7 @@ use catalog::{Catalog, Scope, Settings};
 use datafusion::execution::context::SessionState;
 use flow::{Epoch, Error, Result, SqlState};
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use query::PointRead;
 use sql::QueryPlan;
 use sql::statement::{Parsed, SetValue, Statement};
@@ -33,6 +34,7 @@ use self::copy::{CopyFrom, CopyTo};
 use self::cursor::Cursor;
 use self::write::Transaction;
 use crate::engine::Engine;
+use crate::status::WantedSetting;
 
 /// Rows of a result as they come.
 pub type Rows = BoxStream<'static, Result<RecordBatch>>;
@@ -67,6 +69,8 @@ pub struct Notice {
 pub struct Prepared {
     pub parsed: Arc<Parsed>,
     pub parameters: Vec<DataType>,
+    /// Their type OIDs, where the Arrow types do not tell them.
+    pub parameter_oids: Vec<Option<u32>>,
     /// Columns of the result, if it has rows.
     pub columns: Option<SchemaRef>,
     body: Body,
@@ -113,6 +117,10 @@ enum Body {
         point: Option<Arc<PointRead>>,
     },
     Write(Arc<write::WritePlan>),
+    /// DECLARE of a cursor over this query.
+    Declare {
+        plan: Arc<QueryPlan>,
+    },
     /// SQL-level EXECUTE of a statement prepared by PREPARE.
     Execute {
         inner: Box<Prepared>,
@@ -128,6 +136,8 @@ pub struct Session {
     pub user: String,
     pub database: String,
     pub pid: i32,
+    /// Address and port of the client, when it came over the network.
+    pub client: Option<(String, u16)>,
     transaction: Transaction,
     /// Reads wait for it: a session sees its own writes.
     written: Epoch,
@@ -136,6 +146,8 @@ pub struct Session {
     cursors: HashMap<String, Cursor>,
     /// Reported settings whose value changed since the client was last told.
     changed: Vec<&'static str>,
+    /// Settings that `set_config` has changed and that are not yet in force.
+    wanted: Arc<Mutex<Vec<WantedSetting>>>,
     limits: sql::Limits,
 }
 
@@ -155,12 +167,14 @@ impl Session {
             user,
             database,
             pid,
+            client: None,
             transaction: Transaction::None,
             written: Epoch(0),
             notices: Vec::new(),
             prepared: HashMap::new(),
             cursors: HashMap::new(),
             changed: Vec::new(),
+            wanted: Arc::default(),
             limits: sql::Limits::default(),
         }
     }
@@ -185,6 +199,7 @@ impl Session {
 
     /// Names and values of reported settings that changed since the last call.
     pub fn take_parameter_changes(&mut self) -> Vec<(String, String)> {
+        self.apply_wanted_settings();
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|n| (n.to_string(), self.settings.get(n).unwrap_or_default().to_string())).collect()
     }
@@ -214,6 +229,7 @@ impl Session {
 
     /// Looks names up and plans. `declared` are the client's types for `$1`, `$2`, …
     pub async fn prepare(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>]) -> Result<Prepared> {
+        self.apply_wanted_settings();
         let catalog = self.engine.catalog();
         let long = planning::is_long(&parsed.text);
         let prepared = planning::compute(long, || self.plan(parsed, declared, &catalog))?;
@@ -226,6 +242,7 @@ impl Session {
         let mut prepared = Prepared {
             parsed: Arc::clone(parsed),
             parameters: Vec::new(),
+            parameter_oids: Vec::new(),
             columns: None,
             body: Body::Plain,
             version: catalog.version(),
@@ -239,6 +256,7 @@ impl Session {
                 let point = PointRead::compile(&plan.plan, |relation| self.engine.index_key(relation)).map(Arc::new);
                 prepared.columns = Some(Arc::clone(&plan.schema));
                 prepared.parameters = plan.parameters.clone();
+                prepared.parameter_oids.clone_from(&plan.parameter_oids);
                 if point.is_none() && !lasts(&parsed.text, &plan) {
                     prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
                 }
@@ -248,7 +266,17 @@ impl Session {
                 let write = self.plan_write(parsed, declared, catalog)?;
                 prepared.columns = write.returning_schema();
                 prepared.parameters = write.parameters().to_vec();
+                prepared.parameter_oids = write.parameter_oids().to_vec();
                 prepared.body = Body::Write(Arc::new(write));
+            }
+            Statement::DeclareCursor(declare) => {
+                let plan = self.plan_query(&declare.query, &parsed.source, declared, catalog)?;
+                prepared.parameters = plan.parameters.clone();
+                prepared.parameter_oids.clone_from(&plan.parameter_oids);
+                if !lasts(&parsed.text, &plan) {
+                    prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
+                }
+                prepared.body = Body::Declare { plan: Arc::new(plan) };
             }
             Statement::Show(show) => prepared.columns = Some(self.show_columns(show)),
             Statement::Explain(_) => prepared.columns = Some(text_columns(&["QUERY PLAN"])),
@@ -278,6 +306,7 @@ impl Session {
 
     /// Runs a planned statement. `parameters` have one row each.
     pub async fn execute(&mut self, prepared: &Prepared, parameters: &[ArrayRef]) -> Result<Outcome> {
+        self.apply_wanted_settings();
         let catalog = self.engine.catalog();
         let stale = !prepared.is_current(&catalog, self.engine.config.time.now_us()) || prepared.scope != self.scope();
         let planned;
@@ -299,6 +328,13 @@ impl Session {
                 self.run_query(plan, point.as_deref(), parameters, long).await
             }
             Body::Write(write) => self.run_write(write, parameters).await,
+            Body::Declare { plan } => match &prepared.parsed.statement {
+                Statement::DeclareCursor(declare) => {
+                    let long = planning::is_long(&prepared.parsed.text);
+                    self.declare(declare, plan, parameters, long).await
+                }
+                other => Err(Error::internal(format!("{} declares no cursor", other.tag()))),
+            },
             _ => self.run_plain(prepared).await,
         }
     }
@@ -343,10 +379,21 @@ impl Session {
                 }
                 Ok(Outcome::Done(parsed.statement.tag().into()))
             }
-            Statement::DeclareCursor(declare) => self.declare(declare, &parsed.source).await,
             Statement::Fetch(fetch) => self.fetch(fetch).await,
             Statement::CloseCursor(name) => self.close_cursor(name.as_deref()),
             Statement::Copy(copy) => self.copy(copy, parsed).await,
+            // Nothing was ever listened to.
+            Statement::Unlisten => Ok(Outcome::Done("UNLISTEN".into())),
+            Statement::Maintain { tag, names } => {
+                // Storage keeps itself in order; what is asked for is so already.
+                self.refuse_in_block(tag)?;
+                let (catalog, scope) = (self.engine.catalog(), self.scope());
+                for name in names {
+                    let found = catalog.resolve(&scope.database, &scope.search_path, &define::parts(name));
+                    found.map_err(|e| if name.position > 0 { e.with_position(name.position) } else { e })?;
+                }
+                Ok(Outcome::Done((*tag).into()))
+            }
             Statement::Truncate(names) => self.truncate(names).await,
             _ => self.define(parsed).await,
         }
@@ -371,26 +418,41 @@ impl Session {
             self.warn("25P01", "SET LOCAL can only be used in transaction blocks");
             return Ok(Outcome::Done("SET".into()));
         }
-        let before = self.settings.get(name)?.to_string();
         match value {
-            SetValue::Default => self.settings.reset(name)?,
-            SetValue::Values(values) => {
-                self.settings.set(name, &values.join(", "))?;
-            }
+            SetValue::Default => self.change_setting(name, None, local)?,
+            SetValue::Values(values) => self.change_setting(name, Some(&values.join(", ")), local)?,
+        }
+        Ok(Outcome::Done("SET".into()))
+    }
+
+    /// Sets or resets a setting, to be taken back if the transaction is.
+    fn change_setting(&mut self, name: &str, value: Option<&str>, local: bool) -> Result<()> {
+        // A custom setting has no value before it is first set.
+        let before = self.settings.get(name).ok().map(str::to_string);
+        match value {
+            Some(value) => self.settings.set(name, value).map(|_| ())?,
+            None => self.settings.reset(name)?,
         }
         self.remember_setting(name, before, local);
         self.note_changed(name);
-        Ok(Outcome::Done("SET".into()))
+        Ok(())
+    }
+
+    /// Makes the session's own what `set_config` has set while rows were read.
+    fn apply_wanted_settings(&mut self) {
+        let wanted = std::mem::take(&mut *self.wanted.lock());
+        for WantedSetting { name, value, local } in wanted {
+            // A local setting of a statement that stood alone has ended with it.
+            if !local || self.in_transaction() {
+                // It was accepted by the function.
+                let _ = self.change_setting(&name, value.as_deref(), local);
+            }
+        }
     }
 
     fn reset(&mut self, name: Option<&str>) -> Result<Outcome> {
         match name {
-            Some(name) => {
-                let before = self.settings.get(name)?.to_string();
-                self.settings.reset(name)?;
-                self.remember_setting(name, before, false);
-                self.note_changed(name);
-            }
+            Some(name) => self.change_setting(name, None, false)?,
             None => {
                 self.settings.reset_all();
                 self.changed = catalog_reported(&self.settings);
@@ -404,6 +466,14 @@ impl Session {
             && self.settings.reported().any(|(n, _)| n == setting.name)
         {
             self.changed.push(setting.name);
+        }
+    }
+
+    /// VACUUM stands alone, as in PostgreSQL; ANALYZE need not.
+    fn refuse_in_block(&self, tag: &str) -> Result<()> {
+        match (tag, self.transaction_status()) {
+            ("VACUUM", write::Status::InTransaction) => self.refuse_in_transaction(tag),
+            _ => Ok(()),
         }
     }
 

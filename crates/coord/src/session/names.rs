@@ -59,6 +59,8 @@ impl<'a> SessionNames<'a> {
                 let mut column = sql::Column::new(&c.name, c.data_type.clone(), c.nullable);
                 column.default = c.default.clone();
                 let limited = c.sql_type.starts_with("character") && c.typmod > CHARACTER_TYPMOD_OFFSET;
+                let arrow = catalog::types::oid_and_typmod(&c.data_type, "");
+                column.pg_type = Some((c.type_oid, c.typmod)).filter(|own| *own != arrow);
                 column.characters_max = limited.then_some((c.typmod - CHARACTER_TYPMOD_OFFSET) as u64);
                 column
             })

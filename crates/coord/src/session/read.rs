@@ -21,6 +21,7 @@ use state::Pin;
 use super::names::{SessionNames, scanned};
 use super::{Outcome, Session, planning, rows_outcome};
 use crate::engine::Engine;
+use crate::status::EngineStatus;
 
 /// What one statement reads: every relation at one epoch, with the transaction's own writes on top.
 pub struct StatementView {
@@ -75,17 +76,23 @@ impl Session {
     }
 
     pub(super) fn system_catalog(&self, catalog: &Catalog) -> SystemCatalog {
+        let settings = Arc::new(self.settings.clone());
+        let status = EngineStatus {
+            engine: Arc::clone(&self.engine),
+            settings: Arc::clone(&settings),
+            wanted: Arc::clone(&self.wanted),
+        };
         let info = SessionInfo {
             database: self.database.clone(),
             user: self.user.clone(),
             search_path: self.settings.search_path(&self.user),
             pid: self.pid,
-            client: None,
-            settings: Arc::new(self.settings.clone()),
+            client: self.client.clone(),
+            settings,
             now_us: self.engine.config.time.now_us(),
             server_start_us: self.engine.started_us,
         };
-        SystemCatalog::new(catalog.clone(), info, Arc::new(crate::status::EngineStatus(Arc::clone(&self.engine))))
+        SystemCatalog::new(catalog.clone(), info, Arc::new(status))
     }
 
     /// Plans an ad-hoc query.

@@ -35,8 +35,8 @@ pub struct Open {
     pin: Option<Arc<Pin>>,
     writes: WriteSet,
     read_only: bool,
-    /// Settings to put back at the end: (name, value before, also after a commit).
-    settings: Vec<(String, String, bool)>,
+    /// Settings to put back at the end: (name, value before if it had one, also after a commit).
+    settings: Vec<(String, Option<String>, bool)>,
 }
 
 /// A planned INSERT, UPDATE or DELETE.
@@ -69,6 +69,14 @@ impl WritePlan {
             WriteKind::Insert(plan, _) => &plan.parameters,
             WriteKind::Update(plan) => &plan.parameters,
             WriteKind::Delete(plan) => &plan.parameters,
+        }
+    }
+
+    pub fn parameter_oids(&self) -> &[Option<u32>] {
+        match &self.kind {
+            WriteKind::Insert(plan, _) => &plan.parameter_oids,
+            WriteKind::Update(plan) => &plan.parameter_oids,
+            WriteKind::Delete(plan) => &plan.parameter_oids,
         }
     }
 
@@ -166,6 +174,7 @@ impl Session {
 
     /// An error inside BEGIN … COMMIT: only its end is accepted from here on, and its writes are void.
     pub fn fail_transaction(&mut self) {
+        self.wanted.lock().clear();
         self.transaction = match std::mem::replace(&mut self.transaction, Transaction::None) {
             Transaction::Explicit(open) => {
                 // Locks are released at once; nothing of it can be committed any more.
@@ -183,6 +192,10 @@ impl Session {
     }
 
     pub async fn end_implicit(&mut self, commit: bool) -> Result<()> {
+        match commit {
+            true => self.apply_wanted_settings(),
+            false => self.wanted.lock().clear(),
+        }
         if !matches!(self.transaction, Transaction::Implicit(_)) {
             return Ok(());
         }
@@ -277,7 +290,7 @@ impl Session {
         Ok(Outcome::Done("ROLLBACK".into()))
     }
 
-    pub(super) fn remember_setting(&mut self, name: &str, before: String, local: bool) {
+    pub(super) fn remember_setting(&mut self, name: &str, before: Option<String>, local: bool) {
         if let Some(open) = self.open() {
             open.settings.push((name.to_string(), before, local));
         }
@@ -287,7 +300,10 @@ impl Session {
         for (name, before, local) in open.settings.into_iter().rev() {
             if local || !committed {
                 // The value was accepted before.
-                let _ = self.settings.set(&name, &before);
+                let _ = match before {
+                    Some(before) => self.settings.set(&name, &before).map(|_| ()),
+                    None => self.settings.reset(&name),
+                };
                 self.note_changed(&name);
             }
         }

@@ -113,6 +113,7 @@ impl Cells {
                 // An array of arrays has the OID of the flat one, as its inner arrays have.
                 let item_oid = match item.data_type() {
                     DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => type_oid,
+                    _ if type_oid == oid::OIDVECTOR => oid::OID,
                     _ => element_of(type_oid).unwrap_or_else(|| PgType::of_field(item).oid),
                 };
                 let items = Cells::new(list.values(), item_oid, format, settings)?;
@@ -205,7 +206,10 @@ impl Cells {
             }
             Values::List(a, items) => {
                 let (from, to) = range_of(a, i);
-                items.write_array_text(from, to, out)?;
+                match self.type_oid {
+                    oid::INT2VECTOR | oid::OIDVECTOR => items.write_vector_text(from, to, out)?,
+                    _ => items.write_array_text(from, to, out)?,
+                }
             }
             Values::Record(parts) => {
                 out.push(b'(');
@@ -221,6 +225,17 @@ impl Cells {
                 }
                 out.push(b')');
             }
+        }
+        Ok(())
+    }
+
+    /// The items `from .. to` of an `int2vector` or `oidvector`: numbers with blanks between.
+    fn write_vector_text(&self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<()> {
+        for i in from..to {
+            if i > from {
+                out.push(b' ');
+            }
+            self.write_text(i, out)?;
         }
         Ok(())
     }

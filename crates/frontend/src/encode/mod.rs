@@ -15,7 +15,7 @@ use pgwire::messages::data::{FieldDescription, RowDescription};
 
 use crate::encode::cell::Cells;
 use crate::settings::TextSettings;
-use crate::types::{PgType, oid};
+use crate::types::{PG_COLUMN, PgType, oid};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -58,9 +58,17 @@ pub(crate) fn row_description(schema: &SchemaRef, formats: &[Format]) -> RowDesc
     let describe = |(i, field): (usize, &std::sync::Arc<Field>)| {
         let of = PgType::of_field(field);
         let format = formats.get(i).copied().unwrap_or(Format::Text);
-        FieldDescription::new(field.name().clone(), 0, 0, of.oid, of.typlen, of.typmod, format.code())
+        let (relation, number) = column_of(field).unwrap_or_default();
+        FieldDescription::new(field.name().clone(), relation, number, of.oid, of.typlen, of.typmod, format.code())
     };
     RowDescription::new(schema.fields().iter().enumerate().map(describe).collect())
+}
+
+/// The relation and the column that a field shows unchanged.
+fn column_of(field: &Field) -> Option<(i32, i16)> {
+    let (relation, number) = field.metadata().get(PG_COLUMN)?.split_once('.')?;
+    // OIDs are unsigned; the wire carries the same four bytes.
+    Some((relation.parse::<u32>().ok()?.cast_signed(), number.parse().ok()?))
 }
 
 /// How the rows of one result are written.

@@ -147,7 +147,7 @@ impl Session for FakeSession {
             "unknown" => return Err(Error::new(SqlState::UndefinedTable, "relation \"unknown\" does not exist")),
             _ => (vec![], None),
         };
-        Ok(Prepared { parameters, columns, plan: Arc::new(words) })
+        Ok(Prepared { parameters, parameter_oids: Vec::new(), columns, plan: Arc::new(words) })
     }
 
     async fn execute(&mut self, prepared: &Prepared, parameters: Vec<ArrayRef>) -> Result<Response> {

@@ -425,7 +425,14 @@ fn rewrite_casts(expr: Expr, schema: &DFSchema, zone: &str) -> Result<Transforme
         let from = cast.expr.get_type(schema)?;
         let to = cast.field.data_type();
         let Some((function, arguments)) = cast::function_of(&from, to, zone) else {
-            return Ok(Transformed::no(expr));
+            // What the cast said about the type beyond its Arrow type has served its purpose when the plan was bound.
+            return Ok(match cast.field.metadata().is_empty() {
+                true => Transformed::no(expr),
+                false => {
+                    let plain = datafusion::logical_expr::Cast::new(cast.expr.clone(), to.clone());
+                    Transformed::yes(Expr::Cast(plain))
+                }
+            });
         };
         let mut args = vec![cast.expr.as_ref().clone()];
         args.extend(arguments.into_iter().map(|value| Expr::Literal(value, None)));

@@ -10,8 +10,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use catalog::types::{self, PgType};
 
-/// Metadata key of a field whose value is the decimal type OID that the wire should name for it.
-pub const PG_TYPE: &str = "millstream.pg_type";
+pub use catalog::types::PG_TYPE;
 
 /// One column of a system relation.
 #[derive(Debug)]
@@ -84,7 +83,7 @@ fn type_oid(name: &str) -> Option<u32> {
 
 /// Field metadata that names a PostgreSQL type.
 pub fn pg_type_metadata(oid: u32) -> HashMap<String, String> {
-    HashMap::from([(PG_TYPE.to_string(), oid.to_string())])
+    HashMap::from([(PG_TYPE.to_string(), types::format_type(oid, -1))])
 }
 
 /// How a system column of this type is held: object ids as Int64, everything without a form of its own as text.
@@ -140,7 +139,7 @@ mod tests {
     fn object_ids_are_numbers_that_say_they_are_object_ids() {
         let class = relation("pg_catalog", "pg_class").unwrap().arrow_schema();
         let oid = class.field_with_name("oid").unwrap();
-        assert_eq!((oid.data_type(), oid.metadata()[PG_TYPE].as_str()), (&DataType::Int64, "26"));
+        assert_eq!((oid.data_type(), oid.metadata()[PG_TYPE].as_str()), (&DataType::Int64, "oid"));
         assert_eq!(
             class.field_with_name("reloptions").unwrap().data_type(),
             &DataType::new_list(DataType::Utf8View, true)

@@ -327,6 +327,49 @@ impl Reader<'_> {
         Ok(Some(if sign { -value } else { value }))
     }
 
+    /// `UNLISTEN channel | *`: pools send it between two users of a connection.
+    pub(super) fn unlisten(&mut self) -> Read<Statement> {
+        self.expect_word("UNLISTEN")?;
+        if !self.parser.consume_token(&Token::Mul) {
+            self.ident()?;
+        }
+        Ok(Statement::Unlisten)
+    }
+
+    /// `VACUUM [(options) | FULL FREEZE VERBOSE ANALYZE] [table [(columns)], …]` and `ANALYZE`.
+    pub(super) fn maintain(&mut self) -> Read<Statement> {
+        let tag = if self.word("VACUUM") { "VACUUM" } else { "ANALYZE" };
+        if tag == "ANALYZE" {
+            self.parser.next_token();
+        }
+        if self.parser.consume_token(&Token::LParen) {
+            loop {
+                self.ident()?;
+                if !matches!(self.parser.peek_token_ref().token, Token::Comma | Token::RParen) {
+                    self.setting_value()?;
+                }
+                if !self.parser.consume_token(&Token::Comma) {
+                    break;
+                }
+            }
+            self.parser.expect_token(&Token::RParen)?;
+        } else {
+            let words = ["FULL", "FREEZE", "VERBOSE", "ANALYZE", "ANALYSE"];
+            while words.iter().any(|word| (tag == "VACUUM" || *word == "VERBOSE") && self.word(word)) {}
+        }
+        let mut names = Vec::new();
+        while matches!(self.parser.peek_token_ref().token, Token::Word(_)) {
+            names.push(self.name()?);
+            if self.parser.peek_token_ref().token == Token::LParen {
+                self.ident_list()?;
+            }
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        Ok(Statement::Maintain { tag, names })
+    }
+
     pub(super) fn close(&mut self) -> Read<Statement> {
         self.expect_word("CLOSE")?;
         if self.word("ALL") {

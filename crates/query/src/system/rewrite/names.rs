@@ -275,8 +275,9 @@ fn cast(inner: &mut Expr, data_type: &mut DataType) -> Option<Expr> {
     }
     plain_type(data_type);
     // 'upper'::regproc::oid
-    if let (Some((name, arguments)), DataType::BigInt(_)) = (build::as_call(inner), &*data_type)
+    if let Some((name, arguments)) = build::as_call(inner)
         && name == "regproc_name"
+        && is_number(data_type)
     {
         // The cast stays, so that the number is not shown by name again.
         let number = build::call("regproc_number", arguments.into_iter().cloned().collect());
@@ -293,6 +294,14 @@ fn cast(inner: &mut Expr, data_type: &mut DataType) -> Option<Expr> {
         return array_literal(text, element);
     }
     None
+}
+
+fn is_number(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::BigInt(_) => true,
+        DataType::Custom(name, _) => build::system_name(name).as_deref() == Some("oid"),
+        _ => false,
+    }
 }
 
 fn is_text(data_type: &DataType) -> bool {
@@ -317,7 +326,9 @@ fn plain_type(data_type: &mut DataType) {
     let DataType::Custom(name, _) = data_type else { return };
     let Some(name) = build::system_name(name) else { return };
     *data_type = match name.as_str() {
-        "oid" | "xid" | "xid8" | "cid" | "int8" => DataType::BigInt(None),
+        // It stays an oid, so that the result is described as one.
+        "oid" => DataType::Custom(build::function_name("oid"), Vec::new()),
+        "xid" | "xid8" | "cid" | "int8" => DataType::BigInt(None),
         "int4" => DataType::Integer(None),
         "int2" => DataType::SmallInt(None),
         "float4" => DataType::Real,

@@ -1,0 +1,72 @@
+//! A server process of the test's own, on ports that the system chose.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+
+pub struct Server {
+    process: Child,
+    pub addr: SocketAddr,
+    /// Removed when the process has ended.
+    _data: TempDir,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        let data = tempfile::tempdir().unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", "2"])
+            .args(["--memory-limit", "256MiB", "--log-format", "json", "--config", "/dev/null", "--data-dir"])
+            .arg(data.path())
+            .current_dir(data.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let addr = loop {
+            let line = log.next().expect("the server ended before it was ready").unwrap();
+            let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let Some(addr) = entry["fields"]["pg"].as_str() {
+                break addr.parse().unwrap();
+            }
+        };
+        // The pipe must be read to its end, or a talkative server would block on it.
+        std::thread::spawn(move || log.for_each(drop));
+        Server { process, addr, _data: data }
+    }
+
+    pub fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.host(self.addr.ip().to_string()).port(self.addr.port()).user("tester").dbname("dev");
+        config
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(&self.config()).await.0
+    }
+}
+
+/// A connection, and what the server says beside its answers.
+pub async fn connect(config: &Config) -> (Client, mpsc::UnboundedReceiver<AsyncMessage>) {
+    let (client, mut connection) = config.connect(NoTls).await.unwrap();
+    let (sender, messages) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        // Ends with the connection; its error is also the error of the statement that was running.
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            let _ = sender.send(message);
+        }
+    });
+    (client, messages)
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only if the process has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
