@@ -419,6 +419,10 @@ fn from_plan(m: &str) -> Error {
     if lower.contains("only supports") || lower.contains("cannot cast") {
         return Error::new(SqlState::DatatypeMismatch, sentence(m));
     }
+    if lower.starts_with("for select distinct, order by expressions") {
+        let message = "for SELECT DISTINCT, ORDER BY expressions must appear in select list";
+        return Error::new(SqlState::InvalidColumnReference, message).with_detail(first_line(m));
+    }
     if lower.starts_with("order by") || lower.starts_with("cannot find column with position") {
         return Error::new(SqlState::InvalidColumnReference, sentence(m));
     }

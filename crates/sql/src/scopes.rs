@@ -7,9 +7,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
+use arrow::datatypes::DataType;
 use datafusion::sql::sqlparser::ast::{
     Cte, Expr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins, VisitorMut,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins, Visitor,
+    VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Location;
 use flow::{Error, SqlState};
@@ -93,6 +95,7 @@ impl VisitorMut for Lists<'_> {
                 from.push(Named { name, columns });
             }
         }
+        self.check_having(select, &from)?;
         self.froms.push(from);
         ControlFlow::Continue(())
     }
@@ -220,7 +223,94 @@ impl VisitorMut for Rename {
     }
 }
 
+/// Finds a bare name outside subqueries.
+struct FindName {
+    names: BTreeSet<String>,
+    depth: usize,
+    found: Option<Ident>,
+}
+
+impl Visitor for FindName {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        match expr {
+            Expr::Identifier(ident) if self.depth == 0 && self.names.contains(&names::fold(ident)) => {
+                self.found = Some(ident.clone());
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
 impl Lists<'_> {
+    /// HAVING does not see the names of output columns, and a column that it consists of is boolean.
+    fn check_having(&self, select: &Select, from: &[Named]) -> ControlFlow<Box<Error>> {
+        let Some(having) = &select.having else { return ControlFlow::Continue(()) };
+        if let Expr::Identifier(ident) = having {
+            let name = names::fold(ident);
+            let types = select
+                .from
+                .iter()
+                .flat_map(|f| std::iter::once(&f.relation).chain(f.joins.iter().map(|j| &j.relation)));
+            let found = types.filter_map(|factor| self.column_type(factor, &name)).next();
+            if let Some(t) = found.filter(|t| *t != DataType::Boolean) {
+                let message =
+                    format!("argument of HAVING must be type boolean, not type {}", plan::functions::type_name(&t));
+                return self.fail(Error::new(SqlState::DatatypeMismatch, message), ident.span.start);
+            }
+        }
+        // Where not all columns are known the name may be one of them.
+        if from.iter().any(|n| n.columns.is_none()) || !self.froms.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let aliases: Vec<String> = select
+            .projection
+            .iter()
+            .filter_map(|item| match item {
+                SelectItem::ExprWithAlias { alias, .. } => Some(names::fold(alias)),
+                _ => None,
+            })
+            .collect();
+        let is_column = |name: &String| from.iter().any(|n| n.columns.as_ref().is_some_and(|c| c.contains(name)));
+        let mut find =
+            FindName { names: aliases.into_iter().filter(|a| !is_column(a)).collect(), depth: 0, found: None };
+        having.walk(&mut find);
+        match find.found {
+            Some(ident) => {
+                let message = format!("column \"{}\" does not exist", names::fold(&ident));
+                self.fail(Error::new(SqlState::UndefinedColumn, message), ident.span.start)
+            }
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    fn column_type(&self, factor: &TableFactor, column: &str) -> Option<DataType> {
+        let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
+        if alias.as_ref().is_some_and(|a| !a.columns.is_empty()) {
+            return None;
+        }
+        if let [part] = name.0.as_slice()
+            && let Some(ident) = part.as_ident()
+            && self.scopes.iter().any(|scope| scope.contains_key(&names::fold(ident)))
+        {
+            return None;
+        }
+        let relation = self.resolver.relation(&names::relation_name(name, self.source).ok()?)?;
+        relation.columns.iter().find(|c| c.name == column).map(|c| c.data_type.clone())
+    }
+
     fn fail(&self, error: Error, at: Location) -> ControlFlow<Box<Error>> {
         ControlFlow::Break(Box::new(if at.line > 0 { error.with_position(self.source.position(at)) } else { error }))
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DataFusionError, Result, ScalarValue};
 use datafusion::logical_expr::expr::{AggregateFunction, Case, InList, InSubquery, Like, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
@@ -83,7 +83,15 @@ fn types_of_node(plan: LogicalPlan, zone: &str) -> Result<Transformed<LogicalPla
         LogicalPlan::Join(join) => join.on.iter().flat_map(|(l, r)| [l.clone(), r.clone()]).collect(),
         _ => Vec::new(),
     };
+    let clause = match &plan {
+        LogicalPlan::Filter(_) => Some("WHERE"),
+        LogicalPlan::Join(_) => Some("JOIN conditions"),
+        _ => None,
+    };
     plan.map_expressions(|expr| {
+        if let Some(clause) = clause {
+            check_row_condition(&expr, clause)?;
+        }
         let name = names.save(&expr);
         let is_key = is_sort || groups.contains(&expr) || joins.contains(&expr);
         let mut rewritten = rewrite(expr, &schema, zone)?;
@@ -98,6 +106,21 @@ fn types_of_node(plan: LogicalPlan, zone: &str) -> Result<Transformed<LogicalPla
         Ok(rewritten.update_data(|e| name.restore(e)))
     })?
     .map_data(|plan| plan.recompute_schema())
+}
+
+/// A condition on single rows sees no groups and no windows.
+fn check_row_condition(expr: &Expr, clause: &str) -> Result<()> {
+    expr.apply(|e| match e {
+        Expr::AggregateFunction(_) => Err(external(Error::new(
+            SqlState::GroupingError,
+            format!("aggregate functions are not allowed in {clause}"),
+        ))),
+        Expr::WindowFunction(_) => {
+            Err(external(Error::new(SqlState::WindowingError, format!("window functions are not allowed in {clause}"))))
+        }
+        _ => Ok(TreeNodeRecursion::Continue),
+    })?;
+    Ok(())
 }
 
 /// A plan whose float columns hold one zero and one NaN.
