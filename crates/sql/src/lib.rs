@@ -22,7 +22,7 @@ pub mod limits;
 
 pub mod parser;
 
-mod names;
+pub mod names;
 pub mod types;
 
 pub mod resolver;
