@@ -1,9 +1,10 @@
 //! Feeds a new job with what its inputs held when it was created, in chunks, while live changes wait behind.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use flow::{ChangeBatch, RelationId, Result, SlotId};
+use flow::{ChangeBatch, Epoch, RelationId, Result, SlotId};
 use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
 use state::{Pin, Snapshot};
@@ -36,149 +37,205 @@ pub enum InputRows {
     Source { open: Box<dyn FnOnce() -> Result<Rows> + Send> },
 }
 
-/// What a feeder works on.
+/// What a feeder works on, piece by piece: [`step`](Backfill::step) does a bounded one and never waits.
 pub struct Backfill {
-    pub clock: Arc<Clock>,
-    pub worker: Arc<dyn Worker>,
-    pub relation: RelationId,
-    pub started: Started,
-    pub inputs: Vec<BackfillInput>,
+    clock: Arc<Clock>,
+    worker: Arc<dyn Worker>,
+    relation: RelationId,
+    started: Started,
+    inputs: VecDeque<BackfillInput>,
+    /// Inputs that are open but not read to their end.
+    opened: VecDeque<Opened>,
+    stage: Stage,
+    /// The chunk being sent, and the rows sent in it.
+    chunk: u32,
+    rows: usize,
+    done: u64,
+    total: u64,
+    next_slot: usize,
     /// Keeps the snapshot readable.
-    pub pin: Pin,
+    _pin: Pin,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The snapshot's epoch is not complete yet.
+    Waiting,
+    Feeding,
+}
+
+/// What a piece of a feeder's work led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// There is more to do.
+    More,
+    /// Nothing can be done before this epoch is complete.
+    UntilCompleted(Epoch),
+    /// Nothing can be done before the job has finished this tick.
+    UntilFinished(Tick),
+    /// Everything is sent.
+    All,
+}
+
+/// An open input: whose rows they are, and where they go.
+struct Opened {
+    relation: RelationId,
+    parts: VecDeque<(Option<SlotId>, Rows)>,
+    route: Option<Arc<[usize]>>,
 }
 
 impl Backfill {
-    /// Starts the feeder thread. Failures go to the clock, which stops the job.
-    pub fn spawn(self) -> Result<()> {
-        let name = format!("backfill-{}", self.relation);
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(move || {
-                let (clock, deployment) = (Arc::clone(&self.clock), self.started.deployment);
-                if let Err(error) = self.run() {
-                    clock.send(Event::BackfillFailed { deployment, error });
-                }
-            })
-            .map(|_| ())
-            .map_err(|e| flow::Error::internal(format!("cannot start a back-fill thread: {e}")))
-    }
-
-    fn run(self) -> Result<()> {
-        let Backfill { clock, worker, relation, started, inputs, pin } = self;
-        futures::executor::block_on(clock.wait_completed(started.snapshot))?;
-        let mut feed = Feed {
-            clock: &clock,
-            worker: &worker,
+    pub fn new(
+        clock: Arc<Clock>,
+        worker: Arc<dyn Worker>,
+        relation: RelationId,
+        started: Started,
+        inputs: Vec<BackfillInput>,
+        pin: Pin,
+    ) -> Backfill {
+        Backfill {
+            clock,
+            worker,
             relation,
-            started: &started,
+            started,
+            inputs: inputs.into(),
+            opened: VecDeque::new(),
+            stage: Stage::Waiting,
             chunk: 0,
             rows: 0,
             done: 0,
             total: 0,
             next_slot: 0,
+            _pin: pin,
+        }
+    }
+
+    /// What the feeder's thread is called.
+    pub fn name(&self) -> String {
+        format!("backfill-{}", self.relation)
+    }
+
+    /// Feeds to the end on the calling thread. Failures go to the clock, which stops the job.
+    pub fn run(mut self) {
+        loop {
+            match self.step() {
+                Fed::More => {}
+                // Fails only when the server stops, and then the next step has nobody to feed.
+                Fed::UntilCompleted(epoch) => {
+                    if futures::executor::block_on(self.clock.wait_completed(epoch)).is_err() {
+                        return;
+                    }
+                }
+                Fed::UntilFinished(tick) => {
+                    if !self.clock.board.wait_tick(self.started.deployment, tick) {
+                        debug!(relation = self.relation.0, "back-fill ends: the job is gone");
+                        return;
+                    }
+                }
+                Fed::All => return,
+            }
+        }
+    }
+
+    /// Whether nothing keeps the feeder from going on after `fed`. `None`: the job is gone, and the feeder with it.
+    pub fn ready(&self, fed: Fed) -> Option<bool> {
+        match fed {
+            Fed::More | Fed::All => Some(true),
+            Fed::UntilCompleted(epoch) => Some(self.clock.completed() >= epoch),
+            Fed::UntilFinished(tick) => self.clock.board.finished(self.started.deployment, tick),
+        }
+    }
+
+    /// Does one piece of work. After a failure, which goes to the clock, everything counts as fed.
+    pub fn step(&mut self) -> Fed {
+        match self.try_step() {
+            Ok(fed) => fed,
+            Err(error) => {
+                self.clock.send(Event::BackfillFailed { deployment: self.started.deployment, error });
+                Fed::All
+            }
+        }
+    }
+
+    fn try_step(&mut self) -> Result<Fed> {
+        if self.stage == Stage::Waiting {
+            if self.clock.completed() < self.started.snapshot {
+                return Ok(Fed::UntilCompleted(self.started.snapshot));
+            }
+            self.open()?;
+            self.stage = Stage::Feeding;
+        }
+        let Some(input) = self.opened.front_mut() else { return self.finish() };
+        let Some((slot, rows)) = input.parts.front_mut() else {
+            self.opened.pop_front();
+            return Ok(Fed::More);
         };
-        let mut opened = Vec::new();
-        for input in inputs {
-            match input.rows {
+        let (slot, relation, route) = (*slot, input.relation, input.route.clone());
+        match rows.next() {
+            Some(batch) => self.send(relation, &batch?, slot, route.as_deref())?,
+            None => {
+                input.parts.pop_front();
+                return Ok(Fed::More);
+            }
+        }
+        Ok(if self.rows >= CHUNK_ROWS { self.end_chunk() } else { Fed::More })
+    }
+
+    fn open(&mut self) -> Result<()> {
+        for input in std::mem::take(&mut self.inputs) {
+            let relation = input.relation;
+            let opened = match input.rows {
                 InputRows::Store { open, sharded, route } => {
                     let snapshot = open()?;
-                    feed.total += snapshot.num_rows() as u64;
-                    opened.push((input.relation, Opened::Store(snapshot, sharded, route)));
+                    self.total += snapshot.num_rows() as u64;
+                    let mut parts = VecDeque::new();
+                    for shard in 0..snapshot.shards() {
+                        let rows: Rows = Box::new(snapshot.scan_shard(shard, None, BATCH_ROWS)?);
+                        parts.push_back((sharded.then_some(SlotId(shard as u16)), rows));
+                    }
+                    Opened { relation, parts, route }
                 }
-                InputRows::Source { open } => opened.push((input.relation, Opened::Rows(open()?))),
-            }
-        }
-        for (input, rows) in opened {
-            let alive = match rows {
-                Opened::Store(snapshot, sharded, route) => feed.store(input, &snapshot, sharded, route.as_deref())?,
-                Opened::Rows(rows) => feed.rows(input, rows, None, None)?,
+                InputRows::Source { open } => Opened { relation, parts: [(None, open()?)].into(), route: None },
             };
-            if !alive {
-                debug!(relation = relation.0, "back-fill ends: the job is gone");
-                return Ok(());
-            }
+            self.opened.push_back(opened);
         }
-        let last = Tick { epoch: started.first.epoch, chunk: feed.chunk };
-        let then = Tick::end_of(started.first.epoch);
-        worker.broadcast(&ToSlot::BackfillBarrier { deployment: started.deployment, tick: last, then });
-        clock.board.set_backfill(relation, feed.done, feed.done);
-        // The job's first epoch has to end, also when nothing else comes.
-        clock.commit(true, |_| Ok(Vec::new()))?;
-        drop(pin);
         Ok(())
     }
-}
 
-enum Opened {
-    Store(Snapshot, bool, Option<Arc<[usize]>>),
-    Rows(Rows),
-}
-
-struct Feed<'a> {
-    clock: &'a Clock,
-    worker: &'a Arc<dyn Worker>,
-    relation: RelationId,
-    started: &'a Started,
-    chunk: u32,
-    /// Rows sent in this chunk.
-    rows: usize,
-    done: u64,
-    total: u64,
-    next_slot: usize,
-}
-
-impl Feed<'_> {
-    fn store(
+    /// Sends rows to their slot, by their route, or to the slots in turn.
+    fn send(
         &mut self,
-        input: RelationId,
-        snapshot: &Snapshot,
-        sharded: bool,
+        relation: RelationId,
+        batch: &RecordBatch,
+        slot: Option<SlotId>,
         route: Option<&[usize]>,
-    ) -> Result<bool> {
-        for shard in 0..snapshot.shards() {
-            let slot = sharded.then_some(SlotId(shard as u16));
-            if !self.rows(input, Box::new(snapshot.scan_shard(shard, None, BATCH_ROWS)?), slot, route)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Sends rows to their slot, by their route, or to the slots in turn. Returns false when the job is gone.
-    fn rows(&mut self, input: RelationId, rows: Rows, slot: Option<SlotId>, route: Option<&[usize]>) -> Result<bool> {
+    ) -> Result<()> {
         let slots = self.worker.slots();
-        for batch in rows {
-            let batch = batch?;
-            for start in (0..batch.num_rows()).step_by(BATCH_ROWS) {
-                let piece = ChangeBatch::insert(batch.slice(start, BATCH_ROWS.min(batch.num_rows() - start)));
-                self.rows += piece.num_rows();
-                self.done += piece.num_rows() as u64;
-                let parts = match (slot, route) {
-                    (Some(slot), _) => vec![(slot.0 as usize, piece)],
-                    (None, Some(route)) if slots > 1 => partition(&piece, route, slots)?,
-                    _ => {
-                        self.next_slot = (self.next_slot + 1) % slots;
-                        vec![(self.next_slot, piece)]
-                    }
-                };
-                let (deployment, tick) = (self.started.deployment, self.tick());
-                for (slot, rows) in parts {
-                    let message = ToSlot::Backfill { deployment, relation: input, tick, rows };
-                    self.worker.send(SlotId(slot as u16), message);
+        for start in (0..batch.num_rows()).step_by(BATCH_ROWS) {
+            let piece = ChangeBatch::insert(batch.slice(start, BATCH_ROWS.min(batch.num_rows() - start)));
+            self.rows += piece.num_rows();
+            self.done += piece.num_rows() as u64;
+            let parts = match (slot, route) {
+                (Some(slot), _) => vec![(slot.0 as usize, piece)],
+                (None, Some(route)) if slots > 1 => partition(&piece, route, slots)?,
+                _ => {
+                    self.next_slot = (self.next_slot + 1) % slots;
+                    vec![(self.next_slot, piece)]
                 }
-                if self.rows >= CHUNK_ROWS && !self.end_chunk() {
-                    return Ok(false);
-                }
+            };
+            let (deployment, tick) = (self.started.deployment, self.tick());
+            for (slot, rows) in parts {
+                self.worker.send(SlotId(slot as u16), ToSlot::Backfill { deployment, relation, tick, rows });
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn tick(&self) -> Tick {
         Tick { epoch: self.started.first.epoch, chunk: self.chunk }
     }
 
-    fn end_chunk(&mut self) -> bool {
+    fn end_chunk(&mut self) -> Fed {
         let tick = self.tick();
         self.chunk += 1;
         self.rows = 0;
@@ -186,11 +243,19 @@ impl Feed<'_> {
         self.worker.broadcast(&ToSlot::BackfillBarrier { deployment, tick, then: self.tick() });
         self.clock.board.set_backfill(self.relation, self.done, self.total.max(self.done));
         match self.chunk.checked_sub(CHUNKS_AHEAD) {
-            Some(behind) => {
-                let tick = Tick { epoch: tick.epoch, chunk: behind };
-                self.clock.board.wait_tick(deployment, tick)
-            }
-            None => true,
+            Some(behind) => Fed::UntilFinished(Tick { epoch: tick.epoch, chunk: behind }),
+            None => Fed::More,
         }
+    }
+
+    /// The live changes follow the last chunk.
+    fn finish(&mut self) -> Result<Fed> {
+        let (deployment, tick) = (self.started.deployment, self.tick());
+        let then = Tick::end_of(self.started.first.epoch);
+        self.worker.broadcast(&ToSlot::BackfillBarrier { deployment, tick, then });
+        self.clock.board.set_backfill(self.relation, self.done, self.done);
+        // The job's first epoch has to end, also when nothing else comes.
+        self.clock.commit(true, |_| Ok(Vec::new()))?;
+        Ok(Fed::All)
     }
 }

@@ -306,6 +306,11 @@ impl ClockLoop {
         (self.cut.0 - self.clock.completed().0) as usize
     }
 
+    /// Whether the server stops.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Reacts to one event.
     pub fn handle(&mut self, event: Event) {
         match event {
@@ -338,6 +343,7 @@ impl ClockLoop {
             }
             Event::Shutdown => {
                 self.worker.broadcast(&ToSlot::Shutdown);
+                self.clock.board.close();
                 self.stopped = true;
             }
         }

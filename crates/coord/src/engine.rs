@@ -7,7 +7,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 
 use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind};
 use checkpoint::{DataDirectory, Log};
@@ -18,13 +17,14 @@ use plan::stream::{ChangeKind, Distribution};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode};
 use runtime::slot::Shared;
-use runtime::{Budget, FromSlot, ThreadWorker, Worker};
+use runtime::{Budget, FromSlot, Worker};
 use state::{Pin, Pins, Snapshot};
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
+use crate::execution::{Execution, Threads};
 use crate::into_table::TableSink;
 use crate::job::Phase;
 use crate::record;
@@ -36,6 +36,21 @@ use crate::time::Time;
 
 /// A log above this is rewritten at start when most of it is overwritten.
 const REWRITE_LOG_BYTES_MIN: u64 = 16 << 20;
+
+/// Keeps other DDL out until its last clone is gone.
+pub type DdlGuard = Arc<tokio::sync::OwnedMutexGuard<()>>;
+
+/// Carries out what belongs together, a catalog change and what follows from it, although the statement may be cancelled
+/// meanwhile; other DDL waits for its end.
+pub async fn effect(guard: &DdlGuard, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    let guard = Arc::clone(guard);
+    let carried = tokio::spawn(async move {
+        let outcome = work.await;
+        drop(guard);
+        outcome
+    });
+    carried.await.map_err(|e| Error::internal(format!("a catalog change was interrupted: {e}")))?
+}
 
 /// What an engine needs to start.
 #[derive(Clone)]
@@ -79,12 +94,11 @@ pub struct Engine {
     pub sessions: Arc<Sessions>,
     pub log: Arc<Log>,
     pub worker: Arc<dyn Worker>,
-    threads: Arc<ThreadWorker>,
+    execution: Arc<dyn Execution>,
     catalog: RwLock<Catalog>,
-    ddl: tokio::sync::Mutex<()>,
+    ddl: Arc<tokio::sync::Mutex<()>>,
     tables: RwLock<HashMap<RelationId, Arc<Table>>>,
     views: RwLock<HashMap<RelationId, ViewTraits>>,
-    clock_thread: Mutex<Option<JoinHandle<()>>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
     pub started_us: i64,
     /// Owned until the shutdown.
@@ -95,6 +109,11 @@ impl Engine {
     /// Opens a data directory: replays the log, starts slots and clock. Standing queries are started by
     /// [`recover_jobs`](Engine::recover_jobs).
     pub fn open(config: EngineConfig) -> Result<Arc<Engine>> {
+        Engine::open_with(config, Arc::new(Threads::default()))
+    }
+
+    /// [`open`](Engine::open) with another way to let slots, clock and feeders run.
+    pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
         let recovered = recover(&directory)?;
         // Everything recovered belongs to an epoch before the first one.
@@ -116,8 +135,7 @@ impl Engine {
         let sender = Arc::clone(&clock);
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let shared = Shared::new(budget.clone(), config.batch_rows);
-        let threads = Arc::new(ThreadWorker::start(config.slots, shared.clone(), reports)?);
-        let worker: Arc<dyn Worker> = Arc::clone(&threads) as Arc<dyn Worker>;
+        let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
         let sources = Arc::new(Sources::new(Arc::clone(&clock)));
         let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
@@ -137,10 +155,7 @@ impl Engine {
                 trim.trim(oldest);
             }),
         );
-        let clock_thread = std::thread::Builder::new()
-            .name("clock".into())
-            .spawn(move || event_loop.run(events))
-            .map_err(|e| Error::internal(format!("cannot start the clock thread: {e}")))?;
+        execution.start_clock(event_loop, events)?;
 
         let started_us = config.time.now_us();
         let engine = Arc::new(Engine {
@@ -154,12 +169,11 @@ impl Engine {
             sessions: Arc::default(),
             log,
             worker,
-            threads,
+            execution,
             catalog: RwLock::new(recovered.catalog),
-            ddl: tokio::sync::Mutex::new(()),
+            ddl: Arc::default(),
             tables: RwLock::new(recovered.tables),
             views: RwLock::default(),
-            clock_thread: Mutex::new(Some(clock_thread)),
             directory: Mutex::new(Some(directory)),
         });
         engine.open_sources();
@@ -286,8 +300,8 @@ impl Engine {
     }
 
     /// Serialises DDL.
-    pub async fn ddl(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.ddl.lock().await
+    pub async fn ddl(&self) -> DdlGuard {
+        Arc::new(Arc::clone(&self.ddl).lock_owned().await)
     }
 
     /// Logs, syncs and applies a change. The caller holds [`ddl`](Engine::ddl).
@@ -410,8 +424,8 @@ impl Engine {
         Some(Box::new(move || {
             let deployment = started.deployment;
             let (clock, worker) = (Arc::clone(&engine.clock), Arc::clone(&engine.worker));
-            let feeder =
-                pinned.and_then(|pin| Backfill { clock, worker, relation: job, started, inputs: feeds, pin }.spawn());
+            let feeder = pinned
+                .and_then(|pin| engine.execution.start_feeder(Backfill::new(clock, worker, job, started, feeds, pin)));
             if let Err(error) = feeder {
                 engine.clock.send(Event::BackfillFailed { deployment, error });
             }
@@ -579,12 +593,7 @@ impl Engine {
         }
         self.sinks.stop_all();
         self.clock.send(Event::Shutdown);
-        if let Some(thread) = self.clock_thread.lock().take()
-            && thread.join().is_err()
-        {
-            error!("the clock thread failed");
-        }
-        self.threads.stop();
+        self.execution.stop();
         // Sessions may outlive the engine's work; the data may be opened again all the same.
         *self.directory.lock() = None;
         info!("engine stopped");

@@ -225,6 +225,12 @@ impl JobBoard {
         self.changed.notify_waiters();
     }
 
+    /// Lets every feeder that waits go: nobody will finish a tick any more.
+    pub fn close(&self) {
+        self.ticks.lock().clear();
+        self.moved.notify_all();
+    }
+
     /// Blocks a feeder until its job has finished `tick` on every slot. Returns false when the job is gone.
     pub fn wait_tick(&self, deployment: DeploymentId, tick: Tick) -> bool {
         let mut ticks = self.ticks.lock();
@@ -235,6 +241,11 @@ impl JobBoard {
                 Some(_) => self.moved.wait(&mut ticks),
             }
         }
+    }
+
+    /// Whether a job that back-fills has finished `tick` on every slot; `None` when the job is gone.
+    pub fn finished(&self, deployment: DeploymentId, tick: Tick) -> Option<bool> {
+        self.ticks.lock().get(&deployment).map(|done| done.is_some_and(|d| d >= tick))
     }
 
     /// Waits until `done` gives an answer; asked again after every change of any job.

@@ -11,6 +11,7 @@ pub mod backfill;
 pub mod clock;
 pub mod connectors;
 pub mod engine;
+pub mod execution;
 pub mod into_table;
 pub mod job;
 pub mod record;

@@ -7,6 +7,14 @@ use datafusion::common::{Column, TableReference};
 use datafusion::common::{DataFusionError, SchemaError};
 use flow::{Error, SqlState};
 
+/// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
+pub const REPEATED_NAME_END: char = '\u{1f}';
+
+/// The name of a plan's column as the client sees it.
+pub fn shown_name(name: &str) -> &str {
+    name.split(REPEATED_NAME_END).next().unwrap_or(name)
+}
+
 /// The SQL error that `error` stands for. An error of ours that travelled through DataFusion comes back unchanged.
 pub fn from_datafusion_error(error: DataFusionError) -> Error {
     convert(error, None)
@@ -192,8 +200,8 @@ fn from_execution(m: &str) -> Error {
 
 fn quoted(column: &Column) -> String {
     match &column.relation {
-        Some(relation) => format!("{}.{}", relation.table(), column.name),
-        None => format!("\"{}\"", column.name),
+        Some(relation) => format!("{}.{}", shown_name(relation.table()), shown_name(&column.name)),
+        None => format!("\"{}\"", shown_name(&column.name)),
     }
 }
 
@@ -206,6 +214,15 @@ fn from_schema(error: SchemaError) -> Error {
             Error::new(SqlState::DuplicateColumn, format!("column \"{name}\" specified more than once"))
         }
         SchemaError::FieldNotFound { field, valid_fields } => {
+            let same_name = |v: &&Column| {
+                v.name.contains(REPEATED_NAME_END)
+                    && shown_name(&v.name) == field.name
+                    && field.relation.as_ref().is_none_or(|r| v.relation.as_ref().is_some_and(|v| same_relation(v, r)))
+            };
+            if valid_fields.iter().filter(same_name).count() > 1 {
+                let message = format!("column reference \"{}\" is ambiguous", field.name);
+                return Error::new(SqlState::AmbiguousColumn, message);
+            }
             // A qualifier that no column has is a missing table, not a missing column.
             if let Some(relation) = &field.relation
                 && !valid_fields.is_empty()
@@ -213,7 +230,7 @@ fn from_schema(error: SchemaError) -> Error {
             {
                 return Error::new(
                     SqlState::UndefinedTable,
-                    format!("missing FROM-clause entry for table \"{}\"", relation.table()),
+                    format!("missing FROM-clause entry for table \"{}\"", shown_name(relation.table())),
                 );
             }
             let missing = Error::new(SqlState::UndefinedColumn, format!("column {} does not exist", quoted(&field)));
@@ -264,6 +281,24 @@ fn between(m: &str, quote: char) -> Option<&str> {
 fn from_plan(m: &str) -> Error {
     let m = m.strip_prefix("Error during planning: ").unwrap_or(m);
     let lower = m.to_lowercase();
+    // An error of ours that DataFusion has put into its own words.
+    if let Some((_, ours)) = m.split_once("user-defined coercion failed with: External error: ")
+        && let Some((state, message)) = ours
+            .match_indices(" (")
+            .find_map(|(at, _)| Some((SqlState::from_code(ours.get(at + 2..at + 7)?)?, &ours[..at])))
+    {
+        let error = Error::new(state, message);
+        return match (state, message.split_once(' ')) {
+            (SqlState::UndefinedFunction, Some((what, _))) => error.with_hint(format!(
+                "No {what} matches the given name and argument types. You might need to add explicit type casts."
+            )),
+            _ => error,
+        };
+    }
+    if lower.starts_with("unary operator '-'") {
+        return Error::new(SqlState::UndefinedFunction, "operator does not exist: - for this type")
+            .with_detail(first_line(m));
+    }
     if let Some(rest) = m.strip_prefix("Invalid function '") {
         let name = rest.split('\'').next().unwrap_or(rest);
         let e = Error::new(SqlState::UndefinedFunction, format!("function {name} does not exist"));
@@ -279,6 +314,13 @@ fn from_plan(m: &str) -> Error {
     }
     if let Some(name) = m.strip_prefix("Table not found: ") {
         return Error::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist"));
+    }
+    if lower.starts_with("aggregate function calls cannot be nested") {
+        return Error::new(SqlState::GroupingError, "aggregate function calls cannot be nested");
+    }
+    if let Some(name) = m.strip_prefix("Invalid qualifier ") {
+        let message = format!("missing FROM-clause entry for table \"{}\"", shown_name(name.trim()));
+        return Error::new(SqlState::UndefinedTable, message);
     }
     if lower.contains("must appear in the group by clause") {
         let e = match between(m, '"') {
@@ -307,6 +349,16 @@ fn from_plan(m: &str) -> Error {
         || lower.starts_with("for function '")
         || lower.contains("does not support zero arguments")
     {
+        if let (Some(name), Some((_, rest))) = (between(m, '\''), m.split_once("coercion from "))
+            && let Some((types, _)) = rest.split_once(" to the signature")
+        {
+            let hint =
+                "No function matches the given name and argument types. You might need to add explicit type casts.";
+            let types: Vec<String> =
+                types.trim_matches(['[', ']']).split(", ").map(|t| sql_types_in(t.trim())).collect();
+            let message = format!("function {name}({}) does not exist", types.join(", "));
+            return Error::new(SqlState::UndefinedFunction, message).with_hint(hint);
+        }
         let e = match between(m, '\'') {
             Some(name) => Error::new(
                 SqlState::UndefinedFunction,
@@ -315,6 +367,15 @@ fn from_plan(m: &str) -> Error {
             None => Error::new(SqlState::UndefinedFunction, "no function matches the given argument types"),
         };
         return e.with_detail(first_line(m)).with_hint("You might need to add explicit type casts.");
+    }
+    if let Some(rest) = m.strip_prefix("Cannot infer common argument type for logical boolean operation ") {
+        let what = if rest.contains(" OR ") { "OR" } else { "AND" };
+        let operands = rest.split([' ']).filter(|w| !matches!(*w, "AND" | "OR" | "Boolean" | "Null"));
+        let message = match operands.into_iter().next() {
+            Some(t) => format!("argument of {what} must be type boolean, not type {}", sql_types_in(t)),
+            None => format!("argument of {what} must be type boolean"),
+        };
+        return Error::new(SqlState::DatatypeMismatch, message);
     }
     if let Some(rest) =
         ["Cannot coerce arithmetic expression ", "Cannot infer common argument type for comparison operation "]

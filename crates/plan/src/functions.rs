@@ -4,10 +4,13 @@
 //! that a stored plan holds. Where DataFusion's own function or operator differs from Postgres, ours is registered instead:
 //! - [`arithmetic`]: `+ - * / %` and unary minus are checked;
 //! - [`cast`]: casts round, range-check, read and write as Postgres does, by [`parse`], [`format`](mod@format) and [`zone`];
-//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift.
+//! - [`library`]: functions of numbers, text, binary strings, dates and times, chosen by [`overload`];
+//! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
+//! - [`extreme`]: `min` and `max` know every float;
+//! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types.
 //!
-//! [`rules::analyzer`] rewrites operators and casts into calls of these functions. It must run, in this form, on every
-//! plan before it is optimised, because constants are folded there.
+//! [`rules::analyzer`] rewrites operators and casts into calls of these functions, and [`typing`] brings operands together.
+//! It must run, in this form, on every plan before it is optimised, because constants are folded there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -20,19 +23,30 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 pub mod aggregate;
 pub mod arithmetic;
 pub mod cast;
+pub mod conditional;
 mod decimal;
+pub mod extreme;
 pub mod format;
 pub mod guard;
+mod library;
+pub mod overload;
 pub mod parse;
+mod ranking;
 pub mod rules;
+pub mod single_row;
 mod temporal;
-pub mod to_char;
+pub mod typing;
 pub mod varchar;
 pub mod zone;
 
 /// The scalar function registered as `name` (or with that alias), if there is one.
 pub fn scalar(name: &str) -> Option<Arc<ScalarUDF>> {
     registry().scalars.get(name).map(Arc::clone)
+}
+
+/// The scalar function `name` if it is one that is declared here with PostgreSQL's types.
+pub fn declared(name: &str) -> Option<Arc<ScalarUDF>> {
+    scalar(name).filter(|f| library::of(f).is_some())
 }
 
 /// The aggregate function registered as `name` (or with that alias), if there is one.
@@ -92,13 +106,28 @@ fn registry() -> &'static Registry {
             .chain([ScalarUDF::from(arithmetic::Negate::new()), ScalarUDF::from(varchar::Varchar::new())])
             .chain(cast::TARGETS.iter().map(|(name, _)| ScalarUDF::from(cast::Cast::new(name))))
             .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
-            .chain([ScalarUDF::from(to_char::ToChar::new())])
+            .chain([ScalarUDF::from(single_row::SingleRow::new())])
+            .chain(library::functions())
             .map(Arc::new);
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
             for alias in function.aliases() {
                 scalars.insert(alias.clone(), Arc::clone(&function));
             }
             scalars.insert(function.name().to_owned(), function);
+        }
+        for name in conditional::OneType::NAMES {
+            if let Some(inner) = scalars.remove(name) {
+                scalars.insert(name.to_owned(), Arc::new(ScalarUDF::from(conditional::OneType::new(inner))));
+            }
+        }
+        // DataFusion's `array_remove` takes away the first of equal elements only.
+        if let Some(all) = scalars.get("array_remove_all").cloned() {
+            scalars.insert("array_remove".to_owned(), all);
+        }
+        for name in conditional::Counted::NAMES {
+            if let Some(inner) = scalars.remove(name) {
+                scalars.insert(name.to_owned(), Arc::new(ScalarUDF::from(conditional::Counted::new(inner))));
+            }
         }
         let mut aggregates = HashMap::new();
         let ours = [aggregate::SumOrAverage::sum(), aggregate::SumOrAverage::average()];
@@ -109,14 +138,19 @@ fn registry() -> &'static Registry {
             }
             aggregates.insert(function.name().to_owned(), function);
         }
+        for name in extreme::Extreme::NAMES {
+            if let Some(inner) = aggregates.remove(name) {
+                aggregates.insert(name.to_owned(), Arc::new(AggregateUDF::from(extreme::Extreme::new(inner))));
+            }
+        }
         // `mean` is an alias of the `avg` that ours replaces; `every` is standard SQL's `bool_and`.
-        for (alias, name) in [("mean", "avg"), ("every", "bool_and")] {
+        for (alias, name) in [("mean", "avg"), ("every", "bool_and"), ("variance", "var_samp")] {
             if let Some(function) = aggregates.get(name).cloned() {
                 aggregates.insert(alias.to_owned(), function);
             }
         }
         let mut windows = HashMap::new();
-        for function in SessionStateDefaults::default_window_functions() {
+        for function in SessionStateDefaults::default_window_functions().into_iter().map(ranking::signed) {
             for alias in function.aliases() {
                 windows.insert(alias.clone(), Arc::clone(&function));
             }

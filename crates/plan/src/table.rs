@@ -6,8 +6,8 @@
 
 mod optimize;
 mod relation;
-mod subquery;
+mod unnest;
 
 pub use optimize::optimize;
 pub use relation::{RelationProvider, RelationReader, RelationSource, relation_of};
-pub use subquery::rewrite_not_in;
+pub use unnest::UnnestSubqueries;

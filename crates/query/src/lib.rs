@@ -10,4 +10,4 @@ pub mod system;
 
 pub use point::PointRead;
 pub use read::{ReadView, RelationRows, relation_provider};
-pub use run::{base_state, collect, execute, statement_state};
+pub use run::{base_state, collect, execute, execute_optimized, optimize, statement_state};

@@ -44,9 +44,24 @@ pub async fn execute(
     plan: &LogicalPlan,
     view: Arc<dyn ReadView>,
 ) -> Result<(SchemaRef, Batches)> {
+    let plan = optimize(state, plan)?;
+    execute_optimized(state, &plan, view).await
+}
+
+/// The optimised form of `plan`, for [`execute_optimized`]. Computes, and may do so for long.
+pub fn optimize(state: &SessionState, plan: &LogicalPlan) -> Result<LogicalPlan> {
+    sql::with_large_stack(|| state.optimize(plan)).map_err(from_datafusion_error)
+}
+
+/// Starts a plan that has been through [`optimize`].
+pub async fn execute_optimized(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<(SchemaRef, Batches)> {
     let mut state = state.clone();
     state.config_mut().set_extension(Arc::new(ReadViewExtension(view)));
-    let physical = state.create_physical_plan(plan).await.map_err(from_datafusion_error)?;
+    let physical = state.query_planner().create_physical_plan(plan, &state).await.map_err(from_datafusion_error)?;
     let schema = physical.schema();
     let stream = execute_stream(physical, state.task_ctx()).map_err(from_datafusion_error)?;
     Ok((schema, stream.map(|batch| batch.map_err(from_datafusion_error)).boxed()))

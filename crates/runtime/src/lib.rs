@@ -18,4 +18,4 @@ pub mod worker;
 pub use budget::Budget;
 pub use message::{DeploymentId, FromSlot, Tick, ToSlot};
 pub use slot::Slot;
-pub use worker::{SteppedWorker, ThreadWorker, Worker};
+pub use worker::{Outbox, SteppedWorker, ThreadWorker, Wire, Worker};

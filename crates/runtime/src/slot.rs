@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use flow::{ChangeBatch, RelationId, SlotId};
 use parking_lot::Mutex;
 use tracing::{debug, warn};
@@ -13,6 +13,7 @@ use crate::budget::Budget;
 use crate::job::{End, Job, Outgoing, QueueBytes, Work, WorkKind, levels, task_id};
 use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
 use crate::terminal::Stores;
+use crate::worker::Outbox;
 
 /// Receives what slots report.
 pub type Reports = Arc<dyn Fn(FromSlot) + Send + Sync>;
@@ -55,7 +56,7 @@ pub struct Slot {
     id: SlotId,
     shared: Shared,
     inbox: Receiver<ToSlot>,
-    peers: Vec<Sender<ToSlot>>,
+    peers: Vec<Outbox>,
     reports: Reports,
     jobs: BTreeMap<DeploymentId, Job>,
     /// Readers of each relation: (deployment, leaf task).
@@ -73,13 +74,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(
-        id: SlotId,
-        shared: Shared,
-        inbox: Receiver<ToSlot>,
-        peers: Vec<Sender<ToSlot>>,
-        reports: Reports,
-    ) -> Slot {
+    pub fn new(id: SlotId, shared: Shared, inbox: Receiver<ToSlot>, peers: Vec<Outbox>, reports: Reports) -> Slot {
         Slot {
             id,
             shared,
@@ -317,7 +312,9 @@ impl Slot {
             self.shared.budget.change(before, held).map(|()| worked)
         });
         if freed {
-            self.peers.iter().for_each(|p| drop(p.send(ToSlot::Wake)));
+            for peer in &self.peers {
+                peer.send(ToSlot::Wake);
+            }
         }
         match stepped {
             Ok(worked) => {
@@ -396,7 +393,7 @@ impl Slot {
     }
 
     fn send(&self, slot: usize, message: ToSlot) {
-        if self.peers[slot].send(message).is_err() {
+        if !self.peers[slot].send(message) {
             warn!(slot, "peer slot is gone");
         }
     }

@@ -7,8 +7,34 @@ use crossbeam_channel::{Sender, unbounded};
 use flow::{Error, Result, SlotId};
 use parking_lot::Mutex;
 
-use crate::message::ToSlot;
+use crate::message::{FromSlot, ToSlot};
 use crate::slot::{Reports, Shared, Slot};
+
+/// What every message passes through on its way. Within a process there is nothing; a test sees each message, and may
+/// hand on what its bytes say instead of the message itself.
+pub trait Wire: Send + Sync {
+    fn to_slot(&self, slot: SlotId, message: ToSlot) -> ToSlot;
+    fn from_slot(&self, message: FromSlot) -> FromSlot;
+}
+
+/// The way to a slot's inbox.
+#[derive(Clone)]
+pub struct Outbox {
+    slot: SlotId,
+    inbox: Sender<ToSlot>,
+    wire: Option<Arc<dyn Wire>>,
+}
+
+impl Outbox {
+    /// Messages of one sender arrive in order. False when the slot is gone.
+    pub fn send(&self, message: ToSlot) -> bool {
+        let message = match &self.wire {
+            Some(wire) => wire.to_slot(self.slot, message),
+            None => message,
+        };
+        self.inbox.send(message).is_ok()
+    }
+}
 
 /// The slots as the coordinator sees them.
 pub trait Worker: Send + Sync {
@@ -27,13 +53,27 @@ pub trait Worker: Send + Sync {
     }
 }
 
-fn make_slots(slots: usize, shared: &Shared, reports: &Reports) -> (Vec<Sender<ToSlot>>, Vec<Slot>) {
-    let channels: Vec<_> = (0..slots).map(|_| unbounded()).collect();
-    let peers: Vec<Sender<ToSlot>> = channels.iter().map(|(sender, _)| sender.clone()).collect();
+fn make_slots(
+    slots: usize,
+    shared: &Shared,
+    reports: &Reports,
+    wire: Option<&Arc<dyn Wire>>,
+) -> (Vec<Outbox>, Vec<Slot>) {
+    let reports: Reports = match wire {
+        Some(wire) => {
+            let (wire, reports) = (Arc::clone(wire), Arc::clone(reports));
+            Arc::new(move |message| reports(wire.from_slot(message)))
+        }
+        None => Arc::clone(reports),
+    };
+    let channels: Vec<_> = (0..slots).map(|i| (SlotId(i as u16), unbounded())).collect();
+    let peers: Vec<Outbox> = channels
+        .iter()
+        .map(|(slot, (inbox, _))| Outbox { slot: *slot, inbox: inbox.clone(), wire: wire.cloned() })
+        .collect();
     let states = channels
         .into_iter()
-        .enumerate()
-        .map(|(i, (_, inbox))| Slot::new(SlotId(i as u16), shared.clone(), inbox, peers.clone(), Arc::clone(reports)))
+        .map(|(slot, (_, inbox))| Slot::new(slot, shared.clone(), inbox, peers.clone(), Arc::clone(&reports)))
         .collect();
     (peers, states)
 }
@@ -41,14 +81,19 @@ fn make_slots(slots: usize, shared: &Shared, reports: &Reports) -> (Vec<Sender<T
 /// One thread per slot.
 pub struct ThreadWorker {
     shared: Shared,
-    peers: Vec<Sender<ToSlot>>,
+    peers: Vec<Outbox>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl ThreadWorker {
     /// Starts `slots` threads that report to `reports`.
-    pub fn start(slots: usize, shared: Shared, reports: Reports) -> Result<ThreadWorker> {
-        let (peers, states) = make_slots(slots, &shared, &reports);
+    pub fn start(
+        slots: usize,
+        shared: Shared,
+        reports: &Reports,
+        wire: Option<&Arc<dyn Wire>>,
+    ) -> Result<ThreadWorker> {
+        let (peers, states) = make_slots(slots, &shared, reports, wire);
         let mut threads = Vec::new();
         for (i, mut slot) in states.into_iter().enumerate() {
             let thread = std::thread::Builder::new()
@@ -84,8 +129,8 @@ impl Worker for ThreadWorker {
     }
 
     fn send(&self, slot: SlotId, message: ToSlot) {
-        // The only error is a stopped slot, and then nobody waits for its answer.
-        let _ = self.peers[slot.0 as usize].send(message);
+        // A stopped slot takes nothing, and then nobody waits for its answer.
+        self.peers[slot.0 as usize].send(message);
     }
 
     fn shared(&self) -> &Shared {
@@ -96,13 +141,13 @@ impl Worker for ThreadWorker {
 /// Slots without threads: the caller decides which slot steps next.
 pub struct SteppedWorker {
     shared: Shared,
-    peers: Vec<Sender<ToSlot>>,
+    peers: Vec<Outbox>,
     states: Mutex<Vec<Slot>>,
 }
 
 impl SteppedWorker {
-    pub fn new(slots: usize, shared: Shared, reports: Reports) -> SteppedWorker {
-        let (peers, states) = make_slots(slots, &shared, &reports);
+    pub fn new(slots: usize, shared: Shared, reports: &Reports, wire: Option<&Arc<dyn Wire>>) -> SteppedWorker {
+        let (peers, states) = make_slots(slots, &shared, reports, wire);
         SteppedWorker { shared, peers, states: Mutex::new(states) }
     }
 
@@ -118,7 +163,7 @@ impl Worker for SteppedWorker {
     }
 
     fn send(&self, slot: SlotId, message: ToSlot) {
-        let _ = self.peers[slot.0 as usize].send(message);
+        self.peers[slot.0 as usize].send(message);
     }
 
     fn shared(&self) -> &Shared {

@@ -195,7 +195,9 @@ impl ContextProvider for Context<'_> {
         if let Some(function) = now.and_then(|now| clock::function(name, now, &self.planner.zone)) {
             return Some(function);
         }
-        self.planner.resolver.function(name).or_else(|| plan::functions::scalar(name))
+        plan::functions::declared(name)
+            .or_else(|| self.planner.resolver.function(name))
+            .or_else(|| plan::functions::scalar(name))
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {

@@ -3,10 +3,11 @@
 use std::any::TypeId;
 use std::cell::Cell;
 
-use datafusion::sql::sqlparser::ast::Expr;
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr};
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::{Keyword, RESERVED_FOR_COLUMN_ALIAS};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::Token;
 
 /// PostgreSQL's grammar. sqlparser asks `dialect_of!(self is PostgreSqlDialect)` in many places; [`Dialect::dialect`]
 /// answers with that type, and every method that `PostgreSqlDialect` overrides is passed on.
@@ -33,6 +34,20 @@ impl MillstreamDialect {
     /// Allows as many steps as parsing `tokens` can need.
     pub fn allow(&self, tokens: usize) {
         self.steps_left.set(STEPS_MIN + STEPS_PER_TOKEN * tokens as u64);
+    }
+}
+
+impl MillstreamDialect {
+    /// The bounds after `BETWEEN SYMMETRIC`, in either order.
+    fn between_symmetric(&self, parser: &mut Parser, expr: Box<Expr>, negated: bool) -> Result<Expr, ParserError> {
+        let precedence = self.prec_value(Precedence::Between);
+        let low = Box::new(parser.parse_subexpr(precedence)?);
+        parser.expect_keyword(Keyword::AND)?;
+        let high = Box::new(parser.parse_subexpr(precedence)?);
+        let one = Expr::Between { expr: expr.clone(), negated, low: low.clone(), high: high.clone() };
+        let other = Expr::Between { expr, negated, low: high, high: low };
+        let op = if negated { BinaryOperator::And } else { BinaryOperator::Or };
+        Ok(Expr::Nested(Box::new(Expr::BinaryOp { left: Box::new(one), op, right: Box::new(other) })))
     }
 }
 
@@ -95,6 +110,38 @@ impl Dialect for MillstreamDialect {
             }
             None => Some(Err(ParserError::RecursionLimitExceeded)),
         }
+    }
+
+    /// `IS [NOT] DISTINCT FROM`, whose right side sqlparser reads up to the end of the condition, and `BETWEEN SYMMETRIC`,
+    /// which it does not know.
+    fn parse_infix(&self, parser: &mut Parser, left: &Expr, _: u8) -> Option<Result<Expr, ParserError>> {
+        let keyword = |n: usize| match &parser.peek_nth_token_ref(n).token {
+            Token::Word(w) if w.quote_style.is_none() => w.keyword,
+            _ => Keyword::NoKeyword,
+        };
+        let negated = keyword(usize::from(keyword(0) == Keyword::IS)) == Keyword::NOT;
+        let at = usize::from(negated);
+        let words =
+            if keyword(0) == Keyword::IS && (keyword(1 + at), keyword(2 + at)) == (Keyword::DISTINCT, Keyword::FROM) {
+                3 + at
+            } else if (keyword(at), keyword(1 + at)) == (Keyword::BETWEEN, Keyword::SYMMETRIC) {
+                2 + at
+            } else {
+                return None;
+            };
+        let distinct = keyword(0) == Keyword::IS;
+        for _ in 0..words {
+            parser.next_token();
+        }
+        let left = Box::new(left.clone());
+        Some(if distinct {
+            parser.parse_subexpr(self.prec_value(Precedence::Is)).map(|right| match negated {
+                false => Expr::IsDistinctFrom(left, Box::new(right)),
+                true => Expr::IsNotDistinctFrom(left, Box::new(right)),
+            })
+        } else {
+            self.between_symmetric(parser, left, negated)
+        })
     }
 
     /// Words that Postgres takes for an alias only after AS.

@@ -15,6 +15,7 @@ use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder, Tabl
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, SelectItem, SetExpr};
 use flow::{Error, RelationId, Result, SqlState};
+use plan::functions::typing::ASSIGNED;
 
 use crate::context::{Context, undefined_table};
 use crate::limits::with_large_stack;
@@ -392,7 +393,7 @@ impl Planner<'_> {
             resolver: &rows,
             settings: self.settings.clone(),
             zone: self.zone,
-            options: self.options.clone(),
+            options: std::sync::Arc::clone(&self.options),
         };
         let alias = alias.unwrap_or(&table.name);
         let name = ObjectName::from(vec![Ident::with_quote('"', AFFECTED_ROWS)]);
@@ -439,7 +440,9 @@ impl crate::Resolver for WithAffectedRows<'_> {
 
 /// `expr` as a value of `column`: cast to its type, and no longer than it takes.
 fn fitted(expr: Expr, column: &crate::resolver::Column) -> Result<Expr> {
-    let value = Expr::Cast(Cast::new(Box::new(expr), column.data_type.clone()));
+    let assigned = [(ASSIGNED.to_string(), column.name.clone())].into();
+    let field = Field::new("", column.data_type.clone(), true).with_metadata(assigned);
+    let value = Expr::Cast(Cast { expr: Box::new(expr), field: Arc::new(field) });
     let Some(limit) = column.characters_max else { return Ok(value) };
     let function =
         plan::functions::scalar("varchar").ok_or_else(|| Error::internal("function varchar is not registered"))?;

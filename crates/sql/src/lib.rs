@@ -41,9 +41,14 @@ mod clock;
 mod constant;
 mod context;
 mod dialect;
+mod forms;
+mod limit;
 mod locate;
+mod merged;
 mod origin;
 mod rewrite;
+mod rows;
+mod scopes;
 
 pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};

@@ -25,6 +25,14 @@ pub(crate) fn complete(error: Error, source: &Source<'_>) -> Error {
     if !names_something {
         return error;
     }
+    if let Some(rest) = error.message().strip_prefix("operator does not exist: ") {
+        // The sign stands between the types, or before the one.
+        let sign = rest.split(' ').find(|w| !w.is_empty() && w.chars().all(|c| "+-*/<>=~!@#%^&|?".contains(c)));
+        return match sign.and_then(|sign| find_sign(source, sign)) {
+            Some(position) => error.with_position(position),
+            None => error,
+        };
+    }
     let Some(name) = subject(error.message()) else { return error };
     match find(source, name) {
         Some(position) => error.with_position(position),
@@ -56,6 +64,19 @@ fn subject(message: &str) -> Option<&str> {
     };
     let last = raw.rsplit('.').next().unwrap_or(raw);
     (!last.is_empty()).then_some(last)
+}
+
+/// 1-based position of the first operator with this sign, if it is the only one.
+fn find_sign(source: &Source<'_>, sign: &str) -> Option<usize> {
+    let dialect = MillstreamDialect::default();
+    let tokens = Tokenizer::new(&dialect, source.text).tokenize_with_location().ok()?;
+    let is_sign = |t: &Token| {
+        let written = t.to_string();
+        written == sign || sign == "<>" && written == "!="
+    };
+    let mut found = tokens.iter().filter(|t| is_sign(&t.token));
+    let first = found.next()?;
+    found.next().is_none().then(|| source.position(first.span.start))
 }
 
 /// 1-based position of the first identifier or string that is `name`.

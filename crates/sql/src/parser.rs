@@ -17,7 +17,7 @@ use std::sync::Arc;
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer};
 use flow::{Error, Result, SqlState};
 
 use crate::dialect::MillstreamDialect;
@@ -80,7 +80,7 @@ fn sub_parse<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> Read<T>) -> Re
 }
 
 fn tokenize(dialect: &MillstreamDialect, source: &Source<'_>) -> Result<Vec<TokenWithSpan>> {
-    Tokenizer::new(dialect, source.text).tokenize_with_location().map_err(|e| {
+    let tokens = Tokenizer::new(dialect, source.text).tokenize_with_location().map_err(|e| {
         let message = e.message.to_lowercase();
         let start = source.byte(e.location);
         let message = if message.contains("unterminated string") {
@@ -93,7 +93,60 @@ fn tokenize(dialect: &MillstreamDialect, source: &Source<'_>) -> Result<Vec<Toke
             format!("syntax error: {message}")
         };
         Error::new(SqlState::SyntaxError, message).with_position(source.position(e.location))
-    })
+    })?;
+    Ok(split_operators(tokens))
+}
+
+/// Ends operators where Postgres ends them: one does not end in `+` or `-` unless it also holds one of ``~ ! @ # % ^ & | ` ?``.
+/// So `>=-1` is `>= -1`.
+fn split_operators(tokens: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
+    let whole = |t: &Token| match t {
+        Token::CustomBinaryOperator(sign) => {
+            !sign.ends_with(['+', '-']) || sign.contains(['~', '!', '@', '#', '%', '^', '&', '|', '`', '?'])
+        }
+        _ => true,
+    };
+    if tokens.iter().all(|t| whole(&t.token)) {
+        return tokens;
+    }
+    let mut out = Vec::with_capacity(tokens.len() + 4);
+    for token in tokens {
+        let Token::CustomBinaryOperator(sign) = &token.token else {
+            out.push(token);
+            continue;
+        };
+        if whole(&token.token) {
+            out.push(token);
+            continue;
+        }
+        let front = sign.trim_end_matches(['+', '-']);
+        // An operator of signs alone keeps its first one.
+        let (front, signs) = if front.is_empty() { sign.split_at(1) } else { sign.split_at(front.len()) };
+        let first = match front {
+            "=" => Token::Eq,
+            "<" => Token::Lt,
+            ">" => Token::Gt,
+            "<=" => Token::LtEq,
+            ">=" => Token::GtEq,
+            "<>" => Token::Neq,
+            "*" => Token::Mul,
+            "/" => Token::Div,
+            "+" => Token::Plus,
+            "-" => Token::Minus,
+            other => Token::CustomBinaryOperator(other.to_string()),
+        };
+        let mut at = token.span.start;
+        let mut push = |token: Token, length: usize| {
+            let end = Location { line: at.line, column: at.column + length as u64 };
+            out.push(TokenWithSpan { token, span: Span { start: at, end } });
+            at = end;
+        };
+        push(first, front.len());
+        for sign in signs.chars() {
+            push(if sign == '+' { Token::Plus } else { Token::Minus }, 1);
+        }
+    }
+    out
 }
 
 /// The first characters of a text, for an error message.

@@ -12,7 +12,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column as DfColumn, DFSchema, DFSchemaRef, DataFusionError, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder, Union};
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
 use flow::{Error, RelationId, Result, SqlState};
@@ -26,7 +26,7 @@ use crate::names::Source;
 use crate::origin::{self, Known};
 use crate::resolver::{Column, Resolver};
 use crate::rewrite::{self, shown};
-use crate::{locate, session};
+use crate::{limit, locate, merged, scopes, session};
 
 /// What planning depends on besides the text and the catalog.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +55,7 @@ pub struct Planner<'a> {
     pub(crate) resolver: &'a dyn Resolver,
     pub(crate) settings: Settings,
     pub(crate) zone: Zone,
-    pub(crate) options: ConfigOptions,
+    pub(crate) options: Arc<ConfigOptions>,
 }
 
 /// A query that can run.
@@ -95,7 +95,7 @@ impl<'a> Planner<'a> {
                 format!("invalid value for parameter \"TimeZone\": \"{}\"", settings.zone),
             )
         })?;
-        let options = session::options(&settings.zone);
+        let options = session::shared_options(&settings.zone);
         Ok(Planner { resolver, settings, zone, options })
     }
 
@@ -153,6 +153,9 @@ impl<'a> Planner<'a> {
     ) -> Result<Raw> {
         let text = Source::new(source);
         let located = |e: Error| if depth == 0 { locate::complete(e, &text) } else { locate::inside_view(e) };
+        limit::compute(&mut query, self, source).map_err(located)?;
+        scopes::complete(&mut query, self.resolver, &text).map_err(located)?;
+        merged::rewrite(&mut query, self, source, depth).map_err(located)?;
         let found = rewrite::rewrite(&mut query, &text, self.settings.now_us.is_none()).map_err(located)?;
         let count = found.parameters.max(declared.len());
         let declared: Vec<Option<DataType>> = (0..count).map(|i| declared.get(i).cloned().flatten()).collect();
@@ -164,6 +167,7 @@ impl<'a> Planner<'a> {
         let statement = ast::Statement::Query(Box::new(query));
         let plan = SqlToRel::new(&context)
             .sql_statement_to_plan_with_context(statement, &mut planner_context)
+            .and_then(flat_unions)
             .map_err(|e| located(from_datafusion_error_in(source, e)))?;
         let known = context.known.into_inner();
         Ok(Raw { plan, parameters: declared, relations: context.relations.into_inner(), known })
@@ -268,6 +272,34 @@ pub(crate) fn rename(plan: LogicalPlan, names: &[&str]) -> Result<LogicalPlan> {
     LogicalPlanBuilder::from(plan).project(exprs).and_then(|b| b.build()).map_err(plan::error::from_datafusion_error)
 }
 
+/// UNION ALL of UNION ALL as one union of all branches: a chain of hundreds is no deep tree then.
+fn flat_unions(plan: LogicalPlan) -> std::result::Result<LogicalPlan, DataFusionError> {
+    let flat = plan.transform_down_with_subqueries(|node| {
+        let LogicalPlan::Union(union) = node else { return Ok(Transformed::no(node)) };
+        let is_union = |input: &Arc<LogicalPlan>| matches!(input.as_ref(), LogicalPlan::Union(_));
+        if !union.inputs.iter().any(is_union) {
+            return Ok(Transformed::no(LogicalPlan::Union(union)));
+        }
+        let mut branches = Vec::new();
+        let mut pending: Vec<Arc<LogicalPlan>> = union.inputs.into_iter().rev().collect();
+        while let Some(input) = pending.pop() {
+            match input.as_ref() {
+                LogicalPlan::Union(inner) => pending.extend(inner.inputs.iter().rev().cloned()),
+                _ => branches.push(input),
+            }
+        }
+        Ok(Transformed::yes(LogicalPlan::Union(Union::try_new_with_loose_types(branches)?)))
+    })?;
+    Ok(flat.data)
+}
+
+fn unaliased(expr: &Expr) -> &Expr {
+    match expr {
+        Expr::Alias(alias) => unaliased(&alias.expr),
+        other => other,
+    }
+}
+
 /// Refuses expressions that execution could not evaluate on an ordinary stack: `54001`.
 fn check_depth(plan: &LogicalPlan) -> Result<()> {
     let mut too_deep = false;
@@ -278,7 +310,8 @@ fn check_depth(plan: &LogicalPlan) -> Result<()> {
                 let mut next = Vec::new();
                 for expr in level {
                     expr.apply_children(|child| {
-                        next.push(child);
+                        // An alias is a name, not an operation.
+                        next.push(unaliased(child));
                         Ok(TreeNodeRecursion::Continue)
                     })?;
                 }

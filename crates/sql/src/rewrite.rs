@@ -7,21 +7,16 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, CastKind, Expr, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
+    SetExpr, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
 };
 use flow::{Error, Result, SqlState};
 
+use crate::limits::EXPRESSION_DEPTH_MAX;
 use crate::names::{self, Source};
 use crate::walk::Walk;
-use crate::{clock, types};
+use crate::{clock, forms, rows, types};
 
-/// Ends the part of an internal column name that is shown: names repeat in an answer but not in a plan.
-pub(crate) const NAME_END: char = '\u{1f}';
-
-/// The name of a plan's column as the client sees it.
-pub(crate) fn shown(name: &str) -> &str {
-    name.split(NAME_END).next().unwrap_or(name)
-}
+pub(crate) use plan::error::{REPEATED_NAME_END as NAME_END, shown_name as shown};
 
 /// What [`rewrite`] found out on the way.
 #[derive(Debug, Default)]
@@ -46,6 +41,22 @@ struct Rewriter<'a> {
 type Step = ControlFlow<Box<Error>>;
 
 impl Rewriter<'_> {
+    /// A comparison of rows as comparisons of their fields.
+    fn compare_rows(&self, expr: &mut Expr) -> Step {
+        let span = expr.span();
+        match forms::compare_rows(std::mem::replace(expr, null())) {
+            Ok(fields) => {
+                *expr = fields;
+                ControlFlow::Continue(())
+            }
+            Err(error) => ControlFlow::Break(Box::new(if span.start.line > 0 {
+                error.with_position(self.source.position(span.start))
+            } else {
+                error
+            })),
+        }
+    }
+
     fn refuse(&self, message: &str, hint: &str, span: datafusion::sql::sqlparser::tokenizer::Span) -> Step {
         let error = Error::unsupported(message).with_hint(hint);
         ControlFlow::Break(Box::new(if span.start.line > 0 {
@@ -83,16 +94,7 @@ impl VisitorMut for Rewriter<'_> {
         let mut pending = vec![query.body.as_mut()];
         while let Some(body) = pending.pop() {
             match body {
-                SetExpr::SetOperation { op, set_quantifier, left, right } => {
-                    let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
-                    if all && matches!(op, SetOperator::Intersect | SetOperator::Except) {
-                        let what = if *op == SetOperator::Intersect { "INTERSECT ALL" } else { "EXCEPT ALL" };
-                        return self.refuse(
-                            &format!("{what} is not supported"),
-                            "Without ALL duplicates are removed; or count the rows of each side and compare.",
-                            right.span(),
-                        );
-                    }
+                SetExpr::SetOperation { left, right, .. } => {
                     pending.push(left.as_mut());
                     pending.push(right.as_mut());
                 }
@@ -129,10 +131,8 @@ impl VisitorMut for Rewriter<'_> {
                 unnest_series(expr);
             }
         }
-        for item in &mut select.projection {
-            if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-                expr.walk_mut(&mut CountForExists { depth: 0 });
-            }
+        if let Some(condition) = &mut select.selection {
+            rows::condition(condition);
         }
         ControlFlow::Continue(())
     }
@@ -182,6 +182,19 @@ impl VisitorMut for Rewriter<'_> {
             let op = op.clone();
             balance(expr, &op);
         }
+        if let Some(plain) = forms::as_call(expr) {
+            *expr = plain;
+        }
+        if let Some(at) = too_deep(expr) {
+            let error = Error::new(SqlState::StatementTooComplex, "expression is nested too deeply")
+                .with_detail(format!("An expression may have {EXPRESSION_DEPTH_MAX} levels."))
+                .with_hint("Compute parts of it in a subquery, or use IN (…) or a join with VALUES.");
+            return ControlFlow::Break(Box::new(match at.line {
+                0 => error,
+                _ => error.with_position(self.source.position(at)),
+            }));
+        }
+        rows::comparison(expr);
         match expr {
             Expr::Function(function) if self.standing => {
                 let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
@@ -213,12 +226,29 @@ impl VisitorMut for Rewriter<'_> {
                 *expr = inner;
                 return self.pre_visit_expr(expr);
             }
-            Expr::BinaryOp { op, .. } => {
+            Expr::BinaryOp { left, op, right } => {
                 if let BinaryOperator::PGCustomBinaryOperator(path) = op
                     && let Some(plain) = path.last().and_then(|sign| operator(sign))
                 {
                     *op = plain;
                 }
+                if let (Expr::Tuple(_), Expr::Tuple(_)) = (left.as_ref(), right.as_ref()) {
+                    return self.compare_rows(expr);
+                }
+            }
+            Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right)
+                if matches!((left.as_ref(), right.as_ref()), (Expr::Tuple(_), Expr::Tuple(_))) =>
+            {
+                return self.compare_rows(expr);
+            }
+            Expr::InList { expr: row, list, negated }
+                if matches!(row.as_ref(), Expr::Tuple(_)) && list.iter().all(|e| matches!(e, Expr::Tuple(_))) =>
+            {
+                let (row, list, negated) = (std::mem::replace(row.as_mut(), null()), std::mem::take(list), *negated);
+                let tests = list.into_iter().map(|item| binary(row.clone(), BinaryOperator::Eq, item));
+                let any = tests.reduce(|a, b| binary(a, BinaryOperator::Or, b)).unwrap_or_else(null);
+                let any = Expr::Nested(Box::new(any));
+                *expr = if negated { negation(any) } else { any };
             }
             Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, data_type, .. } => {
                 if let Some(limit) = types::character_limit(data_type) {
@@ -227,7 +257,8 @@ impl VisitorMut for Rewriter<'_> {
                     let cast = Expr::Cast {
                         kind: CastKind::Cast,
                         expr: Box::new(text),
-                        data_type: ast::DataType::Text,
+                        // Without its length, so that a parameter inside is a varchar as in PostgreSQL.
+                        data_type: ast::DataType::Varchar(None),
                         array: false,
                         format: None,
                     };
@@ -303,73 +334,35 @@ fn unnest_series(expr: &mut Expr) {
     }
 }
 
-/// EXISTS as a value, which DataFusion has only as a predicate: `(SELECT count(*) > 0 FROM …)`.
-struct CountForExists {
-    depth: usize,
-}
-
-impl VisitorMut for CountForExists {
-    type Break = ();
-
-    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
-        self.depth += 1;
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
-        self.depth -= 1;
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if self.depth > 0 {
-            return ControlFlow::Continue(());
-        }
-        if let Expr::Exists { subquery, negated } = expr {
-            let simple = matches!(subquery.body.as_ref(), SetExpr::Select(select) if is_plain(select))
-                && subquery.limit_clause.is_none()
-                && subquery.with.is_none();
-            if simple && let SetExpr::Select(select) = subquery.body.as_mut() {
-                let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
-                let test = Expr::BinaryOp { left: Box::new(count_rows()), op, right: Box::new(number("0")) };
-                select.projection = vec![SelectItem::UnnamedExpr(test)];
-                subquery.order_by = None;
-                *expr =
-                    Expr::Subquery(std::mem::replace(subquery, Box::new(query_of(select_all(ObjectName(Vec::new()))))));
+/// Where a chain of operators ends that would be deeper in the plan than an expression may be. AND and OR are balanced, and
+/// a chain of literals is one literal by then.
+fn too_deep(expr: &Expr) -> Option<datafusion::sql::sqlparser::tokenizer::Location> {
+    let mut levels = 0;
+    let mut node = expr;
+    while levels <= EXPRESSION_DEPTH_MAX {
+        node = match node {
+            Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. } => return None,
+            Expr::BinaryOp { left, .. } => {
+                levels += 1;
+                left
             }
-        }
-        ControlFlow::Continue(())
+            Expr::Nested(inner) => inner,
+            _ => return None,
+        };
     }
+    (!is_literal_chain(node)).then(|| expr.span().start)
 }
 
-/// Whether every row that the FROM and WHERE let through is a row of the result.
-fn is_plain(select: &Select) -> bool {
-    let no_groups = matches!(&select.group_by, ast::GroupByExpr::Expressions(by, _) if by.is_empty());
-    let aggregates = select.projection.iter().any(|item| match item {
-        SelectItem::UnnamedExpr(Expr::Function(f)) | SelectItem::ExprWithAlias { expr: Expr::Function(f), .. } => {
-            let name = f.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
-            f.over.is_none() && plan::functions::aggregate(&name).is_some()
-        }
-        SelectItem::UnnamedExpr(Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_))
-        | SelectItem::Wildcard(_)
-        | SelectItem::QualifiedWildcard(..)
-        | SelectItem::ExprWithAlias {
-            expr: Expr::Value(_) | Expr::Identifier(_) | Expr::CompoundIdentifier(_), ..
-        } => false,
-        // An aggregate may hide anywhere inside.
-        _ => true,
-    });
-    no_groups && !aggregates && select.having.is_none() && select.distinct.is_none() && select.qualify.is_none()
-}
-
-fn count_rows() -> Expr {
-    let mut counted = call("count", Vec::new());
-    if let Expr::Function(function) = &mut counted
-        && let ast::FunctionArguments::List(list) = &mut function.args
-    {
-        list.args.push(ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Wildcard));
+/// Whether an operand is a literal, or operators over literals alone along its left side.
+fn is_literal_chain(mut expr: &Expr) -> bool {
+    loop {
+        expr = match expr {
+            Expr::Value(_) => return true,
+            Expr::Nested(inner) => inner,
+            Expr::BinaryOp { left, right, .. } if matches!(right.as_ref(), Expr::Value(_)) => left,
+            _ => return false,
+        };
     }
-    counted
 }
 
 /// A number literal with an exponent, or with more digits than a decimal has: plain digits where they fit, else a double.
@@ -389,7 +382,17 @@ fn wide_number(digits: &str) -> Option<Expr> {
             Some((integer, fraction)) => (integer.to_string(), fraction),
             None => (format!("{all:0<width$}", width = point as usize), ""),
         };
-        let fraction = if fraction.is_empty() { "0" } else { fraction };
+        if fraction.is_empty() {
+            // Plain digits would be an integer.
+            let digits = ast::ExactNumberInfo::PrecisionAndScale(integer.len().max(1) as u64, 0);
+            return Some(Expr::Cast {
+                kind: CastKind::Cast,
+                expr: Box::new(Expr::Value(Value::SingleQuotedString(integer).into())),
+                data_type: ast::DataType::Numeric(digits),
+                array: false,
+                format: None,
+            });
+        }
         return Some(number(&format!("{integer}.{fraction}")));
     }
     if mantissa.len() != digits.len() && point <= 0 && all.len() as i64 - point <= reach {
@@ -419,9 +422,21 @@ pub(crate) fn number(text: &str) -> Expr {
     Expr::Value(Value::Number(text.to_string(), false).into())
 }
 
-fn call(name: &str, args: Vec<Expr>) -> Expr {
+pub(crate) fn text(text: &str) -> Expr {
+    Expr::Value(Value::SingleQuotedString(text.to_string()).into())
+}
+
+pub(crate) fn binary(left: Expr, op: BinaryOperator, right: Expr) -> Expr {
+    Expr::BinaryOp { left: Box::new(left), op, right: Box::new(right) }
+}
+
+pub(crate) fn negation(expr: Expr) -> Expr {
+    Expr::UnaryOp { op: ast::UnaryOperator::Not, expr: Box::new(expr) }
+}
+
+pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
     Expr::Function(ast::Function {
-        name: ObjectName::from(vec![Ident::new(name)]),
+        name: ObjectName::from(vec![Ident::with_quote('"', name)]),
         uses_odbc_syntax: false,
         parameters: ast::FunctionArguments::None,
         args: ast::FunctionArguments::List(ast::FunctionArgumentList {
@@ -534,8 +549,23 @@ fn operator(sign: &str) -> Option<BinaryOperator> {
     })
 }
 
-/// Gives every output column Postgres' name, and a plan-only suffix where a name comes twice.
+/// Gives every output column Postgres' name, and a plan-only suffix to all whose name comes twice, so that a reference to
+/// it finds none of them.
 fn name_columns(select: &mut Select) {
+    let mut given: Vec<String> = Vec::new();
+    let mut repeats: Vec<String> = Vec::new();
+    for item in &select.projection {
+        let name = match item {
+            SelectItem::ExprWithAlias { alias, .. } => names::fold(alias),
+            SelectItem::UnnamedExpr(expr) => output_name(expr).unwrap_or_else(|| "?column?".to_string()),
+            _ => continue,
+        };
+        if given.contains(&name) {
+            repeats.push(name);
+        } else {
+            given.push(name);
+        }
+    }
     let bare_wildcard = select.projection.iter().any(|i| matches!(i, SelectItem::Wildcard(_)));
     let qualified: Vec<String> = select
         .projection
@@ -552,7 +582,7 @@ fn name_columns(select: &mut Select) {
         let expr = match item {
             SelectItem::ExprWithAlias { alias, .. } => {
                 let name = names::fold(alias);
-                if seen.contains(&name) {
+                if repeats.contains(&name) {
                     *alias = Ident::with_quote('"', unique(&name, &seen));
                 }
                 seen.push(names::fold(alias));
@@ -571,7 +601,7 @@ fn name_columns(select: &mut Select) {
             _ => false,
         };
         let plain_column = matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
-        let repeated = of_wildcard || seen.contains(&name);
+        let repeated = of_wildcard || repeats.contains(&name);
         if plain_column && !repeated {
             seen.push(name);
             continue;
@@ -588,7 +618,7 @@ fn unique(name: &str, seen: &[String]) -> String {
 }
 
 /// The name that Postgres gives to an output column; `None` is `?column?`.
-fn output_name(expr: &Expr) -> Option<String> {
+pub(crate) fn output_name(expr: &Expr) -> Option<String> {
     let plain = |s: &str| Some(s.to_string());
     match expr {
         Expr::Identifier(ident) => Some(names::fold(ident)),

@@ -1,11 +1,12 @@
 //! The DataFusion session that executes ad-hoc plans, with the analyser and functions that all plans share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
@@ -24,28 +25,41 @@ pub fn options(zone: &str) -> ConfigOptions {
     parser.default_null_ordering = "nulls_max".to_string();
     options.execution.time_zone = Some(zone.to_string());
     options.optimizer.skip_failed_rules = false;
+    // Nothing that is scanned here can use filters that arise while a query runs, and a join's filter that passes a
+    // constant column of a UNION fails on the types of its values.
+    options.optimizer.enable_topk_dynamic_filter_pushdown = false;
+    options.optimizer.enable_join_dynamic_filter_pushdown = false;
+    options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    options.optimizer.enable_dynamic_filter_pushdown = false;
     options
+}
+
+/// [`options`], made once for the zone that most sessions have.
+pub(crate) fn shared_options(zone: &str) -> Arc<ConfigOptions> {
+    static UTC: OnceLock<Arc<ConfigOptions>> = OnceLock::new();
+    match zone {
+        "UTC" => Arc::clone(UTC.get_or_init(|| Arc::new(options(zone)))),
+        _ => Arc::new(options(zone)),
+    }
 }
 
 /// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them. They are
 /// analysed already, and must not be again: a small bigint parameter in the place of a literal would become an integer.
 ///
-/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. Building one takes about a
-/// millisecond: keep it, and clone it where a statement needs its own.
+/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. It knows no function by name:
+/// plans hold the functions themselves, and every statement clones the session.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
+    // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
+    let rules = Optimizer::new().rules.into_iter().filter(|r| r.name() != "single_distinct_aggregation_to_group_by");
     let mut physical = PhysicalOptimizer::new().rules;
     physical.push(Arc::new(plan::functions::guard::GuardedPredicates));
     SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_default_features()
         .with_analyzer_rules(Vec::new())
+        .with_optimizer_rules(rules.collect())
         .with_physical_optimizer_rules(physical)
-        .with_expr_planners(plan::functions::expr_planners())
-        .with_scalar_functions(plan::functions::scalars())
-        .with_aggregate_functions(plan::functions::aggregates())
-        .with_window_functions(plan::functions::windows())
         .build()
 }

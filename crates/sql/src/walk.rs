@@ -7,8 +7,8 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, ObjectName, Query, Select, SelectItem, Statement, TableFactor, ValueWithSpan, Visit, VisitMut, Visitor,
-    VisitorMut,
+    Expr, ObjectName, OrderBy, Query, Select, SelectItem, Statement, TableFactor, ValueWithSpan, Visit, VisitMut,
+    Visitor, VisitorMut,
 };
 use flow::{Error, Result};
 
@@ -45,7 +45,7 @@ macro_rules! walk {
     )+};
 }
 
-walk!(Query, Select, Expr, Vec<SelectItem>);
+walk!(Query, Select, Expr, Vec<SelectItem>, OrderBy);
 
 struct Shown<'a>(&'a mut dyn Visitor<Break = ()>);
 

@@ -62,6 +62,7 @@ impl Session {
         declare: &DeclareCursor,
         plan: &QueryPlan,
         parameters: &[ArrayRef],
+        long: bool,
     ) -> Result<Outcome> {
         if !declare.hold && !self.in_transaction() {
             return Err(Error::new(
@@ -80,7 +81,7 @@ impl Session {
                 format!("cursor \"{}\" already exists", declare.name),
             ));
         }
-        if let Outcome::Rows { schema, rows, .. } = self.run_query(plan, None, parameters).await? {
+        if let Outcome::Rows { schema, rows, .. } = self.run_query(plan, None, parameters, long).await? {
             self.cursors.insert(
                 declare.name.clone(),
                 Cursor { schema, rows: Mutex::new(rows), ahead: None, hold: declare.hold },

@@ -10,6 +10,7 @@ use catalog::{
 };
 use datafusion::logical_expr::{Cast, Expr, LogicalPlanBuilder};
 use flow::{Error, RelationId, Result, SqlState};
+use plan::ProcessPlan;
 use sql::planner::Settings;
 use sql::statement::{
     Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, Drop, Name, ObjectKind,
@@ -19,8 +20,8 @@ use sql::{Planner, QueryPlan};
 
 use super::names::SessionNames;
 use super::replan::{STANDING_ZONE, standing};
-use super::{Outcome, Session};
-use crate::engine::StandingQuery;
+use super::{Outcome, Session, planning};
+use crate::engine::{DdlGuard, StandingQuery};
 
 /// The folded parts of a name.
 pub fn parts(name: &Name) -> Vec<&str> {
@@ -113,7 +114,7 @@ impl Session {
             Statement::CreateTable(create) => self.create_table(create, &catalog, &scope, parsed)?,
             Statement::CreateSource(create) => self.create_source(create, &catalog, &scope)?,
             Statement::CreateView(create) if create.materialized => {
-                let started = self.create_materialized_view(create, &catalog, &scope, parsed).await?;
+                let started = self.create_materialized_view(create, &catalog, &scope, parsed, &guard).await?;
                 // Other DDL may go on while the view catches up.
                 drop(guard);
                 if let Some(relation) = started
@@ -123,7 +124,7 @@ impl Session {
                 }
             }
             Statement::CreateView(create) => self.create_view(create, &catalog, &scope, parsed)?,
-            Statement::CreateSink(create) => self.create_sink(create, &catalog, &scope, parsed).await?,
+            Statement::CreateSink(create) => self.create_sink(create, &catalog, &scope, parsed, &guard).await?,
             Statement::CreateSchema { name, if_not_exists } => {
                 let database = name.schema.as_deref().unwrap_or(&self.database);
                 let planned = catalog.plan_create_schema(database, &name.name, &self.user, *if_not_exists)?;
@@ -133,7 +134,7 @@ impl Session {
                 let planned = catalog.plan_create_database(name, &self.user, *if_not_exists)?;
                 self.carry_out(planned)?;
             }
-            Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope).await?,
+            Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope, &guard).await?,
             Statement::Alter(alter) => self.alter(alter, &catalog, &scope)?,
             Statement::Comment(comment) => self.comment(comment, &catalog, &scope)?,
             other => return Err(Error::unsupported(format!("{} is not supported", other.tag()))),
@@ -290,7 +291,8 @@ impl Session {
     ) -> Result<PlannedQuery> {
         let names = SessionNames::new(&self.engine, catalog, scope.clone(), None);
         let settings = if standing { Settings::standing(STANDING_ZONE) } else { self.planning() };
-        let plan = Planner::new(&names, settings)?.query(query, source, &[])?;
+        let planner = Planner::new(&names, settings)?;
+        let plan = planning::compute(planning::is_long(source), || planner.query(query, source, &[]))?;
         if !plan.parameters.is_empty() {
             return Err(Error::new(SqlState::UndefinedParameter, "there is no parameter $1")
                 .with_hint("A stored query cannot have parameters."));
@@ -328,6 +330,7 @@ impl Session {
         catalog: &Catalog,
         scope: &Scope,
         parsed: &Parsed,
+        guard: &DdlGuard,
     ) -> Result<Option<RelationId>> {
         if let Some((name, _)) = create.options.first() {
             return Err(Error::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{name}\""))
@@ -354,20 +357,47 @@ impl Session {
                 return Ok(None);
             }
         };
-        let standing = standing_plan(&query.query, &columns, &relation)?;
+        let long = planning::is_long(&parsed.source);
+        let standing = planning::compute(long, || standing_plan(&query.query, &columns, &relation))?;
+        planning::interruptible(long).await;
         self.ready_inputs(&standing).await?;
         let plan = self.engine.process_plan(&standing, &relation)?;
-        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
-            self.engine.drop_storage(&[Arc::new(relation.as_ref().clone())]).await?;
-        }
-        self.engine.clock.board.expect(relation.oid);
-        if let Err(e) = self.carry_out(planned) {
-            self.engine.clock.board.forget(relation.oid);
-            return Err(e);
-        }
-        self.engine.set_view_traits(relation.oid, &standing.node);
-        self.engine.start_job(&Arc::new(*relation.clone()), plan, standing.inputs).await?;
-        Ok(Some(relation.oid))
+        let oid = relation.oid;
+        self.start(guard, planned, *relation, standing, plan).await?;
+        Ok(Some(oid))
+    }
+
+    /// Puts a view or sink into the catalog and starts its job.
+    async fn start(
+        &mut self,
+        guard: &DdlGuard,
+        planned: Planned,
+        relation: Relation,
+        standing: StandingQuery,
+        plan: ProcessPlan,
+    ) -> Result<()> {
+        self.catalog_notices(planned.notices);
+        let Some(change) = planned.change else { return Ok(()) };
+        let engine = Arc::clone(&self.engine);
+        let relation = Arc::new(relation);
+        crate::engine::effect(guard, async move {
+            if matches!(change, CatalogChange::Replace(_)) {
+                engine.drop_storage(std::slice::from_ref(&relation)).await?;
+            }
+            let is_view = relation.kind() == RelationKind::MaterializedView;
+            if is_view {
+                engine.clock.board.expect(relation.oid);
+            }
+            if let Err(e) = engine.change_catalog(&change) {
+                engine.clock.board.forget(relation.oid);
+                return Err(e);
+            }
+            if is_view {
+                engine.set_view_traits(relation.oid, &standing.node);
+            }
+            engine.start_job(&relation, plan, standing.inputs).await
+        })
+        .await
     }
 
     /// A job starts from what its inputs hold, so they must be there; one that has stopped is named now.
@@ -385,6 +415,7 @@ impl Session {
         catalog: &Catalog,
         scope: &Scope,
         parsed: &Parsed,
+        guard: &DdlGuard,
     ) -> Result<()> {
         let (from_text, from_query);
         let (query, source): (&Query, &str) = match &create.from {
@@ -461,14 +492,10 @@ impl Session {
             let append_only = standing.node.traits.change_kind == plan::ChangeKind::AppendOnly;
             crate::connectors::check_sink(&connector, Arc::clone(&standing.node.schema), append_only)?;
         }
-        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
-            self.engine.drop_storage(&[Arc::new(relation.as_ref().clone())]).await?;
-        }
-        self.carry_out(planned)?;
-        self.engine.start_job(&Arc::new(*relation), process, standing.inputs).await
+        self.start(guard, planned, *relation, standing, process).await
     }
 
-    async fn drop_objects(&mut self, drop: &Drop, catalog: &Catalog, scope: &Scope) -> Result<()> {
+    async fn drop_objects(&mut self, drop: &Drop, catalog: &Catalog, scope: &Scope, guard: &DdlGuard) -> Result<()> {
         match drop.kind {
             ObjectKind::Schema | ObjectKind::Database => {
                 for name in &drop.names {
@@ -479,7 +506,7 @@ impl Session {
                         }
                         _ => catalog.plan_drop_database(&self.database, &name.name, drop.if_exists)?,
                     };
-                    self.carry_out_drop(planned, &catalog).await?;
+                    self.carry_out_drop(planned, &catalog, guard).await?;
                 }
                 Ok(())
             }
@@ -487,18 +514,26 @@ impl Session {
                 let names: Vec<Vec<&str>> = drop.names.iter().map(parts).collect();
                 let targets: Vec<&[&str]> = names.iter().map(Vec::as_slice).collect();
                 let planned = catalog.plan_drop(scope, relation_kind(kind)?, &targets, drop.if_exists, drop.cascade)?;
-                self.carry_out_drop(planned, catalog).await
+                self.carry_out_drop(planned, catalog, guard).await
             }
         }
     }
 
-    async fn carry_out_drop(&mut self, planned: Planned, catalog: &Catalog) -> Result<()> {
-        if let Some(CatalogChange::Drop { relations, .. }) = self.carry_out(planned)? {
-            let dropped: Vec<Arc<Relation>> =
-                relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect();
-            self.engine.drop_storage(&dropped).await?;
-        }
-        Ok(())
+    async fn carry_out_drop(&mut self, planned: Planned, catalog: &Catalog, guard: &DdlGuard) -> Result<()> {
+        self.catalog_notices(planned.notices);
+        let Some(change) = planned.change else { return Ok(()) };
+        let dropped: Vec<Arc<Relation>> = match &change {
+            CatalogChange::Drop { relations, .. } => {
+                relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let engine = Arc::clone(&self.engine);
+        crate::engine::effect(guard, async move {
+            engine.change_catalog(&change)?;
+            if dropped.is_empty() { Ok(()) } else { engine.drop_storage(&dropped).await }
+        })
+        .await
     }
 
     fn alter(&mut self, alter: &Alter, catalog: &Catalog, scope: &Scope) -> Result<()> {

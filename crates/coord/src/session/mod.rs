@@ -1,12 +1,14 @@
 //! One client's session: statements in, rows and tags out.
 //!
 //! [`Session::prepare`] looks names up and plans, [`Session::execute`] runs. [`read`] pins epochs, [`write`] holds
-//! transactions and DML, [`define`] is DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors.
+//! transactions and DML, [`define`] is DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors; [`planning`] is
+//! where they compute.
 
 pub mod copy;
 pub mod cursor;
 pub mod define;
 pub mod names;
+pub mod planning;
 pub mod read;
 pub mod replan;
 pub mod show;
@@ -14,6 +16,7 @@ pub mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch};
@@ -75,6 +78,34 @@ pub struct Prepared {
     version: u64,
     scope: Scope,
     declared: Vec<Option<DataType>>,
+    /// For a plan that holds what was true when it was made, such as the time.
+    momentary: Option<Arc<Momentary>>,
+}
+
+/// How long a plan that reads the clock or the system tables may wait for its first execution, in microseconds.
+const MOMENT_US: i64 = 20_000;
+
+/// A plan that serves one execution, right after it was made.
+struct Momentary {
+    made_us: i64,
+    used: AtomicBool,
+}
+
+impl Momentary {
+    fn at(now_us: i64) -> Momentary {
+        Momentary { made_us: now_us, used: AtomicBool::new(false) }
+    }
+
+    fn take(&self, now_us: i64) -> bool {
+        (0..=MOMENT_US).contains(&(now_us - self.made_us)) && !self.used.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl Prepared {
+    /// Whether the plan may run as it is; it then counts as used.
+    fn is_current(&self, catalog: &Catalog, now_us: i64) -> bool {
+        self.version == catalog.version() && self.momentary.as_ref().is_none_or(|m| m.take(now_us))
+    }
 }
 
 #[derive(Clone)]
@@ -159,7 +190,7 @@ impl Session {
 
     /// Splits text into statements.
     pub fn parse(&self, text: &str) -> Result<Vec<Parsed>> {
-        sql::with_large_stack(|| sql::parse(text, &self.limits))
+        planning::compute(planning::is_long(text), || sql::parse(text, &self.limits))
     }
 
     pub fn take_notices(&mut self) -> Vec<Notice> {
@@ -200,7 +231,10 @@ impl Session {
     pub async fn prepare(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>]) -> Result<Prepared> {
         self.apply_wanted_settings();
         let catalog = self.engine.catalog();
-        self.plan(parsed, declared, &catalog)
+        let long = planning::is_long(&parsed.text);
+        let prepared = planning::compute(long, || self.plan(parsed, declared, &catalog))?;
+        planning::interruptible(long).await;
+        Ok(prepared)
     }
 
     fn plan(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>], catalog: &Catalog) -> Result<Prepared> {
@@ -214,6 +248,7 @@ impl Session {
             version: catalog.version(),
             scope,
             declared: declared.to_vec(),
+            momentary: None,
         };
         match &parsed.statement {
             Statement::Query(query) => {
@@ -223,7 +258,7 @@ impl Session {
                 prepared.parameters = plan.parameters.clone();
                 prepared.parameter_oids.clone_from(&plan.parameter_oids);
                 if point.is_none() && !lasts(&parsed.text, &plan) {
-                    prepared.version = NEVER;
+                    prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
                 }
                 prepared.body = Body::Query { plan: Arc::new(plan), point };
             }
@@ -239,7 +274,7 @@ impl Session {
                 prepared.parameters = plan.parameters.clone();
                 prepared.parameter_oids.clone_from(&plan.parameter_oids);
                 if !lasts(&parsed.text, &plan) {
-                    prepared.version = NEVER;
+                    prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
                 }
                 prepared.body = Body::Declare { plan: Arc::new(plan) };
             }
@@ -250,7 +285,8 @@ impl Session {
             }
             Statement::Execute { name, arguments } => {
                 let mut inner = self.prepared_statement(name)?.clone();
-                if inner.version != catalog.version() || inner.scope != self.scope() {
+                let current = inner.is_current(catalog, self.engine.config.time.now_us());
+                if !current || inner.scope != self.scope() {
                     inner = self.plan(&Arc::clone(&inner.parsed), &inner.declared.clone(), catalog)?;
                 }
                 let arguments = self.evaluate_arguments(name, arguments, &inner.parameters, &parsed.source)?;
@@ -272,10 +308,12 @@ impl Session {
     pub async fn execute(&mut self, prepared: &Prepared, parameters: &[ArrayRef]) -> Result<Outcome> {
         self.apply_wanted_settings();
         let catalog = self.engine.catalog();
-        let stale = prepared.version != catalog.version() || prepared.scope != self.scope();
+        let stale = !prepared.is_current(&catalog, self.engine.config.time.now_us()) || prepared.scope != self.scope();
         let planned;
         let prepared = if stale && !matches!(prepared.body, Body::Plain) {
-            planned = self.plan(&prepared.parsed, &prepared.declared, &catalog)?;
+            let long = planning::is_long(&prepared.parsed.text);
+            planned = planning::compute(long, || self.plan(&prepared.parsed, &prepared.declared, &catalog))?;
+            planning::interruptible(long).await;
             &planned
         } else {
             prepared
@@ -285,10 +323,16 @@ impl Session {
         }
         self.check_read_only(&prepared.parsed.statement)?;
         match &prepared.body {
-            Body::Query { plan, point } => self.run_query(plan, point.as_deref(), parameters).await,
+            Body::Query { plan, point } => {
+                let long = planning::is_long(&prepared.parsed.text);
+                self.run_query(plan, point.as_deref(), parameters, long).await
+            }
             Body::Write(write) => self.run_write(write, parameters).await,
             Body::Declare { plan } => match &prepared.parsed.statement {
-                Statement::DeclareCursor(declare) => self.declare(declare, plan, parameters).await,
+                Statement::DeclareCursor(declare) => {
+                    let long = planning::is_long(&prepared.parsed.text);
+                    self.declare(declare, plan, parameters, long).await
+                }
                 other => Err(Error::internal(format!("{} declares no cursor", other.tag()))),
             },
             _ => self.run_plain(prepared).await,
@@ -447,9 +491,6 @@ impl Session {
 fn catalog_reported(settings: &Settings) -> Vec<&'static str> {
     settings.reported().map(|(n, _)| n).collect()
 }
-
-/// A version that no catalog has: the plan is made again for each execution.
-const NEVER: u64 = u64::MAX;
 
 /// Whether a plan may be kept: the clock, the session and the system tables are read when planning.
 fn lasts(text: &str, plan: &QueryPlan) -> bool {

@@ -19,7 +19,7 @@ use sql::{Planner, QueryPlan};
 use state::Pin;
 
 use super::names::{SessionNames, scanned};
-use super::{Outcome, Session, rows_outcome};
+use super::{Outcome, Session, planning, rows_outcome};
 use crate::engine::Engine;
 use crate::status::EngineStatus;
 
@@ -147,11 +147,13 @@ impl Session {
         })
     }
 
+    /// `long`: planning it may take long.
     pub(super) async fn run_query(
         &mut self,
         plan: &QueryPlan,
         point: Option<&PointRead>,
         parameters: &[ArrayRef],
+        long: bool,
     ) -> Result<Outcome> {
         if let Some(point) = point {
             let relations = BTreeSet::from([point.relation]);
@@ -168,7 +170,9 @@ impl Session {
         let view = self.view(&relations).await?;
         let pin = view.pin.clone();
         let state = self.statement_state();
-        let (_, rows) = query::execute(&state, &plan, Arc::new(view)).await?;
+        let plan = planning::compute(long, || query::optimize(&state, &plan))?;
+        planning::interruptible(long).await;
+        let (_, rows) = query::execute_optimized(&state, &plan, Arc::new(view)).await?;
         // The rows hold the pin until the last one is read.
         let schema = Arc::clone(&declared);
         let rows = rows.map(move |batch| {

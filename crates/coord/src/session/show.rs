@@ -12,7 +12,7 @@ use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Q
 
 use super::names::SessionNames;
 use super::replan::{STANDING_ZONE, standing};
-use super::{Outcome, Session, rows_outcome, text_columns};
+use super::{Outcome, Session, planning, rows_outcome, text_columns};
 
 /// Rows of text cells.
 type Cells = Vec<Vec<Option<String>>>;
@@ -231,7 +231,7 @@ impl Session {
         };
         use plan::explain as layers;
         let pretty = |json: serde_json::Value| format!("{json:#}");
-        let text = sql::with_large_stack(|| -> Result<String> {
+        let text = planning::compute(planning::is_long(&parsed.source), || -> Result<String> {
             if table_layer {
                 let optimized =
                     self.statement_state().optimize(&planned.plan).map_err(plan::error::from_datafusion_error)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use coord::engine::Replanner;
+use coord::execution::{Execution, Threads};
 use coord::session::replan::StoredQueries;
 use coord::session::{Outcome, Session};
 use coord::{Engine, EngineConfig, Time};
@@ -49,6 +50,11 @@ pub fn scratch() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
+/// What an engine of a test is opened with.
+pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
+    EngineConfig { data_dir: folder.into(), slots, memory_limit: 2 << 30, batch_rows, time: Time::system() }
+}
+
 /// An engine with its own data.
 pub struct Instance {
     pub engine: Arc<Engine>,
@@ -61,8 +67,14 @@ impl Instance {
     }
 
     pub fn with_memory(folder: &Path, slots: usize, batch_rows: usize, memory_limit: usize) -> Instance {
-        let config = EngineConfig { data_dir: folder.into(), slots, memory_limit, batch_rows, time: Time::system() };
-        let engine = Engine::open(config).unwrap();
+        let config = EngineConfig { memory_limit, ..config(folder, slots, batch_rows) };
+        Instance::with(config, Arc::new(Threads::default()))
+    }
+
+    /// An engine whose slots, clock and feeders run as `execution` lets them.
+    pub fn with(config: EngineConfig, execution: Arc<dyn Execution>) -> Instance {
+        let (memory_limit, slots) = (config.memory_limit, config.slots);
+        let engine = Engine::open_with(config, execution).unwrap();
         let base = query::base_state(memory_limit, slots).unwrap();
         let replanner: Arc<dyn Replanner> = Arc::new(StoredQueries);
         engine.recover_jobs(&replanner);

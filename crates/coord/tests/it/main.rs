@@ -1,8 +1,13 @@
 //! Tests of whole statements against an engine in this process.
 
+mod bytes;
 mod harness;
 mod isolation;
+mod messages;
+mod random_views;
 mod recovery;
 mod sources_and_sinks;
 mod sql_tests;
+mod stepped;
+mod touched;
 mod transfers;

@@ -7,18 +7,19 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
 use catalog::{OnConflict, Relation, RelationKind};
+use coord::execution::{Execution, Threads};
 use coord::session::Session;
 use coord::session::show::create_statement;
 use coord::table::WriteSet;
 use sqllogictest::{DBOutput, DefaultColumnType, QueryExpect, Record};
 
-use crate::harness::{Answer, Instance, Rng, ok, render, rows, run, scratch, seed};
+use crate::harness::{Answer, Instance, Rng, config, ok, render, rows, run, scratch, seed};
 
 /// A file takes well under a second; one that waits for ever is a failure, not a hang.
 const FILE_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Files under `sql-tests`, sorted.
-fn files() -> Vec<PathBuf> {
+pub fn files() -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -244,11 +245,16 @@ async fn write(
 }
 
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
-async fn check_standing(contents: &Contents, queries: &[Standing], seed: u64) -> Vec<String> {
+async fn check_standing(
+    contents: &Contents,
+    queries: &[Standing],
+    seed: u64,
+    execution: Arc<dyn Execution>,
+) -> Vec<String> {
     let mut rng = Rng::new(seed);
     let folder = scratch();
     let slots = 1 + rng.below(4);
-    let instance = Instance::open(folder.path(), slots, rng.pick(&[1, 32, 8192]));
+    let instance = Instance::with(config(folder.path(), slots, rng.pick(&[1, 32, 8192])), execution);
     let mut session = instance.session();
     let mut schemas: Vec<&str> = contents.tables.iter().map(|(r, _)| r.schema.as_str()).collect();
     schemas.dedup();
@@ -322,8 +328,8 @@ async fn check_standing(contents: &Contents, queries: &[Standing], seed: u64) ->
     problems
 }
 
-/// Runs a file in both ways; returns what went wrong.
-async fn check_file(path: &Path, seed: u64) -> Vec<String> {
+/// Runs a file in both ways, its standing queries on an engine that runs as `execution` lets it; returns what went wrong.
+pub async fn check_file(path: &Path, seed: u64, execution: Arc<dyn Execution>) -> Vec<String> {
     let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut runner = sqllogictest::Runner::new(|| async { Ok(Db(instance.session())) });
@@ -340,7 +346,7 @@ async fn check_file(path: &Path, seed: u64) -> Vec<String> {
     drop(runner);
     instance.close().await;
     if !queries.is_empty() {
-        problems.extend(check_standing(&contents, &queries, seed).await);
+        problems.extend(check_standing(&contents, &queries, seed, execution).await);
     }
     problems
 }
@@ -362,12 +368,11 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
     let mut report = String::new();
     for (n, path) in files.iter().enumerate() {
         let seed = seed() + n as u64;
-        let name = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
-        let name = name.collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/");
+        let name = name_of(path);
         let file = path.clone();
         // On a thread of the runtime, whose stack is large.
         let checked = runtime.block_on(async {
-            let check = tokio::spawn(async move { check_file(&file, seed).await });
+            let check = tokio::spawn(async move { check_file(&file, seed, Arc::new(Threads::default())).await });
             tokio::time::timeout(FILE_TIME_MAX, check).await
         });
         let problems = match checked {
@@ -402,8 +407,14 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
     }
 }
 
+/// A file's folder and name, as `known_differences.txt` writes them.
+pub fn name_of(path: &Path) -> String {
+    let parts = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
+    parts.collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/")
+}
+
 /// Files that do not pass yet, from `sql-tests/known_differences.txt`: one a line, `#` starts a comment.
-fn known_differences() -> Vec<String> {
+pub fn known_differences() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests/known_differences.txt");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines = text.lines().map(|l| l.split('#').next().unwrap_or_default().trim());

@@ -18,11 +18,13 @@ use datafusion::logical_expr::utils::format_state_name;
 use datafusion::logical_expr::{
     Accumulator, AggregateUDFImpl, EmitTo, GroupsAccumulator, ReversedUDAF, Signature, Volatility,
 };
-use flow::{Error, SqlState};
 
 use super::arithmetic::out_of_range;
 use super::decimal::power;
-use super::type_name;
+use super::overload::{Type, no_function};
+
+/// Digits after the point of an average of whole numbers; PostgreSQL gives 16 significant ones or more.
+const AVERAGE_SCALE: i8 = 18;
 
 /// `sum` or `avg`.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -60,26 +62,17 @@ impl AggregateUDFImpl for SumOrAverage {
         };
         Ok(vec![match argument {
             DataType::UInt64 => DataType::Decimal128(20, 0),
-            t if t.is_integer() && self.average => DataType::Float64,
-            t if t.is_integer() => DataType::Int64,
+            DataType::Int64 | DataType::UInt32 => DataType::Int64,
+            t if t.is_integer() => DataType::Int32,
             t if t.is_floating() => DataType::Float64,
-            DataType::Null => {
-                if self.average {
-                    DataType::Float64
-                } else {
-                    DataType::Int64
-                }
-            }
+            DataType::Null => DataType::Int32,
             DataType::Decimal128(p, s) => DataType::Decimal128(*p, *s),
             DataType::Decimal32(p, s) | DataType::Decimal64(p, s) => DataType::Decimal128(*p, *s),
             DataType::Interval(_) | DataType::Duration(_) if !self.average => {
                 DataType::Interval(IntervalUnit::MonthDayNano)
             }
             other => {
-                let message = format!("function {}({}) does not exist", self.name(), type_name(other));
-                let error =
-                    Error::new(SqlState::UndefinedFunction, message).with_hint("Cast the argument to a number type.");
-                return Err(DataFusionError::External(Box::new(error)));
+                return Err(DataFusionError::External(Box::new(no_function(self.name(), std::slice::from_ref(other)))));
             }
         }])
     }
@@ -89,7 +82,13 @@ impl AggregateUDFImpl for SumOrAverage {
             return plan_err!("function {} takes one argument", self.name());
         };
         Ok(match argument {
-            DataType::Decimal128(p, s) if self.average => DataType::Decimal128((*p + 4).min(38), (*s + 4).min(38)),
+            DataType::Int32 | DataType::Int64 if self.average => DataType::Decimal128(38, AVERAGE_SCALE),
+            DataType::Decimal128(p, s) if self.average => {
+                let integer_digits = (*p as i8 - *s).max(1);
+                DataType::Decimal128(38, AVERAGE_SCALE.max(*s).min(38 - integer_digits))
+            }
+            DataType::Int32 => DataType::Int64,
+            DataType::Int64 => DataType::Decimal128(38, 0),
             DataType::Decimal128(p, s) => DataType::Decimal128((*p + 10).min(38), *s),
             other => other.clone(),
         })
@@ -155,6 +154,25 @@ fn argument_type(args: &AccumulatorArgs) -> DataType {
     args.expr_fields.first().map_or(DataType::Null, |f| f.data_type().clone())
 }
 
+/// Whether PostgreSQL has the aggregate over arguments of these types. Names that it has not are let through.
+///
+/// Errors: `42883`.
+pub(super) fn check_arguments(name: &str, given: &[DataType]) -> flow::Result<()> {
+    use Type::*;
+    let [argument] = given else { return Ok(()) };
+    let t = Type::of(argument);
+    let number = matches!(t, Int2 | Int4 | Int8 | Numeric | Float4 | Float8);
+    let takes = match name {
+        "sum" | "avg" => number || matches!(t, Interval | Unknown),
+        "min" | "max" => !matches!(t, Bool | Bytea),
+        "bool_and" | "bool_or" => matches!(t, Bool | Unknown),
+        "bit_and" | "bit_or" | "bit_xor" => matches!(t, Int2 | Int4 | Int8 | Unknown),
+        "stddev" | "stddev_samp" | "stddev_pop" | "var_samp" | "var_pop" => number || t == Unknown,
+        _ => true,
+    };
+    if takes || t == Other { Ok(()) } else { Err(no_function(name, given)) }
+}
+
 /// What is kept per group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
@@ -169,7 +187,7 @@ enum Form {
 impl Form {
     fn of(argument: &DataType) -> Result<Form> {
         match argument {
-            DataType::Int64 | DataType::Decimal128(_, _) => Ok(Form::Integer),
+            DataType::Int32 | DataType::Int64 | DataType::Decimal128(_, _) => Ok(Form::Integer),
             DataType::Float64 => Ok(Form::Float),
             DataType::Interval(IntervalUnit::MonthDayNano) => Ok(Form::Interval),
             other => internal_err!("no sum of {other}"),
@@ -263,6 +281,12 @@ impl Sums {
                 let floats = values.as_primitive::<Float64Type>();
                 for i in (0..values.len()).filter(|i| kept(*i)) {
                     self.add_float(groups(i), floats.value(i) * sign as f64);
+                }
+            }
+            (Form::Integer, DataType::Int32) => {
+                let integers = values.as_primitive::<Int32Type>();
+                for i in (0..values.len()).filter(|i| kept(*i)) {
+                    self.add_wide(groups(i), i128::from(integers.value(i)) * i128::from(sign))?;
                 }
             }
             (Form::Integer, DataType::Int64) => {
@@ -371,14 +395,10 @@ impl Sums {
             (Form::Integer, DataType::Decimal128(p, s)) => {
                 let limit = power(*p).unsigned_abs();
                 let argument_scale = if let DataType::Decimal128(_, s) = self.argument { s } else { 0 };
-                let factor = if self.average { power((*s - argument_scale).max(0) as u8) } else { 1 };
+                let digits = (*s - argument_scale).max(0) as u8;
                 let sums = wide(0)?;
                 let values = per_group.map(|i| {
-                    let value = if self.average {
-                        sums[i].checked_mul(factor).map(|v| v / i128::from(counts[i].max(1)))
-                    } else {
-                        Some(sums[i])
-                    };
+                    let value = if self.average { average(sums[i], counts[i], digits) } else { Some(sums[i]) };
                     value.filter(|v| v.unsigned_abs() < limit).ok_or_else(|| overflow(&self.result))
                 });
                 let values = values.collect::<Result<Vec<i128>>>()?;
@@ -407,6 +427,18 @@ impl Sums {
             + self.wide.capacity() * 16
             + (self.high.capacity() + self.low.capacity() + self.special.capacity()) * 8
     }
+}
+
+/// `sum ÷ count` with `digits` more digits than the sum has, half away from zero; `None` where 128 bits do not hold it.
+pub fn average(sum: i128, count: i64, digits: u8) -> Option<i128> {
+    let count = i128::from(count.max(1));
+    let factor = power(digits);
+    // The whole part first: the sum times the factor might not fit.
+    let whole = (sum / count).checked_mul(factor)?;
+    let rest = (sum % count).checked_mul(factor)?;
+    let (part, left) = (rest / count, rest % count);
+    let up = if left.abs() >= count - left.abs() && left != 0 { left.signum() } else { 0 };
+    whole.checked_add(part + up)
 }
 
 /// `a + b` as the rounded sum and its exact error.
@@ -547,6 +579,7 @@ impl Distinct {
             if values.data_type() == &self.argument { Arc::clone(values) } else { cast(values, &self.argument)? };
         let nulls = values.nulls().cloned();
         let bits: Vec<i128> = match &self.argument {
+            DataType::Int32 => values.as_primitive::<Int32Type>().values().iter().map(|v| i128::from(*v)).collect(),
             DataType::Int64 => values.as_primitive::<Int64Type>().values().iter().map(|v| i128::from(*v)).collect(),
             DataType::Decimal128(_, _) => values.as_primitive::<Decimal128Type>().values().to_vec(),
             DataType::Float64 => {
@@ -576,6 +609,7 @@ impl Distinct {
         let mut bits: Vec<i128> = self.seen.iter().copied().collect();
         bits.sort_unstable();
         Ok(match &self.argument {
+            DataType::Int32 => Arc::new(bits.iter().map(|b| Some(*b as i32)).collect::<Int32Array>()),
             DataType::Int64 => Arc::new(bits.iter().map(|b| Some(*b as i64)).collect::<Int64Array>()),
             DataType::Decimal128(p, s) => Arc::new(Decimal128Array::from(bits).with_precision_and_scale(*p, *s)?),
             DataType::Float64 => {

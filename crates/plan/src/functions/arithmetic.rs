@@ -108,8 +108,9 @@ fn canonical(t: &DataType) -> DataType {
     }
 }
 
+/// A literal that has no type yet: see [`overload`](super::overload).
 fn is_unknown(t: &DataType) -> bool {
-    matches!(t, DataType::Null | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+    matches!(t, DataType::Null | DataType::Utf8)
 }
 
 fn is_number(t: &DataType) -> bool {
@@ -158,10 +159,13 @@ impl Arithmetic {
             return plan_err!("operator {} takes two operands", self.op.sign());
         };
         types(self.op, left, right).ok_or_else(|| {
-            let message =
-                format!("operator does not exist: {} {} {}", type_name(left), self.op.sign(), type_name(right));
-            let error = Error::new(SqlState::UndefinedFunction, message)
-                .with_hint("Add explicit casts to operand types that have this operator.");
+            let error = if is_unknown(left) && is_unknown(right) {
+                let message = format!("operator is not unique: unknown {} unknown", self.op.sign());
+                Error::new(SqlState::AmbiguousFunction, message)
+                    .with_hint("Could not choose a best candidate operator. You might need to add explicit type casts.")
+            } else {
+                super::overload::no_operator(self.op.sign(), left, right)
+            };
             datafusion::common::DataFusionError::External(Box::new(error))
         })
     }
@@ -173,10 +177,9 @@ impl ScalarUDFImpl for Arithmetic {
     }
 
     fn display_name(&self, args: &[Expr]) -> Result<String> {
-        Ok(match args {
-            [left, right] => format!("({left} {} {right})", self.op.sign()),
-            _ => self.op.sign().to_string(),
-        })
+        let mut text = String::new();
+        display(self.op, args, &mut text);
+        Ok(text)
     }
 
     fn signature(&self) -> &Signature {
@@ -199,6 +202,28 @@ impl ScalarUDFImpl for Arithmetic {
         let result = args.return_field.data_type().clone();
         apply(left, right, |l, r| evaluate(self.op, l, r, &result))
     }
+}
+
+/// `(left op right)`, written into one text however deep the operands are.
+fn display(op: Op, args: &[Expr], text: &mut String) {
+    let [left, right] = args else {
+        text.push_str(op.sign());
+        return;
+    };
+    let operand = |e: &Expr, text: &mut String| match e {
+        Expr::ScalarFunction(f) => match f.func.inner().downcast_ref::<Arithmetic>() {
+            Some(inner) => display(inner.op, &f.args, text),
+            None => text.push_str(&e.to_string()),
+        },
+        e => text.push_str(&e.to_string()),
+    };
+    text.push('(');
+    operand(left, text);
+    text.push(' ');
+    text.push_str(op.sign());
+    text.push(' ');
+    operand(right, text);
+    text.push(')');
 }
 
 /// `left op right` over whole columns; the operands have the types of [`types`].
@@ -256,6 +281,11 @@ where
         Op::Rem => numeric::rem(left, right),
     }?;
     let values = out.as_primitive::<T>();
+    if values.values().iter().any(|v| v.not_a_number()) {
+        // One NaN, whatever bits the operation left in it.
+        let out = values.unary::<_, T>(|v| if v.not_a_number() { T::Native::NAN } else { v });
+        return Ok(Arc::new(out));
+    }
     if values.values().iter().any(|v| v.infinite()) {
         let (l, l_scalar) = left.get();
         let (r, r_scalar) = right.get();
@@ -273,18 +303,28 @@ where
 
 /// Whether a float is infinite, for `f32` and `f64` alike.
 trait Infinite: Copy {
+    const NAN: Self;
     fn infinite(self) -> bool;
+    fn not_a_number(self) -> bool;
 }
 
 impl Infinite for f32 {
+    const NAN: f32 = f32::NAN;
     fn infinite(self) -> bool {
         self.is_infinite()
+    }
+    fn not_a_number(self) -> bool {
+        self.is_nan()
     }
 }
 
 impl Infinite for f64 {
+    const NAN: f64 = f64::NAN;
     fn infinite(self) -> bool {
         self.is_infinite()
+    }
+    fn not_a_number(self) -> bool {
+        self.is_nan()
     }
 }
 

@@ -17,7 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 
-use super::{arithmetic, cast};
+use super::{arithmetic, cast, library, single_row};
 use crate::expr::GuardedLogic;
 
 /// Guards the predicates of filters and the expressions of projections.
@@ -78,7 +78,9 @@ fn can_fail(expr: &Arc<dyn PhysicalExpr>) -> Result<bool> {
     expr.exists(|e| {
         Ok(e.downcast_ref::<ScalarFunctionExpr>().is_some_and(|call| {
             let name = call.name();
-            name == arithmetic::Negate::NAME
+            library::of(call.fun()).is_some()
+                || name == arithmetic::Negate::NAME
+                || name == single_row::NAME
                 || arithmetic::Op::ALL.iter().any(|op| op.sign() == name)
                 || cast::TARGETS.iter().any(|(target, _)| *target == name)
         }))

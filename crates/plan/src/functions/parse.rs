@@ -251,6 +251,15 @@ fn read_time_and_zone(text: &str, type_name: &str, whole: &str) -> Result<(i64, 
             rest = rest[2..].trim();
         }
     }
+    let colons: String;
+    let clock = match clock.find([':', '.']).unwrap_or(clock.len()) {
+        // `040506` and `0405`.
+        length @ (4 | 6) if clock.bytes().take(length).all(|b| b.is_ascii_digit()) && !clock.contains(':') => {
+            colons = format!("{}:{}:{}", &clock[..2], &clock[2..4], if length == 6 { &clock[4..] } else { "00" });
+            colons.as_str()
+        }
+        _ => clock,
+    };
     let mut fields = clock.split(':');
     let number = |t: Option<&str>| -> Result<i64> {
         match t {
@@ -359,6 +368,15 @@ pub fn interval(text: &str) -> Result<IntervalMonthDayNano> {
             }
             continue;
         }
+        // `1-2` is a year and two months.
+        if let Some((years, months)) = word.trim_start_matches(['+', '-']).split_once('-')
+            && let (Ok(years), Ok(months)) = (years.parse::<u32>(), months.parse::<u32>())
+        {
+            let sign = if word.starts_with('-') { -1.0 } else { 1.0 };
+            sum.add(sign * f64::from(years), "year").ok_or_else(bad)?;
+            sum.add(sign * f64::from(months), "month").ok_or_else(bad)?;
+            continue;
+        }
         // `1 day`, `1day`, or a bare number of seconds at the end.
         let split = word.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(word.len());
         let (number, unit) = word.split_at(split);
@@ -434,17 +452,19 @@ pub fn bytea(text: &str) -> Result<Vec<u8>> {
     if let Some(hex) = text.strip_prefix("\\x") {
         let digits: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
         if !digits.len().is_multiple_of(2) {
-            return Err(Error::new(
-                SqlState::InvalidTextRepresentation,
-                "invalid hexadecimal data: odd number of digits",
-            ));
+            return Err(Error::new(SqlState::InvalidParameterValue, "invalid hexadecimal data: odd number of digits"));
         }
         let digit = |b: u8| (b as char).to_digit(16);
         return digits
             .chunks_exact(2)
             .map(|pair| match (digit(pair[0]), digit(pair[1])) {
                 (Some(high), Some(low)) => Ok((high * 16 + low) as u8),
-                _ => Err(Error::new(SqlState::InvalidTextRepresentation, "invalid hexadecimal digit in bytea")),
+                (high, _) => {
+                    let bad = if high.is_none() { pair[0] } else { pair[1] };
+                    let shown = hex.chars().find(|c| c.len_utf8() > 1 && bad >= 128).unwrap_or(bad as char);
+                    let message = format!("invalid hexadecimal digit: \"{shown}\"");
+                    Err(Error::new(SqlState::InvalidParameterValue, message))
+                }
             })
             .collect();
     }

@@ -1,15 +1,16 @@
 //! The analyser of every plan, ad-hoc or standing: DataFusion's, with Postgres' meaning of literals, operators and casts.
 //!
 //! Order matters: operators become functions before types are coerced, so that the functions' own typing counts; casts
-//! are rewritten after, so that those which coercion put in are included. All of it runs before constants are folded.
+//! are rewritten after, so that those which coercion put in are included. Subqueries become joins last. All of it runs before constants are folded.
 //! Running the rules on an analysed plan changes nothing.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema, DFSchemaRef, Result, ScalarValue};
+use datafusion::common::{Column, DFSchema, DFSchemaRef, DataFusionError, Result, ScalarValue};
 use datafusion::logical_expr::expr::{Placeholder, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
@@ -23,6 +24,8 @@ use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::arithmetic::{Negate, Op};
+use super::overload::Type;
+use super::typing::PostgresTypes;
 use super::{arithmetic, cast, scalar};
 
 /// DataFusion's analyser with our rules in it.
@@ -30,12 +33,14 @@ pub fn analyzer() -> Analyzer {
     Analyzer::with_rules(vec![
         Arc::new(ResolveGroupingFunction::new()),
         Arc::new(PostgresOperators),
+        Arc::new(PostgresTypes),
         Arc::new(TypeCoercion::new()),
         Arc::new(PostgresCasts),
+        Arc::new(crate::table::UnnestSubqueries),
     ])
 }
 
-fn call(name: &str, args: Vec<Expr>) -> Option<Expr> {
+pub(super) fn call(name: &str, args: Vec<Expr>) -> Option<Expr> {
     scalar(name).map(|function| Expr::ScalarFunction(ScalarFunction::new_udf(function, args)))
 }
 
@@ -70,18 +75,110 @@ impl ExprPlanner for ArithmeticPlanner {
             BinaryOperator::Multiply => Op::Mul,
             BinaryOperator::Divide => Op::Div,
             BinaryOperator::Modulo => Op::Rem,
-            _ => return Ok(PlannerResult::Original(raw)),
+            _ => return plan_operator(raw, schema),
         };
         let (mut left, mut right) = (narrowed(raw.left), narrowed(raw.right));
         infer(op, &mut left, &mut right, schema);
         if let Some(folded) = fold(op, &left, &right) {
             return Ok(PlannerResult::Planned(folded));
         }
-        match call(op.sign(), vec![left, right]) {
+        match call(op.sign(), vec![named(left), named(right)]) {
             Some(call) => Ok(PlannerResult::Planned(call)),
             None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),
         }
     }
+}
+
+/// The function of an operator that is one.
+fn function_of(op: &BinaryOperator) -> Option<&'static str> {
+    Some(match op {
+        BinaryOperator::StringConcat => "||",
+        BinaryOperator::BitwiseAnd => "&",
+        BinaryOperator::BitwiseOr => "|",
+        BinaryOperator::PGBitwiseXor | BinaryOperator::BitwiseXor => "#",
+        BinaryOperator::PGBitwiseShiftLeft => "<<",
+        BinaryOperator::PGBitwiseShiftRight => ">>",
+        BinaryOperator::PGExp => "power",
+        BinaryOperator::PGStartsWith => "^@",
+        BinaryOperator::PGRegexMatch => "~",
+        BinaryOperator::PGRegexIMatch => "~*",
+        BinaryOperator::PGRegexNotMatch => "!~",
+        BinaryOperator::PGRegexNotIMatch => "!~*",
+        _ => return None,
+    })
+}
+
+/// Operators on text and bits are functions; a literal that is compared takes the type of the other side, which
+/// DataFusion would otherwise refuse while it still builds the plan.
+fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+    if let Some(name) = function_of(&raw.op) {
+        let is_array = |e: &Expr| matches!(e.get_type(schema), Ok(t) if t.is_nested());
+        if is_array(&raw.left) || is_array(&raw.right) {
+            return Ok(PlannerResult::Original(raw));
+        }
+        let (left, right) = (narrowed(raw.left), narrowed(raw.right));
+        let given = [left.get_type(schema)?, right.get_type(schema)?];
+        let Some(function) = scalar(name) else {
+            return datafusion::common::internal_err!("operator {name} is not registered");
+        };
+        if function.coerce_types(&given).is_err() {
+            let error = super::overload::no_operator(if name == "power" { "^" } else { name }, &given[0], &given[1]);
+            return Err(DataFusionError::External(Box::new(error)));
+        }
+        return Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function, vec![left, right]))));
+    }
+    if raw.op == BinaryOperator::PGOverlap {
+        return match call("array_has_any", vec![raw.left, raw.right]) {
+            Some(call) => Ok(PlannerResult::Planned(call)),
+            None => datafusion::common::internal_err!("array_has_any is not registered"),
+        };
+    }
+    let compares = matches!(
+        raw.op,
+        BinaryOperator::Eq
+            | BinaryOperator::NotEq
+            | BinaryOperator::Lt
+            | BinaryOperator::LtEq
+            | BinaryOperator::Gt
+            | BinaryOperator::GtEq
+    );
+    let is_literal = |e: &Expr| matches!(e, Expr::Literal(ScalarValue::Utf8(Some(_)), _));
+    if compares && is_literal(&raw.left) != is_literal(&raw.right) {
+        let literal_is_left = is_literal(&raw.left);
+        let known = if literal_is_left { &raw.right } else { &raw.left };
+        let Ok(known) = known.get_type(schema) else { return Ok(PlannerResult::Original(raw)) };
+        let wanted = match Type::of(&known) {
+            Type::Unknown | Type::Text | Type::Other => return Ok(PlannerResult::Original(raw)),
+            Type::Numeric => DataType::Decimal128(38, 18),
+            _ => super::canonical(&known),
+        };
+        let side = if literal_is_left { &mut raw.left } else { &mut raw.right };
+        let literal = std::mem::take(side);
+        *side = Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(literal), wanted));
+    }
+    Ok(PlannerResult::Original(raw))
+}
+
+/// Levels of arithmetic after which an operand gets a short name.
+const NAMED_LEVELS: usize = 16;
+
+/// `operand`, under an alias if it is a long chain. DataFusion asks every level of an expression for its name again and
+/// again, and spells the whole expression each time: for a chain of hundreds that is most of the time of planning.
+fn named(operand: Expr) -> Expr {
+    let mut node = &operand;
+    for _ in 0..NAMED_LEVELS {
+        match node {
+            Expr::ScalarFunction(f) if Op::ALL.iter().any(|op| op.sign() == f.func.name()) => match f.args.first() {
+                Some(left) => node = left,
+                None => return operand,
+            },
+            _ => return operand,
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    operand.schema_name().to_string().hash(&mut hasher);
+    let name = format!("__e{:016x}", hasher.finish());
+    operand.alias(name)
 }
 
 /// A parameter beside an operand of known type takes the type that a bare literal would take there.
@@ -176,7 +273,10 @@ fn rewrite_operators(expr: Expr) -> Result<Transformed<Expr>> {
             // Arguments of window functions (lag's offset, ntile's buckets) are read as Int64 literals.
             Expr::WindowFunction(_) => Transformed::new(expr, false, TreeNodeRecursion::Jump),
             // The type was asked for; the value inside keeps all its bits.
-            Expr::Cast(ref cast) if matches!(*cast.expr, Expr::Literal(ScalarValue::Int64(_), _)) => {
+            Expr::Cast(ref cast)
+                if matches!(*cast.expr, Expr::Literal(ScalarValue::Int64(_), _))
+                    && *cast.field.data_type() != DataType::Boolean =>
+            {
                 Transformed::new(expr, false, TreeNodeRecursion::Jump)
             }
             Expr::InList(_) | Expr::Between(_) => Transformed::no(expr),
@@ -231,7 +331,7 @@ fn recursive_query(mut query: RecursiveQuery) -> Result<Transformed<LogicalPlan>
 }
 
 /// `plan` with its columns cast to the types of `wanted`, by position.
-fn with_types(plan: Arc<LogicalPlan>, wanted: &SchemaRef) -> Result<Arc<LogicalPlan>> {
+pub(super) fn with_types(plan: Arc<LogicalPlan>, wanted: &SchemaRef) -> Result<Arc<LogicalPlan>> {
     let schema = plan.schema();
     let same = schema.fields().iter().zip(wanted.fields()).all(|(a, b)| a.data_type() == b.data_type());
     if same || schema.fields().len() != wanted.fields().len() {

@@ -31,6 +31,8 @@ pub(super) fn types(op: Op, left: &DataType, right: &DataType) -> Option<Types> 
         (Op::Add, Time64(_), Date32) => typed(&TIME, &TIMESTAMP, &TIMESTAMP),
         (Op::Add | Op::Sub, Timestamp(_, _), Interval(_)) => typed(left, &INTERVAL, left),
         (Op::Add, Interval(_), Timestamp(_, _)) => typed(&INTERVAL, right, right),
+        (Op::Add, Timestamp(_, _), Time64(_)) => typed(left, &TIME, left),
+        (Op::Add, Time64(_), Timestamp(_, _)) => typed(&TIME, right, right),
         (Op::Sub, Timestamp(_, None), Timestamp(_, None)) => typed(left, right, &INTERVAL),
         (Op::Sub, Timestamp(_, Some(_)), Timestamp(_, _) | Date32) => typed(left, left, &INTERVAL),
         (Op::Sub, Timestamp(_, None) | Date32, Timestamp(_, Some(_))) => typed(right, right, &INTERVAL),
@@ -101,6 +103,11 @@ pub(super) fn evaluate(op: Op, left: &dyn Datum, right: &dyn Datum, result: &Dat
         (Op::Sub, _, _) => numeric::sub(left, right).map_err(range_of(result)),
         _ => Err(ArrowError::ComputeError(format!("no arithmetic {lt} {} {rt}", op.sign()))),
     }
+}
+
+/// The length by which intervals are compared, in nanoseconds: a month is 30 days, a day 24 hours.
+pub(super) fn span(i: IntervalMonthDayNano) -> i128 {
+    (i128::from(i.months) * 30 + i128::from(i.days)) * i128::from(NS_PER_DAY) + i128::from(i.nanoseconds)
 }
 
 /// An interval times a number: what a field cannot hold in whole goes to the next smaller one, a month being 30 days.

@@ -57,6 +57,20 @@ impl Zone {
         }
     }
 
+    /// The zone's abbreviation at a moment given in microseconds since 1970 UTC: `CET`, `UTC`, `+02`.
+    pub fn abbreviation(&self, us: i64) -> String {
+        match self {
+            Zone::Named(tz) => chrono::DateTime::from_timestamp_micros(us)
+                .map_or_else(String::new, |at| tz.offset_from_utc_datetime(&at.naive_utc()).to_string()),
+            Zone::Fixed(0) => "UTC".to_string(),
+            Zone::Fixed(seconds) => {
+                let sign = if *seconds < 0 { '-' } else { '+' };
+                let (hours, minutes) = (seconds.abs() / 3_600, seconds.abs() % 3_600 / 60);
+                if minutes == 0 { format!("{sign}{hours:02}") } else { format!("{sign}{hours:02}:{minutes:02}") }
+            }
+        }
+    }
+
     /// Microseconds since 1970 UTC of a local time, if representable.
     pub fn to_utc(&self, local: NaiveDateTime) -> Option<i64> {
         let us = local.and_utc().timestamp_micros();

@@ -26,9 +26,9 @@ pub(super) fn kept_column(exprs: &[Expr], input: &Schema, column: usize) -> Opti
     })
 }
 
-/// A column of a Top-N beyond its input's: the rank, in DataFusion's type of the three rank functions.
+/// A column of a Top-N beyond its input's: the rank, in the type of the three rank functions.
 fn rank_field(name: &str) -> FieldRef {
-    Arc::new(Field::new(name, DataType::UInt64, false))
+    Arc::new(Field::new(name, DataType::Int64, false))
 }
 
 impl StreamNode {

@@ -48,7 +48,8 @@ pub(super) fn filtered_keys(keys: &[Vec<usize>], predicate: &Expr) -> Vec<Vec<us
     for key in keys {
         let mut key: Vec<usize> = key.iter().copied().filter(|c| !fixed.contains(c)).collect();
         for (a, b) in &equal {
-            if key.contains(a) {
+            // A column that equals itself is not NULL, and tells rows apart as before.
+            if a != b && key.contains(a) {
                 key.retain(|c| c != b);
             }
         }

@@ -27,7 +27,6 @@ use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerConfig, OptimizerRule};
 use flow::{Error, Result};
 
-use super::subquery::rewrite_not_in;
 use crate::error::from_datafusion_error;
 
 /// The optimised plan of a standing query.
@@ -36,7 +35,7 @@ use crate::error::from_datafusion_error;
 /// functions whose value changes without a change of the input, and whatever the rules report.
 pub fn optimize(plan: LogicalPlan, options: &ConfigOptions) -> Result<LogicalPlan> {
     refuse_unstable_functions(&plan)?;
-    let plan = rewrite_not_in(without_order(plan)?)?;
+    let plan = without_order(plan)?;
     let mut options = options.clone();
     options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     options.optimizer.filter_null_join_keys = false;

@@ -267,7 +267,7 @@ fn queries_give_rows_with_postgres_column_names() {
             vec!["name|idle", "ann|false", "cy|true", "dee|true"],
         ),
         ("SELECT avg(f), sum(f) FROM orders", vec!["avg|sum", "0.19999999999999998|0.6"]),
-        ("SELECT sum(amount), avg(amount) FROM orders", vec!["sum|avg", "35.75|11.916666"]),
+        ("SELECT sum(amount), avg(amount) FROM orders", vec!["sum|avg", "35.75|11.916666666666666667"]),
         (
             "SELECT customer, sum(id) FILTER (WHERE id > 1) FROM orders GROUP BY 1 HAVING count(*) > 1",
             vec!["customer|sum", "ann|3"],

@@ -2,17 +2,14 @@
 
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::{JoinType, NullEquality, ScalarValue};
+use datafusion::logical_expr::Join;
 use datafusion::logical_expr::type_coercion::binary::comparison_coercion;
-use datafusion::logical_expr::{Join, LogicalPlan};
 use flow::{Error, Result, SqlState};
 
 use super::super::build::cast;
 use super::super::{JoinKind, RankKind, StreamNode};
 use super::{Lowering, distinct};
 use crate::expr::{Expr, Is, Literal, field_of, from_datafusion, sql_type};
-
-/// The alias that DataFusion gives to a scalar subquery which it turns into a join.
-const SCALAR_SUBQUERY: &str = "__scalar_sq";
 
 /// Operators below a mark that doubles them.
 const MARKED_NODES_MAX: usize = 2_000;
@@ -22,9 +19,6 @@ impl Lowering {
         let left = self.plan(&join.left)?;
         let right = self.plan(&join.right)?;
         let parts = Parts::new(join, left, right)?;
-        if is_scalar_subquery(&join.right) {
-            parts.check_one_row()?;
-        }
         match join.join_type {
             JoinType::Inner => parts.build(JoinKind::Inner),
             JoinType::Left => parts.build(JoinKind::Left),
@@ -37,16 +31,6 @@ impl Lowering {
             JoinType::LeftMark => parts.mark(),
             JoinType::RightMark => parts.swap().mark(),
         }
-    }
-}
-
-/// Whether `plan` is the join side that stands for a scalar subquery.
-fn is_scalar_subquery(plan: &LogicalPlan) -> bool {
-    match plan {
-        LogicalPlan::SubqueryAlias(a) => a.alias.table().starts_with(SCALAR_SUBQUERY),
-        LogicalPlan::Projection(p) => is_scalar_subquery(&p.input),
-        LogicalPlan::Filter(f) => is_scalar_subquery(&f.input),
-        _ => false,
     }
 }
 
@@ -114,15 +98,6 @@ impl Parts {
             nulls_equal: self.nulls_equal,
             null_aware: self.null_aware,
         }
-    }
-
-    /// A scalar subquery must give one row for each outer row; here that must follow from keys.
-    fn check_one_row(&self) -> Result<()> {
-        let keys: Vec<usize> = self.on.iter().map(|(_, r)| *r).collect();
-        if self.right.is_unique_by(&keys) {
-            return Ok(());
-        }
-        Err(crate::error::scalar_subquery_unsupported())
     }
 
     fn build(self, kind: JoinKind) -> Result<StreamNode> {

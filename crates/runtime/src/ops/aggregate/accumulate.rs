@@ -10,6 +10,7 @@ use arrow::datatypes::*;
 use flow::{Diff, Error, Result, SqlState};
 use hashbrown::HashMap;
 use plan::ChangeKind;
+use plan::functions::aggregate::average;
 use plan::stream::{AggCall, AggFunction};
 
 use super::distinct::Distinct;
@@ -251,9 +252,9 @@ enum Reading {
     FloatAverage {
         divisor: f64,
     },
-    /// `sum · factor ÷ count`, cut off towards zero as DataFusion's decimal average does.
+    /// `sum ÷ count` with so many more digits than the sum has, as ad-hoc queries compute it.
     DecimalAverage {
-        factor: i128,
+        digits: u8,
         precision: u8,
         scale: i8,
     },
@@ -280,10 +281,11 @@ impl IntegerSum {
             DataType::Int64 if !average && arg_scale == 0 => Reading::Int64,
             DataType::UInt64 if !average && arg_scale == 0 => Reading::UInt64,
             DataType::Decimal128(precision, scale) => {
-                let factor = power_of_ten(*scale as i32 - arg_scale as i32).ok_or_else(refuse)?;
+                let digits = u8::try_from(*scale as i32 - arg_scale as i32).map_err(|_| refuse())?;
+                let factor = power_of_ten(digits.into()).ok_or_else(refuse)?;
                 let (precision, scale) = (*precision, *scale);
                 if average {
-                    Reading::DecimalAverage { factor, precision, scale }
+                    Reading::DecimalAverage { digits, precision, scale }
                 } else {
                     Reading::Decimal { factor, precision, scale }
                 }
@@ -366,8 +368,8 @@ impl Accumulator for IntegerSum {
             Reading::Decimal { factor, precision, scale } => {
                 decimals(&|sum, _| sum.checked_mul(*factor), *precision, *scale)?
             }
-            Reading::DecimalAverage { factor, precision, scale } => {
-                decimals(&|sum, count| Some(sum.checked_mul(*factor)? / count as i128), *precision, *scale)?
+            Reading::DecimalAverage { digits, precision, scale } => {
+                decimals(&|sum, count| average(sum, count, *digits), *precision, *scale)?
             }
             Reading::FloatAverage { divisor } => {
                 let values = groups.iter().map(|g| {

@@ -1,0 +1,81 @@
+//! How the parts of an engine that work by themselves get to run: as threads, or stepped by a test in an order drawn from
+//! its seed. Sources and sinks have threads of their own either way, because they wait for the outside world.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Receiver;
+use flow::{Error, Result};
+use parking_lot::Mutex;
+use runtime::slot::{Reports, Shared};
+use runtime::{ThreadWorker, Wire, Worker};
+use tracing::error;
+
+use crate::backfill::Backfill;
+use crate::clock::{ClockLoop, Event};
+
+/// Lets slots, clock and feeders run.
+pub trait Execution: Send + Sync {
+    /// Makes the slots; what they report goes to `reports`.
+    fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>>;
+
+    /// Lets the clock react to `events`.
+    fn start_clock(&self, clock: ClockLoop, events: Receiver<Event>) -> Result<()>;
+
+    /// Lets a back-fill feed.
+    fn start_feeder(&self, feeder: Backfill) -> Result<()>;
+
+    /// Ends everything after [`Event::Shutdown`] was sent.
+    fn stop(&self);
+}
+
+/// A thread for each slot, for the clock and for each feeder.
+#[derive(Default)]
+pub struct Threads {
+    wire: Option<Arc<dyn Wire>>,
+    slots: Mutex<Option<Arc<ThreadWorker>>>,
+    clock: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Threads {
+    /// Threads whose messages pass through `wire`.
+    pub fn over(wire: Arc<dyn Wire>) -> Threads {
+        Threads { wire: Some(wire), ..Threads::default() }
+    }
+}
+
+impl Execution for Threads {
+    fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>> {
+        let worker = Arc::new(ThreadWorker::start(slots, shared, &reports, self.wire.as_ref())?);
+        *self.slots.lock() = Some(Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    fn start_clock(&self, clock: ClockLoop, events: Receiver<Event>) -> Result<()> {
+        let thread = std::thread::Builder::new()
+            .name("clock".into())
+            .spawn(move || clock.run(events))
+            .map_err(|e| Error::internal(format!("cannot start the clock thread: {e}")))?;
+        *self.clock.lock() = Some(thread);
+        Ok(())
+    }
+
+    fn start_feeder(&self, feeder: Backfill) -> Result<()> {
+        std::thread::Builder::new()
+            .name(feeder.name())
+            .spawn(move || feeder.run())
+            .map(|_| ())
+            .map_err(|e| Error::internal(format!("cannot start a back-fill thread: {e}")))
+    }
+
+    fn stop(&self) {
+        if let Some(thread) = self.clock.lock().take()
+            && thread.join().is_err()
+        {
+            error!("the clock thread failed");
+        }
+        if let Some(slots) = self.slots.lock().take() {
+            slots.stop();
+        }
+    }
+}
