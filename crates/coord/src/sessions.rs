@@ -129,8 +129,10 @@ mod tests {
         let stops = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&stops);
         let info = ActivityInfo { pid: 7, state: "idle".into(), ..ActivityInfo::default() };
-        let open = sessions
-            .open(info, Box::new(move |whole| drop(counted.fetch_add(1 + u32::from(whole), Ordering::Relaxed))));
+        let stop = move |whole: bool| {
+            counted.fetch_add(1 + u32::from(whole), Ordering::Relaxed);
+        };
+        let open = sessions.open(info, Box::new(stop));
         let statement = sql::parse("SELECT 1; SELECT 'two'", &sql::Limits::default()).unwrap().pop().unwrap();
         open.runs(&Arc::new(statement), 5);
         let shown = sessions.all().remove(0);

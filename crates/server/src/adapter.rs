@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch};
@@ -62,6 +63,7 @@ impl Backend for Server {
                 .with_hint("Connect to database dev."));
         }
         let mut session = self.session(&startup.user, database, startup.pid);
+        session.settings.set_default("session_authorization", &startup.user)?;
         if !startup.application_name.is_empty() {
             session.settings.set_default("application_name", &startup.application_name)?;
         }
@@ -114,9 +116,13 @@ async fn bounded<T>(
         None => cancel.run(work).await,
         Some(limit) => match tokio::time::timeout(limit, cancel.run(work)).await {
             Ok(done) => done,
-            Err(_) => Err(Error::new(SqlState::QueryCanceled, "canceling statement due to statement timeout")),
+            Err(_) => Err(timed_out()),
         },
     }
+}
+
+fn timed_out() -> Error {
+    Error::new(SqlState::QueryCanceled, "canceling statement due to statement timeout")
 }
 
 fn busy() -> Error {
@@ -155,11 +161,24 @@ impl Session for Connected {
         let mut session = self.session.lock().await;
         self.open.runs(&planned.parsed, session.engine().config.time.now_us());
         let limit = session.statement_timeout();
+        let deadline = limit.map(|limit| tokio::time::Instant::now() + limit);
         let outcome = bounded(&self.cancel, limit, session.execute(planned, &parameters)).await?;
         Ok(match outcome {
             Outcome::Rows { schema, rows, tag, counted } => {
                 let cancel = Arc::clone(&self.cancel);
-                let batches = rows.map(move |batch| cancel.check().and(batch)).boxed();
+                let mut rows = rows.map(move |batch| cancel.check().and(batch)).boxed();
+                // The time that rows take counts too.
+                let mut late = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+                let batches = futures::stream::poll_fn(move |context| {
+                    if let Some(time) = &mut late
+                        && time.as_mut().poll(context).is_ready()
+                    {
+                        late = None;
+                        return Poll::Ready(Some(Err(timed_out())));
+                    }
+                    rows.poll_next_unpin(context)
+                })
+                .boxed();
                 let tag = if counted { RowsTag::Counted(tag) } else { RowsTag::Fixed(tag) };
                 Response::Rows { schema, batches, tag }
             }

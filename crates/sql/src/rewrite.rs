@@ -126,6 +126,11 @@ impl VisitorMut for Rewriter<'_> {
             );
         }
         name_columns(select);
+        for item in &mut select.projection {
+            if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+                unnest_series(expr);
+            }
+        }
         if let Some(condition) = &mut select.selection {
             rows::condition(condition);
         }
@@ -252,7 +257,8 @@ impl VisitorMut for Rewriter<'_> {
                     let cast = Expr::Cast {
                         kind: CastKind::Cast,
                         expr: Box::new(text),
-                        data_type: ast::DataType::Text,
+                        // Without its length, so that a parameter inside is a varchar as in PostgreSQL.
+                        data_type: ast::DataType::Varchar(None),
                         array: false,
                         format: None,
                     };
@@ -306,6 +312,25 @@ fn balance(expr: &mut Expr, op: &BinaryOperator) {
     }
     if let Some(balanced) = operands.pop() {
         *expr = balanced;
+    }
+}
+
+/// `generate_series(…)` as a column gives a row for each number: to DataFusion it is a list, to be unnested.
+fn unnest_series(expr: &mut Expr) {
+    let is_series = match expr {
+        Expr::Nested(inner) => return unnest_series(inner),
+        Expr::Function(f) => {
+            let parts: Vec<String> = f.name.0.iter().filter_map(|p| p.as_ident()).map(names::fold).collect();
+            matches!(
+                parts.iter().map(String::as_str).collect::<Vec<_>>()[..],
+                ["generate_series"] | ["pg_catalog", "generate_series"]
+            )
+        }
+        _ => false,
+    };
+    if is_series {
+        let series = std::mem::replace(expr, null());
+        *expr = call("unnest", vec![series]);
     }
 }
 

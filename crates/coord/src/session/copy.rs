@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, new_null_array};
 use arrow::compute::take;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use catalog::{Relation, RelationKind};
 use flow::{Error, Result, SqlState};
 use sql::statement::{Copy, CopyDirection, CopyOptions, CopyTarget, Parsed};
 
-use super::names::writable;
+use super::names::{character_limit, writable};
 use super::{Outcome, Rows, Session, planning};
 
 /// A COPY FROM that waits for its rows. [`Session::copy_rows`] takes them all at the end.
@@ -43,8 +43,9 @@ impl CopyPlan {
         let columns = self
             .columns
             .iter()
-            .map(|source| match source {
-                ColumnSource::Sent(i) => Ok(Arc::clone(sent.column(*i))),
+            .zip(&self.relation.columns)
+            .map(|(source, column)| match source {
+                ColumnSource::Sent(i) => fitted(sent.column(*i), column),
                 ColumnSource::Default(value) => {
                     Ok(take(value.as_ref(), &arrow::array::UInt32Array::from_value(0, rows), None)?)
                 }
@@ -54,6 +55,16 @@ impl CopyPlan {
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
     }
+}
+
+/// The values of a column as it takes them: no longer than it allows.
+fn fitted(values: &ArrayRef, column: &catalog::Column) -> Result<ArrayRef> {
+    let (Some(limit), Some(texts)) = (character_limit(column), values.as_string_view_opt()) else {
+        return Ok(Arc::clone(values));
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let cut = plan::functions::varchar::fit(texts, limit).map_err(plan::error::from_datafusion_error)?;
+    Ok(cut.map_or_else(|| Arc::clone(values), |cut| Arc::new(cut) as ArrayRef))
 }
 
 /// A COPY TO with its rows.

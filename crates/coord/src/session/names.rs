@@ -17,6 +17,12 @@ use crate::engine::Engine;
 /// `pg_attribute.atttypmod` of character types is the length plus this.
 const CHARACTER_TYPMOD_OFFSET: i32 = 4;
 
+/// The most characters that a `varchar(n)` or `char(n)` column takes.
+pub fn character_limit(column: &catalog::Column) -> Option<u64> {
+    let limited = column.sql_type.starts_with("character") && column.typmod > CHARACTER_TYPMOD_OFFSET;
+    limited.then_some((column.typmod - CHARACTER_TYPMOD_OFFSET) as u64)
+}
+
 /// Looks names up in one version of the catalog.
 pub struct SessionNames<'a> {
     engine: &'a Arc<Engine>,
@@ -58,10 +64,9 @@ impl<'a> SessionNames<'a> {
             .map(|c| {
                 let mut column = sql::Column::new(&c.name, c.data_type.clone(), c.nullable);
                 column.default = c.default.clone();
-                let limited = c.sql_type.starts_with("character") && c.typmod > CHARACTER_TYPMOD_OFFSET;
                 let arrow = catalog::types::oid_and_typmod(&c.data_type, "");
                 column.pg_type = Some((c.type_oid, c.typmod)).filter(|own| *own != arrow);
-                column.characters_max = limited.then_some((c.typmod - CHARACTER_TYPMOD_OFFSET) as u64);
+                column.characters_max = character_limit(c);
                 column
             })
             .collect();

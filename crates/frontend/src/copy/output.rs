@@ -27,12 +27,10 @@ pub(crate) async fn send(
     transport.put(&CopyOutResponse::new(format.code() as i8, columns as i16, vec![format.code(); columns]))?;
     let encoder = RowEncoder::new(&schema, &vec![format; columns], settings);
     let writer = LineWriter::new(&options, columns);
-    if is_binary {
-        write_message(&mut transport.output, |out| {
-            binary::write_header(out);
-            Ok(())
-        })?;
-    } else if options.header != CopyHeader::No {
+    // The header of the binary form comes in one message with what follows it, as from PostgreSQL: there are clients
+    // that take each message for a row.
+    let mut greeting = is_binary;
+    if !is_binary && options.header != CopyHeader::No {
         write_message(&mut transport.output, |out| {
             for (i, field) in schema.fields().iter().enumerate() {
                 if i > 0 {
@@ -51,6 +49,9 @@ pub(crate) async fn send(
         let batch = encoder.bind(&batch)?;
         for i in 0..batch.rows {
             write_message(&mut transport.output, |out| {
+                if std::mem::take(&mut greeting) {
+                    binary::write_header(out);
+                }
                 if is_binary { binary::write_row(&batch, i, out) } else { writer.write_row(&batch, i, out) }
             })?;
             rows += 1;
@@ -61,6 +62,9 @@ pub(crate) async fn send(
     }
     if is_binary {
         write_message(&mut transport.output, |out| {
+            if greeting {
+                binary::write_header(out);
+            }
             binary::write_end(out);
             Ok(())
         })?;

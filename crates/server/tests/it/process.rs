@@ -23,6 +23,8 @@ impl Server {
             .args(["--memory-limit", "256MiB", "--log-format", "json", "--config", "/dev/null", "--data-dir"])
             .arg(data.path())
             .current_dir(data.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

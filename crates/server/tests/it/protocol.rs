@@ -281,7 +281,7 @@ async fn parameters_take_types_from_their_place_and_from_the_client() {
         ("SELECT * FROM t WHERE id = $1 AND n > $2", "20,1700"),
         ("UPDATE t SET v = $2, id = id + $3 WHERE id = $1", "20,1043,20"),
         ("SELECT $1::int4 + $2::int2, $3::varchar, $4::timestamptz", "23,21,1043,1184"),
-        ("SELECT id FROM t WHERE id = ANY($1) LIMIT $2", "1016,20"),
+        ("SELECT id FROM t WHERE id = ANY($1::int8[]) LIMIT $2", "1016,20"),
         ("SELECT $1", "25"),
         ("DELETE FROM t WHERE id IN ($1, $2)", "20,20"),
     ] {

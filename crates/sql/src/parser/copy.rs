@@ -207,12 +207,19 @@ impl Reader<'_> {
 impl Given {
     fn with_defaults(self) -> Read<CopyOptions> {
         let format = self.format.unwrap_or_default();
-        if format == CopyFormat::Binary {
-            return Err(Error::unsupported("COPY in binary format is not supported")
-                .with_hint("Use the text or csv format.")
-                .into());
-        }
         let csv = format == CopyFormat::Csv;
+        if format == CopyFormat::Binary {
+            for (given, name) in [
+                (self.delimiter.is_some(), "DELIMITER"),
+                (self.null.is_some(), "NULL"),
+                (self.header.is_some(), "HEADER"),
+            ] {
+                if given {
+                    let message = format!("cannot specify {name} in BINARY mode");
+                    return Err(Error::new(SqlState::SyntaxError, message).into());
+                }
+            }
+        }
         if !csv {
             for (given, name) in [
                 (self.quote.is_some(), "QUOTE"),

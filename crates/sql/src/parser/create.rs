@@ -9,6 +9,10 @@ use crate::statement::{
     Statement,
 };
 
+/// What PostgreSQL's tools say about pages and their maintenance; there are no pages here, so it is met in any case.
+const STORAGE_PARAMETERS: [&str; 5] =
+    ["fillfactor", "autovacuum_enabled", "parallel_workers", "toast_tuple_target", "user_catalog_table"];
+
 /// Columns with the key that was declared among them.
 struct Columns {
     columns: Vec<ColumnDefinition>,
@@ -112,6 +116,7 @@ impl Reader<'_> {
                 }
             } else if self.word("WITH") {
                 table.options = self.options()?;
+                table.options.retain(|(name, _)| !STORAGE_PARAMETERS.contains(&name.as_str()));
             } else if self.peek_word("FORMAT") {
                 table.format = Some(self.format()?);
             } else if self.peek_word("INHERITS") || self.peek_word("USING") || self.peek_word("TABLESPACE") {

@@ -201,7 +201,7 @@ fn copy_takes_every_spelling_of_its_options() {
         ("COPY t FROM '/etc/passwd'", SqlState::FeatureNotSupported),
         ("COPY t TO PROGRAM 'cat'", SqlState::FeatureNotSupported),
         ("COPY t FROM STDIN (FORMAT xml)", SqlState::InvalidParameterValue),
-        ("COPY t FROM STDIN (FORMAT binary)", SqlState::FeatureNotSupported),
+        ("COPY t FROM STDIN (FORMAT binary, HEADER)", SqlState::SyntaxError),
         ("COPY t FROM STDIN (DELIMITER 'ab')", SqlState::FeatureNotSupported),
         ("COPY t FROM STDIN (nonsense)", SqlState::SyntaxError),
         ("COPY t FROM STDIN (QUOTE '|')", SqlState::FeatureNotSupported),

@@ -72,6 +72,7 @@ impl World {
                         nullable: !c.not_null,
                         default: c.default.as_ref().map(|d| d.text.clone()),
                         characters_max: types::character_limit(&c.sql_type),
+                        pg_type: None,
                     })
                     .collect();
                 let key = t.primary_key.iter().map(|k| columns.iter().position(|c| c.name == *k).unwrap()).collect();

@@ -45,6 +45,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
     stable("pg_last_wal_receive_lsn", TEXT, nothing),
     stable("pg_last_wal_replay_lsn", TEXT, nothing),
     stable("pg_blocking_pids", 1007, no_pids),
+    volatile("pg_advisory_unlock_all", TEXT, void),
     volatile("pg_cancel_backend", BOOL, cancel_backend),
     volatile("pg_terminate_backend", BOOL, terminate_backend),
     stable("pg_encoding_to_char", NAME, encoding_to_char),
@@ -154,6 +155,11 @@ fn zero(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
 
 fn no(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
     Ok(a.constant_bool(false))
+}
+
+/// What a function that returns `void` gives: an empty text.
+fn void(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
+    Ok(a.constant_text(Some("")))
 }
 
 fn no_pids(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
