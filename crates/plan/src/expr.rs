@@ -27,7 +27,7 @@ pub(crate) use guard::GuardedLogic;
 pub(crate) use literal::encode_batch;
 
 /// Levels of nesting that an expression may have; deeper ones are refused with `54001`.
-pub const DEPTH_MAX: usize = 256;
+pub const DEPTH_MAX: usize = 416;
 
 /// A scalar expression over the columns of one input batch.
 ///

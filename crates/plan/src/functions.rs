@@ -44,6 +44,11 @@ pub fn scalar(name: &str) -> Option<Arc<ScalarUDF>> {
     registry().scalars.get(name).map(Arc::clone)
 }
 
+/// The argument types of the first form of a function that is declared here with PostgreSQL's types.
+pub fn first_form(function: &ScalarUDF) -> Option<Vec<DataType>> {
+    library::of(function)?.first_form()
+}
+
 /// The scalar function `name` if it is one that is declared here with PostgreSQL's types.
 pub fn declared(name: &str) -> Option<Arc<ScalarUDF>> {
     scalar(name).filter(|f| library::of(f).is_some())

@@ -585,7 +585,13 @@ impl<'a> Reader<'a> {
         };
         let (words, at) = split_location(&message);
         let token = match at {
-            Some(at) => self.token_starting(at),
+            // Some messages give the place of the token after the one that they name.
+            Some(at) => match (self.token_starting(at), words.rsplit_once("found: ")) {
+                (Some(there), Some((_, found))) if there.token.to_string() != found.trim() => {
+                    Some(self.token_found(words).unwrap_or(there))
+                }
+                (there, _) => there,
+            },
             None if words.contains("found: EOF") => None,
             None => Some(self.token_found(words).unwrap_or_else(|| self.parser.peek_token_ref().clone())),
         };
@@ -609,7 +615,7 @@ impl<'a> Reader<'a> {
         (last.saturating_sub(8)..=last + 1)
             .rev()
             .map(|i| self.parser.token_at(i))
-            .find(|token| token.token.to_string() == found)
+            .find(|token| token.token.to_string() == found.trim())
             .cloned()
     }
 

@@ -46,8 +46,8 @@ pub(crate) fn shared_options(zone: &str) -> Arc<ConfigOptions> {
 /// A session for `LogicalPlan`s of [`Planner`](crate::Planner): `create_physical_plan` optimises and plans them. They are
 /// analysed already, and must not be again: a small bigint parameter in the place of a literal would become an integer.
 ///
-/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. It knows no function by name:
-/// plans hold the functions themselves, and every statement clones the session.
+/// `runtime` carries the memory pool; `partitions` is how many threads one query may use. It knows hardly a
+/// function by name: plans hold the functions themselves, and every statement clones the session.
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
@@ -60,6 +60,8 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
         .with_runtime_env(runtime)
         .with_analyzer_rules(Vec::new())
         .with_optimizer_rules(rules.collect())
+        // The optimiser looks this one up by name, for DISTINCT ON.
+        .with_aggregate_functions(plan::functions::aggregate("first_value").into_iter().collect())
         .with_physical_optimizer_rules(physical)
         .build()
 }

@@ -31,7 +31,8 @@ fn convert(expr: &df::Expr, schema: &DFSchema, depth: usize) -> Result<Expr> {
     let boxed = |e: &df::Expr| child(e).map(Box::new);
     let is = |e: &df::Expr, what: Is, negated: bool| Ok(Expr::Is { negated, what, expr: boxed(e)? });
     match expr {
-        df::Expr::Alias(alias) => convert(&alias.expr, schema, depth),
+        // A name is no level.
+        df::Expr::Alias(alias) => convert(&alias.expr, schema, depth + 1),
         df::Expr::Column(c) => Ok(Expr::Column(schema.index_of_column(c).map_err(from_datafusion_error)?)),
         df::Expr::Literal(value, _) => Ok(Expr::Literal(Literal::from_scalar(value)?)),
         df::Expr::BinaryExpr(binary) if matches!(binary.op, Operator::And | Operator::Or) => {

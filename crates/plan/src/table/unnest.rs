@@ -202,6 +202,8 @@ impl Unnesting {
                 let plan = self.plan(Arc::unwrap_or_clone(i.subquery.subquery))?;
                 let correlated = reads_outer(&plan, input.schema())? || shape::reads_any_outer(&plan)?;
                 let is_tested = i.expr.exists(|e| Ok(matches!(e, Expr::Column(_))))?;
+                // DataFusion takes the column from a select list.
+                let plan = if plan.head_output_expr()?.is_some() { plan } else { all_columns(plan)? };
                 i.subquery.subquery = Arc::new(plan);
                 if !correlated && is_tested {
                     return Ok(Some(Expr::InSubquery(i)));
@@ -590,6 +592,11 @@ fn cross(left: LogicalPlan, right: LogicalPlan) -> Result<LogicalPlan> {
 fn only(plan: LogicalPlan, schema: &DFSchema) -> Result<LogicalPlan> {
     let columns = schema.columns().into_iter().map(Expr::Column).collect();
     Ok(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?))
+}
+
+fn all_columns(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let schema = Arc::clone(plan.schema());
+    only(plan, &schema)
 }
 
 /// The columns `kept` of `plan` under `alias`, with names of their own; and these. Without columns one that says nothing.

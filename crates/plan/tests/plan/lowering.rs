@@ -200,9 +200,9 @@ fn not_in_is_null_aware_and_in_is_a_semi_join() {
     stream(
         "SELECT kind FROM events WHERE account IN (SELECT account FROM events WHERE value > 1)",
         "Project kind  [append-only, arbitrary]
-           SemiJoin on account = account  [append-only, hash(account)]
+           SemiJoin on account = c0  [append-only, hash(account)]
              Relation events (account, kind)  [append-only, arbitrary]
-             Project account  [append-only, arbitrary]
+             Project account AS c0  [append-only, arbitrary]
                Filter value > 1  [append-only, arbitrary]
                  Relation events (account, value)  [append-only, arbitrary]",
     );

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use datafusion::common::ScalarValue;
 use plan::stream::{AggFunction, Distribution, JoinKind, RankKind, SortKey, StreamNode, StreamOp};
@@ -168,6 +168,17 @@ fn fold(call: &plan::stream::AggCall, values: Vec<ScalarValue>) -> ScalarValue {
         AggFunction::Count => ScalarValue::Int64(Some(values.len() as i64)),
         _ if values.is_empty() => null,
         AggFunction::Sum => total().cast_to(&call.output).unwrap(),
+        AggFunction::Avg if matches!(call.output, DataType::Decimal128(..)) => {
+            let DataType::Decimal128(precision, scale) = call.output else { unreachable!() };
+            // Exact, half away from zero.
+            let shifted = |v: i128, from: i8| v * 10i128.pow((scale - from) as u32);
+            let unscaled = |v: &ScalarValue| match v {
+                ScalarValue::Decimal128(Some(v), _, s) => shifted(*v, *s),
+                v => shifted(v.to_string().parse().unwrap(), 0),
+            };
+            let (total, count) = (values.iter().map(unscaled).sum::<i128>(), values.len() as i128);
+            ScalarValue::Decimal128(Some((2 * total + total.signum() * count) / (2 * count)), precision, scale)
+        }
         AggFunction::Avg => {
             let ScalarValue::Float64(Some(total)) = total() else { unreachable!() };
             ScalarValue::Float64(Some(total / values.len() as f64)).cast_to(&call.output).unwrap()

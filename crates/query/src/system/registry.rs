@@ -52,7 +52,14 @@ static FUNCTIONS: LazyLock<Vec<FunctionInfo>> = LazyLock::new(|| {
         add(FunctionInfo { name: f.name().to_string(), kind: 'w', arguments, result: ANY, description });
     }
     for f in plan::functions::scalars() {
-        let (arguments, result) = form(f.signature(), |types| f.return_type(types).ok());
+        let result_of = |types: &[DataType]| f.return_type(types).ok();
+        let (arguments, result) = match plan::functions::first_form(&f) {
+            Some(types) => {
+                let arguments = types.iter().map(types::oid_of).collect();
+                (arguments, result_of(&types).map_or(ANY, |t| types::oid_of(&t)))
+            }
+            None => form(f.signature(), result_of),
+        };
         let description = f.documentation().map(|d| d.description.clone()).unwrap_or_default();
         add(FunctionInfo { name: f.name().to_string(), kind: 'f', arguments, result, description });
     }

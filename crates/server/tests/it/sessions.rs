@@ -72,12 +72,12 @@ async fn a_statement_can_be_stopped_by_its_client_by_others_and_by_time() {
         }
     };
     assert_eq!(shown, ENDLESS);
-    assert!(other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.unwrap().get::<_, bool>(0));
+    assert!(other.query_one("SELECT pg_cancel_backend($1::int4)", &[&pid]).await.unwrap().get::<_, bool>(0));
     let (client, error) = running.await.unwrap();
     assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
-    assert!(other.query_one("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap().get::<_, bool>(0));
+    assert!(other.query_one("SELECT pg_terminate_backend($1::int4)", &[&pid]).await.unwrap().get::<_, bool>(0));
     assert!(client.query("SELECT 1", &[]).await.is_err());
-    assert!(!other.query_one("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap().get::<_, bool>(0));
+    assert!(!other.query_one("SELECT pg_terminate_backend($1::int4)", &[&pid]).await.unwrap().get::<_, bool>(0));
 }
 
 #[tokio::test]

@@ -521,7 +521,7 @@ mod tests {
     fn ages_count_as_a_calendar_does() {
         let iv = IntervalMonthDayNano::new;
         assert_eq!(age(at(2001, 4, 10), at(1957, 6, 13)).unwrap(), iv(43 * 12 + 9, 27, 0));
-        assert_eq!(age(at(1957, 6, 13), at(2001, 4, 10)).unwrap(), iv(-(43 * 12 + 9), -28, 0));
+        assert_eq!(age(at(1957, 6, 13), at(2001, 4, 10)).unwrap(), iv(-(43 * 12 + 9), -27, 0));
         assert_eq!(age(at(2024, 3, 1), at(2024, 2, 29)).unwrap(), iv(0, 1, 0));
     }
 

@@ -133,6 +133,15 @@ pub(super) fn of(f: &ScalarUDF) -> Option<&Function> {
 }
 
 impl Function {
+    /// The argument types of the first form, where they do not depend on the call.
+    pub(super) fn first_form(&self) -> Option<Vec<DataType>> {
+        let first = self.overloads.first()?;
+        if first.arguments.variadic || first.arguments.types.contains(&Type::Other) {
+            return None;
+        }
+        Some(first.arguments.types.iter().map(|t| t.arrow(&DataType::Null)).collect())
+    }
+
     /// Which overload a call with arguments of these types means, and whether the zone is among them.
     fn find(&self, given: &[DataType]) -> Option<(&Overload, bool)> {
         let types: Vec<Type> = given.iter().map(Type::of).collect();

@@ -71,8 +71,11 @@ fn twin_call(call: &AggCall, arg_type: Option<&DataType>, rows: &[(&Row, i64)]) 
             let sum: i128 = values.iter().map(|(v, w)| v.as_int() * *w as i128).sum();
             match (function, &call.output) {
                 (AggFunction::Sum, _) => V::Int(sum),
-                // Cut off towards zero, four more digits.
-                (_, DataType::Decimal128(_, _)) => V::Int(sum * 10_000 / count as i128),
+                // Four more digits, half away from zero.
+                (_, DataType::Decimal128(_, _)) => {
+                    let (twice, count) = (2 * sum * 10_000, i128::from(count));
+                    V::Int((twice + twice.signum() * count) / (2 * count))
+                }
                 _ => float(sum as f64 / count as f64),
             }
         }
