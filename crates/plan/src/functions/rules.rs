@@ -159,8 +159,9 @@ fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerRes
     Ok(PlannerResult::Original(raw))
 }
 
-/// Levels of arithmetic after which an operand gets a short name.
-const NAMED_LEVELS: usize = 16;
+/// Levels of arithmetic after which an operand gets a short name. DataFusion derives the field of what is under a name
+/// twice, so few names may lie above each other.
+const NAMED_LEVELS: usize = 128;
 
 /// `operand`, under an alias if it is a long chain. DataFusion asks every level of an expression for its name again and
 /// again, and spells the whole expression each time: for a chain of hundreds that is most of the time of planning.
