@@ -64,9 +64,12 @@ pub struct Deploy {
     pub is_view: bool,
     /// Called on the clock thread once the first epoch is known: what feeds the back-fill, if one is needed. The feeder
     /// is let go when every slot has been told of the job, or its rows would come too early.
-    pub start: Box<dyn FnOnce(&Started) -> Option<Feeder> + Send>,
+    pub start: Start,
     pub reply: oneshot::Sender<Result<Started>>,
 }
+
+/// Decides whether a job must back-fill, given where it starts.
+pub type Start = Box<dyn FnOnce(&Started) -> Option<Feeder> + Send>;
 
 /// Starts the feeder of a back-fill.
 pub type Feeder = Box<dyn FnOnce() + Send>;

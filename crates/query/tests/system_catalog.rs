@@ -85,6 +85,7 @@ fn world() -> World {
         column("price", DataType::Decimal128(10, 2), "numeric(10,2)"),
     ];
     let small = vec![column("n", DataType::Int64, "bigint")];
+    #[allow(clippy::type_complexity, reason = "a table of what the test creates")]
     let objects: Vec<(&'static str, &[&str], Vec<Column>, Definition, &[&str])> = vec![
         ("t", &["t"], columns.clone(), key, &[]),
         (

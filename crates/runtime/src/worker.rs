@@ -14,7 +14,7 @@ use crate::slot::{Reports, Shared, Slot};
 /// hand on what its bytes say instead of the message itself.
 pub trait Wire: Send + Sync {
     fn to_slot(&self, slot: SlotId, message: ToSlot) -> ToSlot;
-    fn from_slot(&self, message: FromSlot) -> FromSlot;
+    fn reported(&self, message: FromSlot) -> FromSlot;
 }
 
 /// The way to a slot's inbox.
@@ -62,7 +62,7 @@ fn make_slots(
     let reports: Reports = match wire {
         Some(wire) => {
             let (wire, reports) = (Arc::clone(wire), Arc::clone(reports));
-            Arc::new(move |message| reports(wire.from_slot(message)))
+            Arc::new(move |message| reports(wire.reported(message)))
         }
         None => Arc::clone(reports),
     };

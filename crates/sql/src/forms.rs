@@ -54,7 +54,7 @@ pub(crate) fn as_call(expr: &mut Expr) -> Option<Expr> {
         Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } => {
             let escape = literal(escape_char.take()?)?;
             if escape != "\\" {
-                *pattern = Box::new(call("like_escape", vec![take(pattern), text(&escape)]));
+                **pattern = call("like_escape", vec![take(pattern), text(&escape)]);
             }
             return None;
         }

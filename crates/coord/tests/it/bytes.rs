@@ -71,7 +71,7 @@ impl Wire for Bytes {
         self.travel(Some(slot), message)
     }
 
-    fn from_slot(&self, message: FromSlot) -> FromSlot {
+    fn reported(&self, message: FromSlot) -> FromSlot {
         self.travel(None, message)
     }
 }

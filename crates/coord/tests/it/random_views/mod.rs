@@ -122,7 +122,7 @@ pub async fn check(session: &mut Session, script: &Script, views: &[usize]) -> (
 /// Runs a script.
 async fn play(script: &Arc<Script>) -> Shown {
     let folder = scratch();
-    if script.seed % 4 != 0 {
+    if !script.seed.is_multiple_of(4) {
         let instance = Instance::open(folder.path(), script.slots, script.batch_rows);
         let played = steps(&instance, script).await;
         instance.close().await;

@@ -220,13 +220,7 @@ fn with_exponent(t: &Template, text: &str, value: f64) -> String {
     let written = format!("{value:.digits$e}");
     let (mantissa, exponent) = written.split_once('e').unwrap_or((&written, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
-    let sign = if value < 0.0 {
-        ""
-    } else if t.tight {
-        ""
-    } else {
-        " "
-    };
+    let sign = if value < 0.0 || t.tight { "" } else { " " };
     format!("{sign}{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 

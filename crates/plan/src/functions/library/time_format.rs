@@ -438,7 +438,7 @@ fn read(text: &str, parts: &[Part<'_>], session: &Zone) -> Result<i64> {
                 let word = if short { &word[..3] } else { word };
                 rest.get(..word.len()).is_some_and(|r| r.eq_ignore_ascii_case(word))
             };
-            let at = list.iter().position(|w| matching(&w)).ok_or_else(|| {
+            let at = list.iter().position(matching).ok_or_else(|| {
                 bad(format!("invalid value \"{}\" for \"{name}\"", rest.chars().take(name.len()).collect::<String>()))
                     .with_detail("The given value did not match any of the allowed values for this field.")
             })?;

@@ -384,7 +384,7 @@ fn push_join(unnesting: &mut Unnesting, join: &Join, domain: &Domain) -> Result<
     if let Some(filter) = &join.filter {
         conditions.push(domain.bind(filter.clone(), &own)?);
     }
-    if !condition_reads && !(on_left && on_right) {
+    if !(condition_reads || on_left && on_right) {
         // The keys are as they were.
         let joined = Join::try_new(
             Arc::new(left),
