@@ -109,7 +109,7 @@ fn long_chains_are_balanced_and_deep_nests_refused() {
     assert!(built.depth() < 20, "{}", built.depth());
     assert_eq!(bools(&run(&chain).unwrap()), [Some(true); 4]);
 
-    let deep = (0..400i64).fold(col("a"), |e, i| e - lit(i));
+    let deep = (0..super::DEPTH_MAX as i64).fold(col("a"), |e, i| e - lit(i));
     assert_eq!(tree(&deep).unwrap_err().state(), SqlState::StatementTooComplex);
 }
 
