@@ -36,8 +36,9 @@ impl Latencies {
     fn percentiles(&self) -> Option<[f64; 3]> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len() - 1)).copied();
-        Some([at(0.5)?, at(0.99)?, *sorted.last()?]).filter(|_| !sorted.is_empty())
+        let last = sorted.len().checked_sub(1)?;
+        let at = |part: f64| sorted[((sorted.len() as f64 * part) as usize).min(last)];
+        Some([at(0.5), at(0.99), sorted[last]])
     }
 }
 
