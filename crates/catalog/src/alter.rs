@@ -2,8 +2,8 @@
 
 use flow::{Error, RelationId, Result, SqlState};
 
-use crate::change::{CatalogChange, Commented};
-use crate::create::{check_schema_name, duplicate_relation};
+use crate::change::{CatalogChange, ColumnSource, Commented};
+use crate::create::{check_columns, check_schema_name, duplicate_relation};
 use crate::names;
 use crate::relation::{Relation, RelationKind};
 use crate::resolve::{Scope, undefined_database};
@@ -93,6 +93,19 @@ impl Catalog {
             ));
         }
         Ok(Planned::change(CatalogChange::RenameColumn { relation: relation.oid, column, name, queries }))
+    }
+
+    /// Plans a new shape of a table: `relation` is the table as it shall be; `columns` and `queries` as in
+    /// [`CatalogChange::Reshape`].
+    pub fn plan_reshape(
+        &self,
+        mut relation: Relation,
+        columns: Vec<ColumnSource>,
+        queries: Vec<(RelationId, String)>,
+    ) -> Result<Planned> {
+        let kind = relation.kind();
+        check_columns(&mut relation.columns, kind)?;
+        Ok(Planned::change(CatalogChange::Reshape { relation: Box::new(relation), columns, queries }))
     }
 
     fn column_position(&self, relation: &Relation, name: &str) -> Result<usize> {

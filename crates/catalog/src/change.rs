@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::relation::Relation;
 
 /// The encoding that this build writes; it reads this one and all before it.
-pub const CHANGE_VERSION: u32 = 1;
+pub const CHANGE_VERSION: u32 = 2;
 
 /// One database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +59,15 @@ pub enum CatalogChange {
     },
     CreateSchema(Schema),
     CreateRelation(Box<Relation>),
-    /// The relation with the same OID takes this shape (`CREATE OR REPLACE`, `ALTER TABLE … ADD COLUMN`).
+    /// The relation with the same OID takes this shape and begins anew (`CREATE OR REPLACE`).
     Replace(Box<Relation>),
+    /// The table with the same OID takes this shape and keeps its rows (`ALTER TABLE`): `columns` says where the values of
+    /// each new column come from. `queries` holds the new query text of each reader whose text counts the columns.
+    Reshape {
+        relation: Box<Relation>,
+        columns: Vec<ColumnSource>,
+        queries: Vec<(RelationId, String)>,
+    },
     /// Relations in drop order (dependants first), then schemas, then databases.
     Drop {
         relations: Vec<RelationId>,
@@ -101,6 +108,15 @@ pub enum CatalogChange {
         about: Commented,
         text: Option<String>,
     },
+}
+
+/// Where the values of a column of a reshaped table come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ColumnSource {
+    /// The column that had this 0-based position.
+    Kept(usize),
+    /// One value for every row, as the caller encodes it.
+    Value(Vec<u8>),
 }
 
 #[derive(Serialize, Deserialize)]

@@ -138,7 +138,8 @@ impl Catalog {
                     format!("{} \"{name}\" would read itself", kind.noun()),
                 ));
             }
-            if !downstream.is_empty() {
+            // As in PostgreSQL a plain view keeps its columns whether or not something reads them.
+            if !downstream.is_empty() || kind == RelationKind::View {
                 check_replacement(&old.columns, &columns)?;
             }
         }
@@ -214,7 +215,7 @@ pub(crate) fn duplicate_relation(name: &str) -> Error {
 }
 
 /// Names within length, not reserved, each once, not too many.
-fn check_columns(columns: &mut [Column], kind: RelationKind) -> Result<()> {
+pub(crate) fn check_columns(columns: &mut [Column], kind: RelationKind) -> Result<()> {
     if columns.len() > MAX_COLUMNS {
         return Err(Error::new(
             SqlState::TooManyColumns,

@@ -83,7 +83,7 @@ impl Catalog {
         let order = self.drop_order(&content);
         let extra: Vec<RelationId> = order.iter().rev().copied().collect();
         if !extra.is_empty() && !cascade {
-            return Err(self.dependents_exist(scope, &format!("schema {}", names::quote_identifier(name)), &extra));
+            return Err(self.dependents_exist(scope, &format!("schema {}", flow::identifier::quote(name)), &extra));
         }
         let notices = self.cascade_notice(scope, &extra).into_iter().collect();
         Ok(Planned {
@@ -183,7 +183,7 @@ fn describe(scope: &Scope, relation: &Relation) -> String {
     let visible = scope.database == relation.database && scope.search_path.contains(&relation.schema);
     let visible = visible || (scope.search_path.is_empty() && relation.schema == DEFAULT_SCHEMA);
     if visible {
-        format!("{} {}", relation.kind().noun(), names::quote_identifier(&relation.name))
+        format!("{} {}", relation.kind().noun(), flow::identifier::quote(&relation.name))
     } else {
         format!("{} {}", relation.kind().noun(), relation.qualified_name())
     }

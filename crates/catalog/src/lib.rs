@@ -21,7 +21,7 @@ pub mod snapshot;
 pub mod types;
 
 pub use alter::ObjectRef;
-pub use change::{CatalogChange, Commented, Database, Role, Schema};
+pub use change::{CatalogChange, ColumnSource, Commented, Database, Role, Schema};
 pub use create::{IfExists, NewRelation};
 pub use relation::{
     Column, Connector, Definition, Format, OnConflict, PrimaryKey, Query, Relation, RelationKind, Sink, SinkInput,

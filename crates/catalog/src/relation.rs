@@ -283,7 +283,7 @@ impl Relation {
 
     /// `schema.name`, quoted where SQL needs it.
     pub fn qualified_name(&self) -> String {
-        format!("{}.{}", crate::names::quote_identifier(&self.schema), crate::names::quote_identifier(&self.name))
+        format!("{}.{}", flow::identifier::quote(&self.schema), flow::identifier::quote(&self.name))
     }
 
     pub fn arrow_schema(&self) -> Schema {

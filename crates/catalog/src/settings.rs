@@ -537,7 +537,7 @@ fn canonical_value(setting: &Setting, value: &str, zone: ZoneLookup) -> Result<S
         Kind::NameList => {
             let names = split_names(value).map_err(|why| invalid(setting, value).with_detail(why))?;
             // An empty element is a legal, never matching name: SET search_path = ''.
-            Ok(names.iter().map(|n| names::quote_identifier(n).into_owned()).collect::<Vec<_>>().join(", "))
+            Ok(names.iter().map(|n| flow::identifier::quote(n).into_owned()).collect::<Vec<_>>().join(", "))
         }
         Kind::TimeZone => {
             let unquoted = value_trimmed.trim_matches('\'');

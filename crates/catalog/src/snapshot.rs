@@ -319,6 +319,30 @@ impl Catalog {
                 }
                 next.index(Arc::new(relation));
             }
+            CatalogChange::Reshape { relation, columns, queries } => {
+                if columns.len() != relation.columns.len() {
+                    return Err(misfit(format!("relation {} has other columns", relation.oid)));
+                }
+                let old = next.unindex(relation.oid)?;
+                let mut relation = Relation::clone(relation);
+                relation.created_seq = old.created_seq;
+                // Comments follow their columns.
+                let oid = relation.oid;
+                let comments = std::mem::take(&mut next.comments);
+                next.comments = comments
+                    .into_iter()
+                    .filter_map(|(about, text)| match about {
+                        Commented::Column(of, number) if of == oid => {
+                            let now =
+                                columns.iter().position(|c| *c == change::ColumnSource::Kept(number as usize - 1))?;
+                            Some((Commented::Column(of, now as u32 + 1), text))
+                        }
+                        other => Some((other, text)),
+                    })
+                    .collect();
+                next.index(Arc::new(relation));
+                next.set_query(queries)?;
+            }
             CatalogChange::Drop { relations, schemas, databases } => {
                 for oid in relations {
                     next.unindex(*oid)?;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -99,6 +100,8 @@ pub struct Clock {
     events: Sender<Event>,
     durable: watch::Sender<Durable>,
     completed: watch::Sender<Epoch>,
+    /// The newest epoch with a commit that a client has been told of.
+    acknowledged: AtomicU64,
     pub board: JobBoard,
     /// By relation whose rows can be taken away: the columns by which its rows are spread over the slots. A row's deletion
     /// must reach the slot that has seen its insertion.
@@ -124,6 +127,7 @@ impl Clock {
             events,
             durable: watch::Sender::new(Durable { epoch: before, failed: None }),
             completed: watch::Sender::new(before),
+            acknowledged: AtomicU64::new(0),
             board: JobBoard::default(),
             routes: RwLock::default(),
         };
@@ -209,8 +213,16 @@ impl Clock {
             durable.wait_for(|d| d.epoch >= epoch || d.failed.is_some()).await.map_err(|_| shutting_down())?.clone();
         match state.failed {
             Some(failed) if state.epoch < epoch => Err(failed),
-            _ => Ok(()),
+            _ => {
+                self.acknowledged.fetch_max(epoch.0, Ordering::Relaxed);
+                Ok(())
+            }
         }
+    }
+
+    /// The newest epoch with a commit that a client has been told of: who reads now must see it, in any session.
+    pub fn acknowledged(&self) -> Epoch {
+        Epoch(self.acknowledged.load(Ordering::Relaxed))
     }
 }
 

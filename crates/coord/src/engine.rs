@@ -27,6 +27,7 @@ use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder
 use crate::execution::{Execution, Threads};
 use crate::into_table::TableSink;
 use crate::job::Phase;
+use crate::locks::Locks;
 use crate::record;
 use crate::sessions::Sessions;
 use crate::sinks::Sinks;
@@ -36,21 +37,6 @@ use crate::time::Time;
 
 /// A log above this is rewritten at start when most of it is overwritten.
 const REWRITE_LOG_BYTES_MIN: u64 = 16 << 20;
-
-/// Keeps other DDL out until its last clone is gone.
-pub type DdlGuard = Arc<tokio::sync::OwnedMutexGuard<()>>;
-
-/// Carries out what belongs together, a catalog change and what follows from it, although the statement may be cancelled
-/// meanwhile; other DDL waits for its end.
-pub async fn effect(guard: &DdlGuard, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
-    let guard = Arc::clone(guard);
-    let carried = tokio::spawn(async move {
-        let outcome = work.await;
-        drop(guard);
-        outcome
-    });
-    carried.await.map_err(|e| Error::internal(format!("a catalog change was interrupted: {e}")))?
-}
 
 /// What an engine needs to start.
 #[derive(Clone)]
@@ -96,7 +82,8 @@ pub struct Engine {
     pub worker: Arc<dyn Worker>,
     execution: Arc<dyn Execution>,
     catalog: RwLock<Catalog>,
-    ddl: Arc<tokio::sync::Mutex<()>>,
+    /// Of rows, tables and the catalog.
+    pub locks: Arc<Locks>,
     tables: RwLock<HashMap<RelationId, Arc<Table>>>,
     views: RwLock<HashMap<RelationId, ViewTraits>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
@@ -115,7 +102,8 @@ impl Engine {
     /// [`open`](Engine::open) with another way to let slots, clock and feeders run.
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
-        let recovered = recover(&directory)?;
+        let locks: Arc<Locks> = Arc::default();
+        let recovered = recover(&directory, &locks)?;
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
         let reserved = Epoch(first.0 + EPOCH_BLOCK);
@@ -171,7 +159,7 @@ impl Engine {
             worker,
             execution,
             catalog: RwLock::new(recovered.catalog),
-            ddl: Arc::default(),
+            locks,
             tables: RwLock::new(recovered.tables),
             views: RwLock::default(),
             directory: Mutex::new(Some(directory)),
@@ -191,7 +179,8 @@ impl Engine {
         }
     }
 
-    fn open_source(&self, relation: &Relation) -> Result<()> {
+    /// Opens the reader of a source that was just added to the catalog.
+    pub fn open_source(&self, relation: &Relation) -> Result<()> {
         let connector =
             relation.definition.connector().ok_or_else(|| Error::internal("a source without a connector"))?;
         let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()))?;
@@ -257,8 +246,8 @@ impl Engine {
         }
     }
 
-    /// The relation as the planner sees it.
-    pub fn relation_source(&self, relation: &Relation) -> RelationSource {
+    /// The relation as the planner sees it. `traits` are those of a view that is not up yet.
+    pub fn relation_source(&self, relation: &Relation, traits: Option<&ViewTraits>) -> RelationSource {
         let schema = Arc::new(relation.arrow_schema());
         let name = relation.name.clone();
         match &relation.definition {
@@ -276,7 +265,7 @@ impl Engine {
                 let kind = ChangeKind::AppendOnly;
                 RelationSource::new(relation.oid, name, schema, kind, vec![], Distribution::Arbitrary, bounded)
             }
-            _ => match self.view_traits(relation.oid) {
+            _ => match traits.cloned().or_else(|| self.view_traits(relation.oid)) {
                 Some(t) => RelationSource::new(
                     relation.oid,
                     name,
@@ -299,37 +288,36 @@ impl Engine {
         }
     }
 
-    /// Serialises DDL.
-    pub async fn ddl(&self) -> DdlGuard {
-        Arc::new(Arc::clone(&self.ddl).lock_owned().await)
+    /// The tables among `relations`, if the catalog still has this version: what was planned with it may read them.
+    pub fn tables_at(&self, version: u64, relations: &BTreeSet<RelationId>) -> Option<HashMap<RelationId, Arc<Table>>> {
+        let catalog = self.catalog.read();
+        let tables = self.tables.read();
+        let table = |oid: &RelationId| Some((*oid, Arc::clone(tables.get(oid)?)));
+        (catalog.version() == version).then(|| relations.iter().filter_map(table).collect())
     }
 
-    /// Logs, syncs and applies a change. The caller holds [`ddl`](Engine::ddl).
-    pub fn change_catalog(&self, change: &CatalogChange) -> Result<()> {
-        let mut next = self.catalog();
-        next.apply(change)?;
-        self.log.append(&[&record::catalog_changes(std::slice::from_ref(change))?])?;
-        self.log.sync()?;
-        *self.catalog.write() = next;
-        Ok(())
-    }
-
-    /// Makes the storage of a relation that was just added to the catalog: a table's store or a source's reader.
-    pub fn create_storage(&self, relation: &Relation) -> Result<()> {
-        match relation.kind() {
-            RelationKind::Table => {
-                let table = Arc::new(Table::new(relation)?);
-                self.clock.set_route(relation.oid, route(relation));
-                // An empty store is small; the limit shows at the first rows.
-                let _ = self.budget.change(0, table.store.bytes());
-                if let Some(old) = self.tables.write().insert(relation.oid, table) {
-                    let _ = self.budget.change(old.store.bytes(), 0);
-                }
-                Ok(())
+    /// Makes a new catalog and its tables visible, all at once. `changed` are tables that are new or were made anew,
+    /// `gone` those that were dropped. The change is in the log, and its author owns the catalog.
+    pub fn publish_catalog(&self, next: &Catalog, changed: &[Arc<Table>], gone: &[RelationId]) {
+        let mut catalog = self.catalog.write();
+        let mut tables = self.tables.write();
+        for oid in gone {
+            self.clock.set_route(*oid, None);
+            if let Some(old) = tables.remove(oid) {
+                let _ = self.budget.change(old.store.bytes(), 0);
             }
-            RelationKind::Source => self.open_source(relation),
-            _ => Ok(()),
         }
+        for table in changed {
+            if let Some(relation) = next.relation(table.relation) {
+                self.clock.set_route(relation.oid, route(relation));
+            }
+            // What cannot be refused any more is only counted; the limit shows at the next rows.
+            let _ = self.budget.change(0, table.store.bytes());
+            if let Some(old) = tables.insert(table.relation, Arc::clone(table)) {
+                let _ = self.budget.change(old.store.bytes(), 0);
+            }
+        }
+        *catalog = next.clone();
     }
 
     /// The process plan of a view or sink.
@@ -477,8 +465,8 @@ impl Engine {
     }
 
     /// Notes the traits of a view that is about to start.
-    pub fn set_view_traits(&self, relation: RelationId, node: &StreamNode) {
-        self.views.write().insert(relation, plan::process::view_traits(node));
+    pub fn set_view_traits(&self, relation: RelationId, traits: ViewTraits) {
+        self.views.write().insert(relation, traits);
     }
 
     /// Stops and forgets relations that the catalog no longer has; dependants come first.
@@ -490,12 +478,8 @@ impl Engine {
         for relation in relations {
             self.sources.unsubscribe(relation.oid);
             match relation.kind() {
-                RelationKind::Table => {
-                    self.clock.set_route(relation.oid, None);
-                    if let Some(table) = self.tables.write().remove(&relation.oid) {
-                        let _ = self.budget.change(table.store.bytes(), 0);
-                    }
-                }
+                // Gone with the catalog's change.
+                RelationKind::Table => {}
                 RelationKind::Source => self.sources.remove(relation.oid),
                 RelationKind::MaterializedView => {
                     self.views.write().remove(&relation.oid);
@@ -521,14 +505,6 @@ impl Engine {
     /// The oldest epoch that a reader may still want.
     pub fn floor(&self) -> Epoch {
         Epoch(self.worker.shared().floor.load(Ordering::Acquire))
-    }
-
-    /// The sink that writes into `table`, if there is one.
-    pub fn sink_into(&self, table: RelationId) -> Option<Arc<Relation>> {
-        self.catalog()
-            .relations()
-            .find(|r| matches!(&r.definition, Definition::Sink(s) if s.into == Some(table)))
-            .cloned()
     }
 
     /// Waits until every bounded source that is read has ended and every job and sink has seen all of it.
@@ -607,7 +583,7 @@ fn route(relation: &Relation) -> Option<Vec<usize>> {
 }
 
 /// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state.
-fn recover(directory: &DataDirectory) -> Result<Recovered> {
+fn recover(directory: &DataDirectory, locks: &Arc<Locks>) -> Result<Recovered> {
     let mut catalog = Catalog::new();
     let mut reserved = Epoch(0);
     // By sink: the number of the record from which on its rows count.
@@ -628,14 +604,24 @@ fn recover(directory: &DataDirectory) -> Result<Recovered> {
         }
         Ok(())
     })?;
-    let mut tables = HashMap::new();
-    for relation in catalog.relations().filter(|r| r.kind() == RelationKind::Table) {
-        tables.insert(relation.oid, Arc::new(Table::new(relation)?));
-    }
+    // Rows mean what their table was when they were logged, so the catalog is lived through once more beside them.
+    let mut tables: HashMap<RelationId, Arc<Table>> = HashMap::new();
+    let mut then = Catalog::new();
     number = 0;
     let log = Log::open(&directory.log_folder(), |bytes| {
         number += 1;
-        for rows in record::decode(bytes)?.rows {
+        let record = record::decode(bytes)?;
+        if let Some(snapshot) = record.catalog_snapshot {
+            then = snapshot;
+            for relation in then.relations().filter(|r| r.kind() == RelationKind::Table) {
+                tables.insert(relation.oid, Arc::new(Table::new(relation, locks)?));
+            }
+        }
+        for change in &record.catalog {
+            then.apply(change)?;
+            follow(change, &then, &catalog, &mut tables, locks)?;
+        }
+        for rows in record.rows {
             // A living sink derives all of its rows again; of a dropped one, what it derived last stays.
             let derived = rows.origin.is_some_and(|sink| {
                 catalog.relation(sink).is_some() || started.get(&sink).is_some_and(|from| number < *from)
@@ -655,6 +641,38 @@ fn recover(directory: &DataDirectory) -> Result<Recovered> {
         log
     };
     Ok(Recovered { log, catalog, tables, reserved })
+}
+
+/// What a catalog change means for the tables, of which only those that are still there at the end are kept.
+fn follow(
+    change: &CatalogChange,
+    then: &Catalog,
+    last: &Catalog,
+    tables: &mut HashMap<RelationId, Arc<Table>>,
+    locks: &Arc<Locks>,
+) -> Result<()> {
+    match change {
+        CatalogChange::CreateRelation(relation) | CatalogChange::Replace(relation) => {
+            if let Some(relation) = then.relation(relation.oid).filter(|r| r.kind() == RelationKind::Table)
+                && last.relation(relation.oid).is_some()
+            {
+                tables.insert(relation.oid, Arc::new(Table::new(relation, locks)?));
+            }
+        }
+        CatalogChange::Reshape { relation, columns, .. } => {
+            if let (Some(relation), Some(table)) = (then.relation(relation.oid), tables.get(&relation.oid)) {
+                let reshaped = table.reshaped(relation, columns)?;
+                tables.insert(relation.oid, Arc::new(reshaped));
+            }
+        }
+        CatalogChange::Drop { relations, .. } => {
+            for relation in relations {
+                tables.remove(relation);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The log that holds just the present state.

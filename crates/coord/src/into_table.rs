@@ -8,12 +8,12 @@ use std::sync::{Arc, Weak};
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::filter_record_batch;
 use arrow::row::{RowConverter, SortField};
-use catalog::OnConflict;
+use catalog::{OnConflict, Relation};
 use connect::SinkWriter;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
 
 use crate::engine::Engine;
-use crate::table::{Table, TableWrites, WriteSet};
+use crate::table::{Refused, Table, WriteSet};
 
 /// Writes whole epochs of a sink into a table.
 pub struct TableSink {
@@ -45,21 +45,47 @@ impl TableSink {
         let (Some(table), Some(relation)) = (engine.table(self.table), catalog.relation(self.table)) else {
             return Err(Error::internal("the sink's table is gone"));
         };
-        let mut set = WriteSet::of_sink(self.sink);
-        let writes = set.writes_blocking(&table, relation)?;
         let changes = std::mem::take(&mut self.pending);
         self.bytes = 0;
+        loop {
+            // Locks are taken in one go or not at all: a sink never makes others wait while it waits itself.
+            let mut set = WriteSet::of_sink(self.sink);
+            match self.write_rows(&mut set, &table, relation, &changes) {
+                Ok(rows) => {
+                    self.rows += rows;
+                    set.commit_blocking(&engine.clock, &engine.log, &engine.budget, engine.floor())?;
+                    return Ok(());
+                }
+                Err(Refused::Failed(error)) => return Err(error),
+                Err(Refused::Busy(busy)) => {
+                    drop(set);
+                    engine.locks.owner().wait_blocking(busy)?;
+                }
+            }
+        }
+    }
+
+    fn write_rows(
+        &self,
+        set: &mut WriteSet,
+        table: &Arc<Table>,
+        relation: &Arc<Relation>,
+        changes: &[ChangeBatch],
+    ) -> Result<u64, Refused> {
+        let _latch = table.latch_blocking();
+        set.open(table, relation)?;
+        let mut rows = 0;
         // Deletions first: a key whose row changes comes as both.
-        for change in &changes {
+        let keyed = !relation.primary_key().is_empty();
+        for change in changes {
             let gone = signed(change, false)?;
-            let gone = if relation.primary_key().is_empty() { gone } else { present(&table, writes, gone)? };
-            self.rows += writes.delete(gone)?;
+            let gone = if keyed && rows == 0 { present(table, gone)? } else { gone };
+            rows += set.delete(self.table, gone)?;
         }
-        for change in &changes {
-            self.rows += writes.insert(signed(change, true)?, OnConflict::Overwrite)?;
+        for change in changes {
+            rows += set.insert(self.table, signed(change, true)?, OnConflict::Overwrite)?.len() as u64;
         }
-        set.commit(&engine.clock, &engine.log, &engine.budget, engine.floor())?;
-        Ok(())
+        Ok(rows)
     }
 }
 
@@ -74,8 +100,8 @@ fn signed(change: &ChangeBatch, added: bool) -> Result<RecordBatch> {
 }
 
 /// Those of `rows` that the keyed table holds exactly so. A row whose key was overwritten by another is not there any more.
-fn present(table: &Table, writes: &TableWrites, rows: RecordBatch) -> Result<RecordBatch> {
-    if rows.num_rows() == 0 || !writes.changes().is_empty() {
+fn present(table: &Table, rows: RecordBatch) -> Result<RecordBatch> {
+    if rows.num_rows() == 0 {
         return Ok(rows);
     }
     let head = table.store.head()?;

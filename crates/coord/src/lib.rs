@@ -14,6 +14,7 @@ pub mod engine;
 pub mod execution;
 pub mod into_table;
 pub mod job;
+pub mod locks;
 pub mod record;
 pub mod session;
 pub mod sessions;

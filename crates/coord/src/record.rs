@@ -81,12 +81,6 @@ fn value(bytes: &[u8]) -> Result<serde_json::Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::internal(format!("log record: {e}")))
 }
 
-/// A record of catalog changes, applied together.
-pub fn catalog_changes(changes: &[catalog::CatalogChange]) -> Result<Vec<u8>> {
-    let catalog = changes.iter().map(|c| value(&c.encode()?)).collect::<Result<_>>()?;
-    assemble(&Header { catalog, ..empty() }, &[])
-}
-
 /// The first record of a rewritten log.
 pub fn catalog_snapshot(catalog: &catalog::Catalog) -> Result<Vec<u8>> {
     assemble(&Header { catalog_snapshot: Some(value(&catalog.encode()?)?), ..empty() }, &[])
@@ -102,15 +96,25 @@ pub fn sink_started(sink: RelationId) -> Result<Vec<u8>> {
     assemble(&Header { sink_started: Some(sink), ..empty() }, &[])
 }
 
-/// A committed transaction's row changes.
-pub fn rows(changes: &[(RelationId, ChangeBatch)], origin: Option<RelationId>) -> Result<Vec<u8>> {
+/// A committed transaction: its catalog changes, which come first, and its row changes.
+pub fn transaction(
+    catalog: &[catalog::CatalogChange],
+    changes: &[(RelationId, ChangeBatch)],
+    origin: Option<RelationId>,
+) -> Result<Vec<u8>> {
     let bodies: Vec<Vec<u8>> = changes.iter().map(|(_, c)| flow::wire::encode(c)).collect::<Result<_>>()?;
     let rows = changes
         .iter()
         .zip(&bodies)
         .map(|((relation, _), body)| RowsHeader { relation: *relation, bytes: body.len() as u64, origin })
         .collect();
-    assemble(&Header { rows, ..empty() }, &bodies)
+    let catalog = catalog.iter().map(|c| value(&c.encode()?)).collect::<Result<_>>()?;
+    assemble(&Header { catalog, rows, ..empty() }, &bodies)
+}
+
+/// Row changes alone.
+pub fn rows(changes: &[(RelationId, ChangeBatch)], origin: Option<RelationId>) -> Result<Vec<u8>> {
+    transaction(&[], changes, origin)
 }
 
 /// Reads a record back without its rows.

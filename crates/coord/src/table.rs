@@ -1,41 +1,88 @@
 //! Tables at their head: constraint checks, the write set of a transaction, and its commit.
 //!
-//! Law: whoever changes a table holds its head lock from the first write to the commit, so what a statement sees of a
-//! table it writes is the head plus its own changes. A commit applies to the stores in the open epoch, is logged, and only
-//! then joins the epoch's input; if the log refuses it, the stores are put back.
+//! Law: a statement that changes a table holds the table's *latch* while it reads the head and takes the locks of the
+//! rows that it changes ([`crate::locks`]); a commit holds the latches of all tables that it changes. So what a statement
+//! sees of a table it writes is the head plus its own changes, and what it has locked stays so until its transaction ends.
+//! Nobody waits for a row while holding a latch: a statement that meets a locked row lets go, waits and looks again. A
+//! commit applies to the stores in the open epoch, is logged, and only then joins the epoch's input; if the log refuses
+//! it, the stores are put back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{interleave_record_batch, take, take_record_batch};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use catalog::{OnConflict, Relation};
+use catalog::{CatalogChange, ColumnSource, OnConflict, Relation};
+use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
 use indexmap::IndexMap;
+use query::RelationRows;
+use query::read::{Changes, RowIterator};
 use runtime::Budget;
 use runtime::ops::consolidate;
-use state::{Identity, Store};
+use state::{Identity, Snapshot, Store};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::Clock;
+use crate::locks::{Busy, Locks, Owner};
 use crate::record;
 
-/// How long a statement waits for another transaction's table lock before it is taken for a deadlock.
-const DEADLOCK_WAIT: Duration = Duration::from_secs(30);
+/// Rows copied at a time when a table changes its shape.
+const RESHAPE_ROWS: usize = 65_536;
 
-/// A table's rows and the lock of its head.
+/// Rows of a table in its new shape.
+///
+/// Errors: `23502` when a column that is NOT NULL now holds a NULL.
+pub fn reshape(schema: &SchemaRef, columns: &[ColumnSource], rows: &RecordBatch) -> Result<RecordBatch> {
+    let count = rows.num_rows();
+    let arrays = columns
+        .iter()
+        .map(|source| match source {
+            ColumnSource::Kept(column) => rows
+                .columns()
+                .get(*column)
+                .cloned()
+                .ok_or_else(|| Error::internal("a reshaped table keeps a column that it does not have")),
+            ColumnSource::Value(encoded) => {
+                let value = flow::wire::decode(encoded)?.rows;
+                let value = value.columns().first().ok_or_else(|| Error::internal("a value without a column"))?;
+                Ok(take(value.as_ref(), &UInt32Array::from_value(0, count), None)?)
+            }
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for (field, values) in schema.fields().iter().zip(&arrays) {
+        if !field.is_nullable() && values.null_count() > 0 {
+            return Err(Error::new(
+                SqlState::NotNullViolation,
+                format!("column \"{}\" contains null values", field.name()),
+            ));
+        }
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(count));
+    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options)?)
+}
+
+/// A value for [`ColumnSource::Value`]: an array of one row.
+pub fn encode_value(value: &ArrayRef) -> Result<Vec<u8>> {
+    let schema = Schema::new(vec![Field::new("value", value.data_type().clone(), true)]);
+    flow::wire::encode(&ChangeBatch::insert(RecordBatch::try_new(Arc::new(schema), vec![Arc::clone(value)])?))
+}
+
+/// A table's rows, the latch of its head, and the locks that its writers take.
 pub struct Table {
     pub relation: RelationId,
     pub store: Arc<Store>,
-    head: Arc<Mutex<()>>,
+    latch: Arc<Mutex<()>>,
+    locks: Arc<Locks>,
 }
 
 impl Table {
     /// An empty table as `relation` declares it.
-    pub fn new(relation: &Relation) -> Result<Table> {
+    pub fn new(relation: &Relation, locks: &Arc<Locks>) -> Result<Table> {
         let schema = Arc::new(relation.arrow_schema());
         let append_only = relation.table().is_some_and(|t| t.append_only);
         let identity = match relation.primary_key() {
@@ -43,21 +90,55 @@ impl Table {
             [] => Identity::Row,
             key => Identity::Key(key.to_vec()),
         };
-        Ok(Table { relation: relation.oid, store: Store::with_identity(schema, identity, 1)?, head: Arc::default() })
+        let store = Store::with_identity(schema, identity, 1)?;
+        Ok(Table { relation: relation.oid, store, latch: Arc::default(), locks: Arc::clone(locks) })
     }
 
-    /// Takes the head lock. `timeout` is the session's `lock_timeout`.
-    pub async fn lock(&self, timeout: Option<Duration>) -> Result<OwnedMutexGuard<()>> {
-        let lock = Arc::clone(&self.head).lock_owned();
-        match tokio::time::timeout(timeout.unwrap_or(DEADLOCK_WAIT), lock).await {
-            Ok(guard) => Ok(guard),
-            Err(_) if timeout.is_some() => {
-                Err(Error::new(SqlState::LockNotAvailable, "canceling statement due to lock timeout"))
-            }
-            Err(_) => Err(Error::new(SqlState::DeadlockDetected, "deadlock detected")
-                .with_detail(format!("The table's lock was not free for {} s.", DEADLOCK_WAIT.as_secs()))
-                .with_hint("Write tables in the same order in every transaction, and keep transactions short.")),
+    /// The table in a new shape, with the rows of its head, seen by every reader. Nobody may write meanwhile, and every
+    /// commit of it must be complete.
+    pub fn reshaped(&self, relation: &Relation, columns: &[ColumnSource]) -> Result<Table> {
+        let table = Table::new(relation, &self.locks)?;
+        for rows in self.store.head()?.scan(None, RESHAPE_ROWS)? {
+            let rows = reshape(table.store.schema(), columns, &rows?)?;
+            table.store.apply(0, Epoch(1), &ChangeBatch::insert(rows))?;
         }
+        Ok(table)
+    }
+
+    /// Takes the latch: the head stands still while it is held.
+    pub async fn latch(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.latch).lock_owned().await
+    }
+
+    /// [`latch`](Self::latch) for a thread without a runtime.
+    pub fn latch_blocking(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.latch).blocking_lock_owned()
+    }
+}
+
+/// Why a write did not happen.
+#[derive(Debug)]
+pub enum Refused {
+    /// Another transaction holds what it needs: take back what the statement did, wait, and run it again.
+    Busy(Busy),
+    Failed(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Refused {
+        Refused::Failed(error)
+    }
+}
+
+impl From<arrow::error::ArrowError> for Refused {
+    fn from(error: arrow::error::ArrowError) -> Refused {
+        Refused::Failed(error.into())
+    }
+}
+
+impl From<Busy> for Refused {
+    fn from(busy: Busy) -> Refused {
+        Refused::Busy(busy)
     }
 }
 
@@ -70,45 +151,118 @@ enum Own {
     Inserted { change: usize, row: usize },
 }
 
+/// Rows that an INSERT proposes and whose keys exist.
+pub struct Clashes {
+    /// Positions among the proposed rows, ascending.
+    pub positions: Vec<u32>,
+    /// The columns of the rows that exist, one row for each position; empty without any.
+    pub existing: Vec<ArrayRef>,
+}
+
+/// Where the transaction's version of each key is.
+type OwnKeys = HashMap<Box<[u8]>, Own>;
+
 /// What one transaction does to one table.
 pub struct TableWrites {
     table: Arc<Table>,
     relation: Arc<Relation>,
-    _head: OwnedMutexGuard<()>,
     changes: Vec<ChangeBatch>,
-    own: HashMap<Box<[u8]>, Own>,
-    keys: Option<KeyEncoder>,
+    /// Shared with readers of this transaction, which keep what they saw.
+    own: Arc<OwnKeys>,
+    keys: Option<Arc<KeyEncoder>>,
+    /// What `own` held before, newest last, while [`recording`](Self::recording).
+    undo: Vec<(Box<[u8]>, Option<Own>)>,
+    /// Set once there is something that a mark must be able to go back to.
+    recording: bool,
+}
+
+/// A moment in a table's part of a transaction.
+#[derive(Clone, Copy, Default)]
+struct TableMark {
+    changes: usize,
+    undo: usize,
 }
 
 impl TableWrites {
-    pub fn new(table: Arc<Table>, relation: Arc<Relation>, head: OwnedMutexGuard<()>) -> Result<TableWrites> {
+    fn new(table: Arc<Table>, relation: Arc<Relation>) -> Result<TableWrites> {
         let key = relation.primary_key();
         let types: Vec<_> = key.iter().map(|c| relation.columns[*c].data_type.clone()).collect();
-        let keys = if key.is_empty() { None } else { Some(KeyEncoder::new(&types)?) };
-        Ok(TableWrites { table, relation, _head: head, changes: Vec::new(), own: HashMap::new(), keys })
+        let keys = if key.is_empty() { None } else { Some(Arc::new(KeyEncoder::new(&types)?)) };
+        let (own, undo) = (Arc::default(), Vec::new());
+        Ok(TableWrites { table, relation, changes: Vec::new(), own, keys, undo, recording: false })
     }
 
-    /// The changes so far: reading the table in this transaction is its head plus these.
-    pub fn changes(&self) -> &[ChangeBatch] {
-        &self.changes
+    /// Whether nothing has been changed yet.
+    pub fn is_unchanged(&self) -> bool {
+        self.changes.is_empty()
     }
 
-    /// Adds rows that have the table's columns. Returns how many were added.
+    /// What lays the changes so far over what the transaction reads.
+    pub fn reader(&self) -> OwnReader {
+        let schema = Arc::clone(self.table.store.schema());
+        match &self.keys {
+            Some(keys) => OwnReader::Keyed(Arc::new(OwnRows {
+                schema,
+                own: Arc::clone(&self.own),
+                changes: self.changes.iter().map(|c| c.rows.clone()).collect(),
+                key: self.relation.primary_key().to_vec(),
+                keys: Arc::clone(keys),
+            })),
+            None => OwnReader::Bag { schema, changes: self.changes.clone() },
+        }
+    }
+
+    fn mark(&mut self) -> TableMark {
+        self.recording |= !self.changes.is_empty();
+        TableMark { changes: self.changes.len(), undo: self.undo.len() }
+    }
+
+    fn undo(&mut self, mark: TableMark) {
+        let own = Arc::make_mut(&mut self.own);
+        if mark.changes == 0 {
+            own.clear();
+            self.undo.clear();
+            self.recording = false;
+        } else {
+            for (key, before) in self.undo.drain(mark.undo..).rev() {
+                match before {
+                    Some(before) => own.insert(key, before),
+                    None => own.remove(&key),
+                };
+            }
+        }
+        self.changes.truncate(mark.changes);
+    }
+
+    fn set_own(&mut self, key: &[u8], now: Own) {
+        let before = Arc::make_mut(&mut self.own).insert(key.into(), now);
+        if self.recording {
+            self.undo.push((key.into(), before));
+        }
+    }
+
+    /// Locks the rows by key, or by all columns without one.
+    fn lock(&self, owner: &mut Owner, rows: &RecordBatch) -> Result<(), Refused> {
+        let columns = if self.keys.is_some() { self.key_columns(rows) } else { rows.columns().to_vec() };
+        Ok(owner.lock_rows(self.relation.oid, &hash_columns(&columns, rows.num_rows())?)?)
+    }
+
+    /// Adds rows that have the table's columns. Returns which of them were added, by position.
     ///
     /// Errors: `23502` NULL in a NOT NULL column, `23505` a key that exists (with [`OnConflict::Error`]).
-    pub fn insert(&mut self, rows: RecordBatch, on_conflict: OnConflict) -> Result<u64> {
+    fn insert(&mut self, owner: &mut Owner, rows: RecordBatch, on_conflict: OnConflict) -> Result<Vec<u32>, Refused> {
         self.not_null(&rows)?;
         let rows = RecordBatch::try_new(Arc::clone(self.table.store.schema()), rows.columns().to_vec())?;
         let count = rows.num_rows();
         if count == 0 {
-            return Ok(0);
+            return Ok(Vec::new());
         }
-        let Some(keys) = &self.keys else {
+        let Some(keys) = self.keys.clone() else {
             self.changes.push(ChangeBatch::insert(rows));
-            return Ok(count as u64);
+            return Ok((0..count as u32).collect());
         };
-        let key_columns: Vec<ArrayRef> =
-            self.relation.primary_key().iter().map(|c| Arc::clone(rows.column(*c))).collect();
+        self.lock(owner, &rows)?;
+        let key_columns = self.key_columns(&rows);
         let encoded = keys.encode(&key_columns)?;
         let head = self.table.store.head()?;
         let stored = head.lookup_keys(&key_columns)?;
@@ -127,7 +281,7 @@ impl TableWrites {
             };
             if exists {
                 match on_conflict {
-                    OnConflict::Error => return Err(self.duplicate_key(&key_columns, row)),
+                    OnConflict::Error => return Err(self.duplicate_key(&key_columns, row).into()),
                     OnConflict::DoNothing => continue,
                     OnConflict::Overwrite => match existing {
                         Some(Own::Inserted { change: c, row: r }) if c == change => kept[r] = None,
@@ -136,16 +290,15 @@ impl TableWrites {
                     },
                 }
             }
-            self.own.insert(key.data().into(), Own::Inserted { change, row: kept.len() });
+            self.set_own(key.data(), Own::Inserted { change, row: kept.len() });
             kept.push(Some(row as u32));
         }
-        let added = kept.len() as u64;
+        if kept.is_empty() {
+            return Ok(Vec::new());
+        }
         // A row that a later one of the same call overwrites is never added, but keeps its place for `own`.
         let all = UInt32Array::from_iter_values(kept.iter().map(|k| k.unwrap_or(0)));
-        if added > 0 {
-            let rows = take_record_batch(&rows, &all)?;
-            self.changes.push(ChangeBatch::insert(rows));
-        }
+        self.changes.push(ChangeBatch::insert(take_record_batch(&rows, &all)?));
         let cancelled: Vec<u32> = kept.iter().enumerate().filter(|(_, k)| k.is_none()).map(|(i, _)| i as u32).collect();
         if !cancelled.is_empty() {
             let rows = self.changes[change].take(&UInt32Array::from(cancelled))?.rows;
@@ -154,15 +307,91 @@ impl TableWrites {
         if !replaced.is_empty() {
             self.changes.push(ChangeBatch::delete(head.take(&replaced, None)?));
         }
-        for (change, row) in superseded {
-            let old = self.changes[change].slice(row, 1).rows;
+        if !superseded.is_empty() {
+            let old = self.own_rows(&superseded)?;
             self.changes.push(ChangeBatch::delete(old));
         }
-        Ok(added)
+        Ok(kept.into_iter().flatten().collect())
+    }
+
+    /// Which of `rows` (with the table's columns) meet a key that exists, and the rows that have it.
+    ///
+    /// Errors: `23502` as for [`insert`](Self::insert), `21000` for a key that `touched` holds already; it takes the keys
+    /// of all rows.
+    fn clashes(
+        &self,
+        owner: &mut Owner,
+        rows: &RecordBatch,
+        touched: &mut HashSet<Box<[u8]>>,
+    ) -> Result<Clashes, Refused> {
+        self.not_null(rows)?;
+        let Some(keys) = &self.keys else {
+            return Err(Error::internal("ON CONFLICT of a table without a key").into());
+        };
+        self.lock(owner, rows)?;
+        let key_columns = self.key_columns(rows);
+        let encoded = keys.encode(&key_columns)?;
+        let head = self.table.store.head()?;
+        let stored = head.lookup_keys(&key_columns)?;
+        let mut clashes = Clashes { positions: Vec::new(), existing: Vec::new() };
+        let mut ids = Vec::new();
+        // By clash: the transaction's own row, or (`None`) the next of `ids`.
+        let mut places = Vec::new();
+        for (row, id) in stored.iter().enumerate() {
+            let key = encoded.row(row);
+            if !touched.insert(key.data().into()) {
+                return Err(Error::new(
+                    SqlState::CardinalityViolation,
+                    "ON CONFLICT DO UPDATE command cannot affect row a second time",
+                )
+                .with_hint(
+                    "Ensure that no rows proposed for insertion within the same command have duplicate constrained \
+                     values.",
+                )
+                .into());
+            }
+            match (self.own.get(key.data()), id) {
+                (Some(Own::Deleted), _) | (None, None) => continue,
+                (Some(Own::Inserted { change, row }), _) => places.push(Some((*change, *row))),
+                (None, Some(id)) => {
+                    ids.push(*id);
+                    places.push(None);
+                }
+            }
+            clashes.positions.push(row as u32);
+        }
+        if !places.is_empty() {
+            let stored = head.take(&ids, None)?;
+            let mut batches = vec![&stored];
+            batches.extend(self.changes.iter().map(|c| &c.rows));
+            let mut next = 0;
+            let indices: Vec<(usize, usize)> = places
+                .into_iter()
+                .map(|place| match place {
+                    Some((change, row)) => (change + 1, row),
+                    None => {
+                        next += 1;
+                        (0, next - 1)
+                    }
+                })
+                .collect();
+            clashes.existing = interleave_record_batch(&batches, &indices)?.columns().to_vec();
+        }
+        Ok(clashes)
+    }
+
+    fn key_columns(&self, rows: &RecordBatch) -> Vec<ArrayRef> {
+        self.relation.primary_key().iter().map(|c| Arc::clone(rows.column(*c))).collect()
+    }
+
+    /// Rows of the transaction's own changes, by change and row.
+    fn own_rows(&self, places: &[(usize, usize)]) -> Result<RecordBatch> {
+        let batches: Vec<&RecordBatch> = self.changes.iter().map(|c| &c.rows).collect();
+        Ok(interleave_record_batch(&batches, places)?)
     }
 
     /// Takes away rows, given whole, that the transaction sees.
-    pub fn delete(&mut self, rows: RecordBatch) -> Result<u64> {
+    fn delete(&mut self, owner: &mut Owner, rows: RecordBatch) -> Result<u64, Refused> {
         let count = rows.num_rows() as u64;
         if count == 0 {
             return Ok(0);
@@ -172,14 +401,14 @@ impl TableWrites {
                 SqlState::WrongObjectType,
                 format!("table \"{}\" is append-only", self.relation.name),
             )
-            .with_hint("Its rows cannot be updated or deleted; create the table without APPEND ONLY."));
+            .with_hint("Its rows cannot be updated or deleted; create the table without APPEND ONLY.")
+            .into());
         }
         let rows = RecordBatch::try_new(Arc::clone(self.table.store.schema()), rows.columns().to_vec())?;
-        if let Some(keys) = &self.keys {
-            let columns: Vec<ArrayRef> =
-                self.relation.primary_key().iter().map(|c| Arc::clone(rows.column(*c))).collect();
-            for key in &keys.encode(&columns)? {
-                self.own.insert(key.data().into(), Own::Deleted);
+        self.lock(owner, &rows)?;
+        if let Some(keys) = self.keys.clone() {
+            for key in &keys.encode(&self.key_columns(&rows))? {
+                self.set_own(key.data(), Own::Deleted);
             }
         }
         self.changes.push(ChangeBatch::delete(rows));
@@ -238,20 +467,130 @@ fn display_row(columns: &[ArrayRef], row: usize) -> String {
     columns.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
-/// What one transaction does to all tables.
+/// A transaction's changes of one table, to be laid over what it reads of it.
+#[derive(Clone)]
+pub enum OwnReader {
+    Keyed(Arc<OwnRows>),
+    /// Of a table without a key.
+    Bag {
+        schema: SchemaRef,
+        changes: Vec<ChangeBatch>,
+    },
+}
+
+impl OwnReader {
+    /// The table as the transaction sees it, given what it sees of it without its own changes.
+    pub fn over(&self, snapshot: Snapshot) -> Result<RelationRows> {
+        match self {
+            OwnReader::Keyed(rows) if rows.changes.is_empty() => Ok(RelationRows::Snapshot(snapshot)),
+            OwnReader::Keyed(rows) => {
+                Ok(RelationRows::Changed { snapshot, changes: Arc::clone(rows) as Arc<dyn Changes> })
+            }
+            OwnReader::Bag { changes, .. } if changes.is_empty() => Ok(RelationRows::Snapshot(snapshot)),
+            OwnReader::Bag { schema, changes } => {
+                let mut all: Vec<ChangeBatch> =
+                    snapshot.scan(None, 8192)?.map(|b| b.map(ChangeBatch::insert)).collect::<Result<_>>()?;
+                all.extend(changes.iter().cloned());
+                let net = consolidate(all, schema)?;
+                let mut indices = Vec::with_capacity(net.num_rows());
+                for row in 0..net.num_rows() {
+                    // Rows that the transaction took away at the head may be younger than what it reads.
+                    (0..net.weight(row).max(0)).for_each(|_| indices.push(row as u32));
+                }
+                Ok(RelationRows::Batches(vec![net.take(&UInt32Array::from(indices))?.rows]))
+            }
+        }
+    }
+
+    /// The rows of [`over`](Self::over), whole.
+    pub fn rows(&self, snapshot: Snapshot) -> Result<RowIterator> {
+        match self.over(snapshot)? {
+            RelationRows::Snapshot(snapshot) => Ok(Box::new(snapshot.scan(None, 8192)?)),
+            RelationRows::Changed { snapshot, changes } => query::read::changed_rows(&snapshot, changes, None),
+            RelationRows::Batches(batches) => Ok(Box::new(batches.into_iter().map(Ok))),
+            RelationRows::Stream(open) => open(None),
+        }
+    }
+}
+
+/// A transaction's changes of one keyed table.
+pub struct OwnRows {
+    schema: SchemaRef,
+    own: Arc<OwnKeys>,
+    changes: Vec<RecordBatch>,
+    key: Vec<usize>,
+    keys: Arc<KeyEncoder>,
+}
+
+impl OwnRows {
+    fn rows(&self, places: &[(usize, usize)]) -> Result<RecordBatch> {
+        if places.is_empty() {
+            return Ok(RecordBatch::new_empty(Arc::clone(&self.schema)));
+        }
+        let batches: Vec<&RecordBatch> = self.changes.iter().collect();
+        Ok(interleave_record_batch(&batches, places)?)
+    }
+}
+
+impl Changes for OwnRows {
+    fn unchanged(&self, rows: &RecordBatch) -> Result<BooleanArray> {
+        let key: Vec<ArrayRef> = self.key.iter().map(|c| Arc::clone(rows.column(*c))).collect();
+        let keys = self.keys.encode(&key)?;
+        Ok(keys.iter().map(|key| Some(!self.own.contains_key(key.data()))).collect())
+    }
+
+    fn added(&self) -> Result<RecordBatch> {
+        let mut places: Vec<(usize, usize)> = self
+            .own
+            .values()
+            .filter_map(|own| match own {
+                Own::Inserted { change, row } => Some((*change, *row)),
+                Own::Deleted => None,
+            })
+            .collect();
+        places.sort_unstable();
+        self.rows(&places)
+    }
+
+    fn point(&self, key: &[ArrayRef]) -> Result<Option<RecordBatch>> {
+        let keys = self.keys.encode(key)?;
+        match self.own.get(keys.row(0).data()) {
+            None => Ok(None),
+            Some(Own::Deleted) => Ok(Some(self.rows(&[])?)),
+            Some(Own::Inserted { change, row }) => Ok(Some(self.rows(&[(*change, *row)])?)),
+        }
+    }
+}
+
+/// What one transaction does to all tables, and the locks that it holds.
 #[derive(Default)]
 pub struct WriteSet {
     tables: IndexMap<RelationId, TableWrites>,
+    owner: Option<Owner>,
     /// Set for the writes of `CREATE SINK … INTO`.
     origin: Option<RelationId>,
+}
+
+/// A moment in a transaction, to which [`WriteSet::undo`] goes back.
+#[derive(Clone, Default)]
+pub struct Mark {
+    tables: HashMap<RelationId, TableMark>,
+}
+
+/// What a transaction does to the catalog, for its commit.
+pub struct CatalogPart<'a> {
+    pub changes: &'a [CatalogChange],
+    /// Makes the changes visible; called when they are in the log.
+    pub publish: &'a mut (dyn FnMut() + Send),
 }
 
 impl WriteSet {
     /// A write set whose rows are derived by sink `origin`.
     pub fn of_sink(origin: RelationId) -> WriteSet {
-        WriteSet { tables: IndexMap::new(), origin: Some(origin) }
+        WriteSet { origin: Some(origin), ..WriteSet::default() }
     }
 
+    /// Whether nothing has been changed or locked.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -260,49 +599,167 @@ impl WriteSet {
         self.tables.get(&relation)
     }
 
-    /// The writes to `table`, taking its head lock on first use.
-    pub async fn writes(
+    /// Who holds this transaction's locks.
+    pub fn owner(&mut self, locks: &Arc<Locks>) -> &mut Owner {
+        self.owner.get_or_insert_with(|| locks.owner())
+    }
+
+    /// Begins to write `table`, which readers and other writers may go on to use.
+    pub fn open(&mut self, table: &Arc<Table>, relation: &Arc<Relation>) -> Result<(), Refused> {
+        self.owner(&table.locks).write_table(table.relation)?;
+        if !self.tables.contains_key(&table.relation) {
+            self.tables.insert(table.relation, TableWrites::new(Arc::clone(table), Arc::clone(relation))?);
+        }
+        Ok(())
+    }
+
+    /// Becomes the table's only writer.
+    pub fn own_table(&mut self, table: &Table) -> Result<(), Busy> {
+        self.owner(&table.locks).own_table(table.relation)
+    }
+
+    fn writes(&mut self, relation: RelationId) -> Result<(&mut TableWrites, &mut Owner)> {
+        match (self.tables.get_mut(&relation), &mut self.owner) {
+            (Some(writes), Some(owner)) => Ok((writes, owner)),
+            _ => Err(Error::internal("a table is written before it is opened")),
+        }
+    }
+
+    /// Adds rows that have the table's columns to a table that is [`open`](Self::open). Returns which of them were added,
+    /// by position.
+    ///
+    /// Errors: `23502` NULL in a NOT NULL column, `23505` a key that exists (with [`OnConflict::Error`]).
+    pub fn insert(
+        &mut self,
+        relation: RelationId,
+        rows: RecordBatch,
+        on_conflict: OnConflict,
+    ) -> Result<Vec<u32>, Refused> {
+        let (writes, owner) = self.writes(relation)?;
+        writes.insert(owner, rows, on_conflict)
+    }
+
+    /// Which of `rows` (with the table's columns) meet a key that exists, and the rows that have it.
+    ///
+    /// Errors: `23502` as for [`insert`](Self::insert), `21000` for a key that `touched` holds already; it takes the keys
+    /// of all rows.
+    pub fn clashes(
+        &mut self,
+        relation: RelationId,
+        rows: &RecordBatch,
+        touched: &mut HashSet<Box<[u8]>>,
+    ) -> Result<Clashes, Refused> {
+        let (writes, owner) = self.writes(relation)?;
+        writes.clashes(owner, rows, touched)
+    }
+
+    /// Takes away rows, given whole, that the transaction sees.
+    pub fn delete(&mut self, relation: RelationId, rows: RecordBatch) -> Result<u64, Refused> {
+        let (writes, owner) = self.writes(relation)?;
+        writes.delete(owner, rows)
+    }
+
+    /// Waits for the end of the transaction that is in the way.
+    pub async fn wait(&self, busy: Busy, timeout: Option<Duration>) -> Result<()> {
+        match &self.owner {
+            Some(owner) => owner.wait(busy, timeout).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The present moment.
+    pub fn mark(&mut self) -> Mark {
+        Mark { tables: self.tables.iter_mut().map(|(relation, writes)| (*relation, writes.mark())).collect() }
+    }
+
+    /// Goes back to `mark`. Locks stay.
+    pub fn undo(&mut self, mark: &Mark) {
+        for (relation, writes) in &mut self.tables {
+            writes.undo(mark.tables.get(relation).copied().unwrap_or_default());
+        }
+    }
+
+    /// The changes so far to one table, taken out of the transaction with what it knows of the table.
+    pub fn take_table(&mut self, relation: RelationId) -> Vec<ChangeBatch> {
+        self.tables.shift_remove(&relation).map(|w| w.changes).unwrap_or_default()
+    }
+
+    /// Goes on with a table that has been made anew in another shape, given what makes the rows so far fit it.
+    pub fn reshape_table(
         &mut self,
         table: &Arc<Table>,
         relation: &Arc<Relation>,
-        timeout: Option<Duration>,
-    ) -> Result<&mut TableWrites> {
-        if !self.tables.contains_key(&table.relation) {
-            let head = table.lock(timeout).await?;
-            let writes = TableWrites::new(Arc::clone(table), Arc::clone(relation), head)?;
-            self.tables.insert(table.relation, writes);
+        shape: impl Fn(&RecordBatch) -> Result<RecordBatch>,
+    ) -> Result<()> {
+        if let Some(writes) = self.tables.get_mut(&table.relation) {
+            let mut fresh = TableWrites::new(Arc::clone(table), Arc::clone(relation))?;
+            for change in &writes.changes {
+                fresh.changes.push(ChangeBatch::new(shape(&change.rows)?, change.diff.clone()));
+            }
+            // Rows keep their places, and keys their columns.
+            fresh.own = Arc::clone(&writes.own);
+            *writes = fresh;
         }
-        self.tables.get_mut(&table.relation).ok_or_else(|| Error::internal("write set lost a table"))
-    }
-
-    /// [`writes`](Self::writes) for a thread without a runtime.
-    pub fn writes_blocking(&mut self, table: &Arc<Table>, relation: &Arc<Relation>) -> Result<&mut TableWrites> {
-        if !self.tables.contains_key(&table.relation) {
-            let head = Arc::clone(&table.head).blocking_lock_owned();
-            let writes = TableWrites::new(Arc::clone(table), Arc::clone(relation), head)?;
-            self.tables.insert(table.relation, writes);
-        }
-        self.tables.get_mut(&table.relation).ok_or_else(|| Error::internal("write set lost a table"))
+        Ok(())
     }
 
     /// Commits everything in one epoch and one log record. Returns the epoch, or `None` when nothing changed. The caller
     /// waits for durability before it acknowledges. `floor` is the oldest epoch that readers may still want.
-    pub fn commit(self, clock: &Clock, log: &checkpoint::Log, budget: &Budget, floor: Epoch) -> Result<Option<Epoch>> {
+    pub async fn commit(
+        self,
+        clock: &Clock,
+        log: &checkpoint::Log,
+        budget: &Budget,
+        floor: Epoch,
+        catalog: Option<CatalogPart<'_>>,
+    ) -> Result<Option<Epoch>> {
+        // In one order, so that commits do not wait for one another in a circle.
+        let mut tables: Vec<Arc<Table>> = self.tables.values().map(|w| Arc::clone(&w.table)).collect();
+        tables.sort_by_key(|t| t.relation);
+        let mut latches = Vec::with_capacity(tables.len());
+        for table in tables {
+            latches.push(table.latch().await);
+        }
+        self.commit_latched(clock, log, budget, floor, catalog)
+    }
+
+    /// [`commit`](Self::commit) for a thread without a runtime.
+    pub fn commit_blocking(
+        self,
+        clock: &Clock,
+        log: &checkpoint::Log,
+        budget: &Budget,
+        floor: Epoch,
+    ) -> Result<Option<Epoch>> {
+        let mut tables: Vec<Arc<Table>> = self.tables.values().map(|w| Arc::clone(&w.table)).collect();
+        tables.sort_by_key(|t| t.relation);
+        let _latches: Vec<_> = tables.iter().map(|t| t.latch_blocking()).collect();
+        self.commit_latched(clock, log, budget, floor, None)
+    }
+
+    fn commit_latched(
+        self,
+        clock: &Clock,
+        log: &checkpoint::Log,
+        budget: &Budget,
+        floor: Epoch,
+        mut catalog: Option<CatalogPart<'_>>,
+    ) -> Result<Option<Epoch>> {
+        let WriteSet { tables: written, owner, origin } = self;
         let mut net = Vec::new();
         let mut tables = Vec::new();
-        let mut guards = Vec::new();
-        for (relation, mut writes) in self.tables {
+        for (relation, mut writes) in written {
             let changes = writes.net()?;
             if changes.num_rows() > 0 {
                 net.push((relation, changes));
-                tables.push(Arc::clone(&writes.table));
+                tables.push(writes.table);
             }
-            guards.push(writes);
         }
-        if net.is_empty() {
+        let catalog_changes = catalog.as_ref().map_or(&[][..], |c| c.changes);
+        if net.is_empty() && catalog_changes.is_empty() {
             return Ok(None);
         }
-        let record = record::rows(&net, self.origin)?;
+        let record = record::transaction(catalog_changes, &net, origin)?;
         let epoch = clock.commit(true, |epoch| {
             let mut applied = 0;
             let mut outcome = Ok(());
@@ -319,6 +776,8 @@ impl WriteSet {
                 }
             }
             let outcome = outcome.and_then(|()| log.append(&[&record]).map(|_| ()));
+            // A change of the catalog takes effect for everyone at once, so it must be safe before.
+            let outcome = outcome.and_then(|()| if catalog.is_some() { log.sync().map(|_| ()) } else { Ok(()) });
             if let Err(error) = outcome {
                 for ((_, changes), table) in net.iter().zip(&tables).take(applied) {
                     let before = table.store.bytes();
@@ -328,6 +787,9 @@ impl WriteSet {
                 }
                 return Err(error);
             }
+            if let Some(catalog) = &mut catalog {
+                (catalog.publish)();
+            }
             Ok(net)
         })?;
         for table in &tables {
@@ -335,7 +797,8 @@ impl WriteSet {
             table.store.maintain(floor)?;
             let _ = budget.change(before, table.store.bytes());
         }
-        drop(guards);
+        // Those who wait for these rows may look now.
+        drop(owner);
         Ok(Some(epoch))
     }
 }

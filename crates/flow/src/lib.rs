@@ -9,6 +9,7 @@
 pub mod change;
 pub mod error;
 pub mod hash;
+pub mod identifier;
 pub mod ids;
 pub mod keys;
 pub mod process;

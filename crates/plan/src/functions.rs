@@ -23,6 +23,7 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 pub mod aggregate;
 pub mod arithmetic;
 pub mod cast;
+mod chain;
 pub mod conditional;
 mod decimal;
 pub mod extreme;
@@ -41,7 +42,7 @@ pub mod zone;
 
 /// The scalar function registered as `name` (or with that alias), if there is one.
 pub fn scalar(name: &str) -> Option<Arc<ScalarUDF>> {
-    registry().scalars.get(name).map(Arc::clone)
+    registry().scalars.get(name).map(Arc::clone).or_else(|| chain::by_name(name))
 }
 
 /// The argument types of the first form of a function that is declared here with PostgreSQL's types.

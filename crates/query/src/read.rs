@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::Session;
@@ -35,10 +36,24 @@ pub type OpenRows = Box<dyn FnOnce(Option<&[usize]>) -> Result<RowIterator> + Se
 pub enum RelationRows {
     /// What a store held at an epoch.
     Snapshot(Snapshot),
+    /// The same with a transaction's own changes on top.
+    Changed { snapshot: Snapshot, changes: Arc<dyn Changes> },
     /// Rows made for this statement, with the relation's whole schema.
     Batches(Vec<RecordBatch>),
     /// Rows read from outside, such as a source's file.
     Stream(OpenRows),
+}
+
+/// A transaction's own changes of a relation with a key.
+pub trait Changes: Send + Sync {
+    /// Which rows (whole ones of the relation) the changes leave as they are.
+    fn unchanged(&self, rows: &RecordBatch) -> Result<BooleanArray>;
+
+    /// The rows that the changes put in, whole.
+    fn added(&self) -> Result<RecordBatch>;
+
+    /// What the changes make of the key (one value a column): `None` when they do not touch it, else its row or no row.
+    fn point(&self, key: &[ArrayRef]) -> Result<Option<RecordBatch>>;
 }
 
 /// Decides what each relation looks like to one statement: one epoch for all of them, and the statement's own
@@ -139,6 +154,26 @@ impl RelationReader for PinnedReader {
                 let plan = MemorySourceConfig::try_new_exec(&[batches], Arc::clone(&self.schema), projection.cloned())?;
                 return Ok(plan);
             }
+            RelationRows::Changed { snapshot, changes } => {
+                if let Some(key) = self.key_of(filters) {
+                    let own = changes.point(&key).map_err(external)?;
+                    let found = match own {
+                        Some(rows) => Some(rows),
+                        None => snapshot.point(&key, None).map_err(external)?,
+                    };
+                    let found = found.iter().map(|b| under_schema(b, &self.schema)).collect::<Result<Vec<_>, _>>()?;
+                    let source =
+                        MemorySourceConfig::try_new_exec(&[found], Arc::clone(&self.schema), projection.cloned())?;
+                    return Ok(source);
+                }
+                let open: OpenRows = Box::new(move |columns| changed_rows(&snapshot, changes, columns));
+                let partition = OnceRows {
+                    schema: Arc::clone(&projected),
+                    open: Mutex::new(Some(open)),
+                    projection: projection.cloned(),
+                };
+                return streaming(projected, vec![Arc::new(partition)], limit);
+            }
             RelationRows::Stream(open) => {
                 let partition = OnceRows {
                     schema: Arc::clone(&projected),
@@ -228,6 +263,23 @@ impl PartitionStream for OnceRows {
             .unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
         stream_of(&self.schema, rows)
     }
+}
+
+/// The rows of a snapshot that the changes leave, then those that they put in.
+pub fn changed_rows(snapshot: &Snapshot, changes: Arc<dyn Changes>, columns: Option<&[usize]>) -> Result<RowIterator> {
+    let columns = columns.map(<[usize]>::to_vec);
+    let project = move |rows: RecordBatch| -> Result<RecordBatch> {
+        match &columns {
+            None => Ok(rows),
+            Some(columns) => Ok(rows.project(columns)?),
+        }
+    };
+    let added = changes.added()?;
+    let left = snapshot.scan(None, SCAN_ROWS)?.map(move |rows| {
+        let rows = rows?;
+        Ok(filter_record_batch(&rows, &changes.unchanged(&rows)?)?)
+    });
+    Ok(Box::new(left.chain(std::iter::once(Ok(added))).map(move |rows| rows.and_then(&project))))
 }
 
 /// The same columns under the plan's schema: a column may have been renamed since its store was made.

@@ -146,6 +146,7 @@ impl Resolver for SystemNames {
             name: name.name.clone(),
             columns: table.schema().fields().iter().map(column).collect(),
             primary_key: Vec::new(),
+            key_name: None,
             content: Content::Scan(provider_as_source(table)),
         })
     }

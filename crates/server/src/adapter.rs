@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use catalog::Settings;
 use coord::session::copy::CopyPlan;
-use coord::session::write::Status;
+use coord::session::transaction::Status;
 use coord::session::{Outcome, Prepared as Planned};
 use coord::sessions::OpenSession;
 use coord::{Engine, Session as CoordSession};
@@ -136,7 +136,10 @@ impl Session for Connected {
         Ok(statements
             .into_iter()
             .map(|parsed| ParsedStatement {
-                ends_transaction: matches!(parsed.statement, Statement::Commit { .. } | Statement::Rollback { .. }),
+                ends_transaction: matches!(
+                    parsed.statement,
+                    Statement::Commit { .. } | Statement::Rollback { .. } | Statement::RollbackTo(_)
+                ),
                 body: Arc::new(parsed),
             })
             .collect())

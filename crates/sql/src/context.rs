@@ -15,7 +15,7 @@ use datafusion::execution::context::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::planner::{ExprPlanner, TypePlanner};
 use datafusion::logical_expr::{
-    AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, TableType, WindowUDF,
+    AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, LogicalPlanBuilder, ScalarUDF, TableSource, TableType, WindowUDF,
 };
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::planner::ContextProvider;
@@ -52,7 +52,7 @@ impl<'a> Context<'a> {
 
     fn relation(&self, name: &TableReference) -> std::result::Result<Relation, Error> {
         let found = match marker_id(name.table()) {
-            Some(id) => self.planner.resolver.relation_by_id(id),
+            Some((id, _)) => self.planner.resolver.relation_by_id(id),
             None => self.planner.resolver.relation(&Name {
                 database: name.catalog().map(str::to_string),
                 schema: name.schema().map(str::to_string),
@@ -66,8 +66,19 @@ impl<'a> Context<'a> {
     fn source(&self, name: &TableReference) -> std::result::Result<Arc<dyn TableSource>, Error> {
         let relation = self.relation(name)?;
         self.relations.borrow_mut().push(relation.id);
+        let width = marker_id(name.table()).and_then(|(_, width)| width);
         self.known.borrow_mut().add(name, &relation);
         match &relation.content {
+            // A stored definition sees the columns that there were when it was written.
+            Content::Scan(source) if width.is_some_and(|w| w < relation.columns.len()) => {
+                let names = source.schema();
+                let columns = (0..width.unwrap_or_default()).map(|i| datafusion::prelude::ident(names.field(i).name()));
+                let plan = LogicalPlanBuilder::scan(relation.name.as_str(), Arc::clone(source), None)
+                    .and_then(|scan| scan.project(columns.collect::<Vec<_>>()))
+                    .and_then(LogicalPlanBuilder::build)
+                    .map_err(plan::error::from_datafusion_error)?;
+                Ok(Arc::new(View { schema: plan.schema().inner().clone(), plan }))
+            }
             Content::Scan(source) => Ok(Arc::clone(source)),
             Content::Definition(text) => {
                 if self.depth >= VIEW_DEPTH_MAX {
@@ -79,7 +90,13 @@ impl<'a> Context<'a> {
                 self.relations.borrow_mut().extend(raw.relations);
                 self.known.borrow_mut().extend(raw.known);
                 let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
-                let plan = crate::planner::rename(raw.plan, &names)?;
+                let mut plan = crate::planner::rename(raw.plan, &names)?;
+                if let Some(width) = width.filter(|w| *w < names.len()) {
+                    plan = LogicalPlanBuilder::from(plan)
+                        .project(names[..width].iter().map(|n| datafusion::prelude::ident(*n)).collect::<Vec<_>>())
+                        .and_then(LogicalPlanBuilder::build)
+                        .map_err(plan::error::from_datafusion_error)?;
+                }
                 Ok(Arc::new(View { schema: plan.schema().inner().clone(), plan }))
             }
         }

@@ -1,7 +1,7 @@
 //! The stored form of a view's query, and SHOW CREATE.
 //!
-//! A stored definition names every relation by its id, as the quoted identifier `"#17"` with the relation's name at the
-//! time as alias. So it means the same after a rename, in another session and with another search path. To a reader it is
+//! A stored definition names every relation by its id and the number of columns it had, as the quoted identifier `"#17:3"`
+//! with the relation's name at the time as alias. So it means the same after a rename, in another session and with another search path. To a reader it is
 //! shown with the names of now.
 
 use std::fmt::Write;
@@ -28,9 +28,22 @@ pub struct Definition {
     pub relations: Vec<RelationId>,
 }
 
-/// The id in a stored relation name.
-pub(crate) fn marker_id(name: &str) -> Option<RelationId> {
-    name.strip_prefix('#').and_then(|n| n.parse().ok()).map(RelationId)
+/// The id in a stored relation name, and how many columns the relation had when the definition was written: a `*` in it
+/// means those, also when more have been added since.
+pub(crate) fn marker_id(name: &str) -> Option<(RelationId, Option<usize>)> {
+    let (id, width) = match name.strip_prefix('#')?.split_once(':') {
+        Some((id, width)) => (id, Some(width.parse().ok()?)),
+        None => (name.strip_prefix('#')?, None),
+    };
+    Some((RelationId(id.parse().ok()?), width))
+}
+
+/// A stored definition that reads a relation of `from` columns, for when the relation will have another number of columns:
+/// with `to`, the definition is to see so many of them.
+pub fn resized(text: &str, relation: RelationId, from: usize, to: usize) -> String {
+    let now = format!("\"#{relation}:{to}\"");
+    // Definitions of old carry no number.
+    text.replace(&format!("\"#{relation}\""), &now).replace(&format!("\"#{relation}:{from}\""), &now)
 }
 
 /// The stored form of `query`, which was parsed from `source`.
@@ -96,7 +109,7 @@ impl Qualifier<'_> {
         })?;
         self.relations.push(relation.id);
         self.known.push((relation.schema.clone(), relation.name.clone()));
-        let marker = Ident::with_quote('"', format!("#{}", relation.id));
+        let marker = Ident::with_quote('"', format!("#{}:{}", relation.id, relation.columns.len()));
         name.0 = vec![ObjectNamePart::Identifier(marker)];
         Ok(Some(written.name))
     }
@@ -184,7 +197,7 @@ impl VisitorMut for Namer<'_> {
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
         if let TableFactor::Table { name, alias, args: None, .. } = factor
             && let Some(id) = name.0.first().and_then(|p| p.as_ident()).and_then(|i| marker_id(&i.value))
-            && let Some(now) = (self.name_of)(id)
+            && let Some(now) = (self.name_of)(id.0)
         {
             if alias.as_ref().is_some_and(|a| a.name.value == now.name && a.columns.is_empty()) {
                 *alias = None;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr};
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
-use datafusion::sql::sqlparser::keywords::{Keyword, RESERVED_FOR_COLUMN_ALIAS};
+use datafusion::sql::sqlparser::keywords::{Keyword, RESERVED_FOR_COLUMN_ALIAS, RESERVED_FOR_TABLE_ALIAS};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
@@ -145,6 +145,34 @@ impl Dialect for MillstreamDialect {
     }
 
     /// Words that Postgres takes for an alias only after AS.
+    fn is_table_alias(&self, kw: &Keyword, _: &mut Parser) -> bool {
+        // Words that only other dialects reserve.
+        !RESERVED_FOR_TABLE_ALIAS.contains(kw)
+            || matches!(
+                kw,
+                Keyword::TOP
+                    | Keyword::SORT
+                    | Keyword::VIEW
+                    | Keyword::MINUS
+                    | Keyword::CLUSTER
+                    | Keyword::DISTRIBUTE
+                    | Keyword::GLOBAL
+                    | Keyword::ANTI
+                    | Keyword::SEMI
+                    | Keyword::OUTPUT
+                    | Keyword::PIVOT
+                    | Keyword::UNPIVOT
+                    | Keyword::QUALIFY
+                    | Keyword::PREWHERE
+                    | Keyword::SETTINGS
+                    | Keyword::FORMAT
+                    | Keyword::START
+                    | Keyword::SAMPLE
+                    | Keyword::MATCH_CONDITION
+                    | Keyword::MATCH_RECOGNIZE
+            )
+    }
+
     fn is_column_alias(&self, kw: &Keyword, _: &mut Parser) -> bool {
         !RESERVED_FOR_COLUMN_ALIAS.contains(kw)
             && !matches!(

@@ -3,8 +3,10 @@
 //! The plans only read; whoever runs them makes the changes, checks NOT NULL and keys, and answers RETURNING by
 //! [`Returning::over`] the affected rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::Transformed;
@@ -22,10 +24,10 @@ use crate::limits::with_large_stack;
 use crate::locate;
 use crate::names::{self, Source};
 use crate::origin::Known;
-use crate::planner::{Planner, QueryPlan, Raw, bind};
+use crate::planner::{Planner, QueryPlan, Raw, bind, type_parameters};
 use crate::resolver::{Relation, RelationKind};
 use crate::rewrite::{self, NAME_END};
-use crate::statement::{Delete, Insert, Name, Update};
+use crate::statement::{Assignment, Conflict, ConflictTarget, ConflictUpdate, Delete, Insert, Name, Update};
 
 /// Rows to insert.
 #[derive(Clone, Debug)]
@@ -33,8 +35,8 @@ pub struct InsertPlan {
     pub table: Relation,
     /// Gives exactly the table's columns, in order, by name and type. NULLs in NOT NULL columns are not checked.
     pub plan: LogicalPlan,
-    /// `ON CONFLICT DO NOTHING`.
-    pub do_nothing: bool,
+    /// What the statement says about keys that exist; `None` leaves it to the table's declaration.
+    pub on_conflict: Option<ConflictPlan>,
     pub returning: Option<Returning>,
     /// Types of `$1`, `$2`, … of the plan and of RETURNING together.
     pub parameters: Vec<DataType>,
@@ -43,12 +45,47 @@ pub struct InsertPlan {
     pub relations: Vec<RelationId>,
 }
 
+/// ON CONFLICT of an INSERT.
+#[derive(Clone, Debug)]
+pub enum ConflictPlan {
+    DoNothing,
+    Update(Box<ConflictUpdatePlan>),
+}
+
+/// DO UPDATE: from rows that exist and the rows proposed in their place to the rows as they shall be.
+#[derive(Clone, Debug)]
+pub struct ConflictUpdatePlan {
+    /// Gives the number of a pair and the table's columns as they shall be, for the pairs that WHERE lets through.
+    plan: LogicalPlan,
+    parameters: Vec<DataType>,
+}
+
+impl ConflictUpdatePlan {
+    /// The plan that computes the update of each pair: row `i` of `existing` stands where row `i` of `proposed` wants to be.
+    /// Both have the table's columns and then the pair's number ([`with_number`]). `values` are the statement's parameters.
+    ///
+    /// The plan's columns are the pair's number, then the table's columns.
+    pub fn over(
+        &self,
+        existing: Arc<dyn TableProvider>,
+        proposed: Arc<dyn TableProvider>,
+        values: &[ScalarValue],
+    ) -> Result<LogicalPlan> {
+        // RETURNING, planned later, may have added parameters.
+        let values = values.get(..self.parameters.len()).unwrap_or(values);
+        let plan = bind(&self.plan, &self.parameters, values.to_vec())?;
+        with_rows(plan, &[existing, proposed])
+    }
+}
+
 /// Rows to change.
 #[derive(Clone, Debug)]
 pub struct UpdatePlan {
     pub table: Relation,
-    /// Gives the table's columns as they are, then the table's columns as they shall be.
+    /// Gives the table's columns as they are, then the table's columns as they shall be, then what `joined` says.
     pub plan: LogicalPlan,
+    /// Set when FROM joins other relations, so that a row may come more than once.
+    pub joined: Option<Joined>,
     /// Column numbers that are assigned, ascending.
     pub assigned: Vec<usize>,
     pub returning: Option<Returning>,
@@ -62,8 +99,10 @@ pub struct UpdatePlan {
 #[derive(Clone, Debug)]
 pub struct DeletePlan {
     pub table: Relation,
-    /// Gives the table's columns.
+    /// Gives the table's columns, then what `joined` says.
     pub plan: LogicalPlan,
+    /// Set when USING joins other relations, so that a row may come more than once.
+    pub joined: Option<Joined>,
     pub returning: Option<Returning>,
     pub parameters: Vec<DataType>,
     /// Their OIDs, where the Arrow types do not tell them.
@@ -71,10 +110,19 @@ pub struct DeletePlan {
     pub relations: Vec<RelationId>,
 }
 
+/// The columns that a plan has beyond the table's because of FROM or USING.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// The column that numbers the table's rows, for a table whose rows have no key to tell them apart.
+    pub number: Option<usize>,
+    /// The columns of each joined relation, which RETURNING may name.
+    pub parts: Vec<Range<usize>>,
+}
+
 /// A RETURNING list.
 #[derive(Clone, Debug)]
 pub struct Returning {
-    /// Reads the table's rows from a source that [`over`](Self::over) replaces.
+    /// Reads the rows from sources that [`over`](Self::over) replaces.
     plan: LogicalPlan,
     /// Output columns, as of a query.
     pub schema: SchemaRef,
@@ -82,19 +130,47 @@ pub struct Returning {
 }
 
 impl Returning {
-    /// The plan that answers RETURNING from `rows`, which has the table's columns: the rows inserted, the rows as updated,
-    /// or the rows deleted. `values` are the statement's parameters.
-    pub fn over(&self, rows: Arc<dyn TableProvider>, values: &[ScalarValue]) -> Result<LogicalPlan> {
-        let source = provider_as_source(rows);
-        let plan = bind(&self.plan, &self.parameters, values.to_vec())?;
-        let replaced = plan.transform_up_with_subqueries(|node| match node {
-            LogicalPlan::TableScan(scan) if scan.source.downcast_ref::<AffectedRows>().is_some() => {
-                Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source: Arc::clone(&source), ..scan })))
-            }
-            other => Ok(Transformed::no(other)),
-        });
-        replaced.map(|t| t.data).map_err(plan::error::from_datafusion_error)
+    /// The plan that answers RETURNING from `rows`: the rows inserted, the rows as updated, or the rows deleted, with the
+    /// table's columns. If the statement joins other relations, the rows of each follow; all of them have as many rows and
+    /// their number as a last column ([`with_number`]). `values` are the statement's parameters.
+    pub fn over(&self, rows: &[Arc<dyn TableProvider>], values: &[ScalarValue]) -> Result<LogicalPlan> {
+        with_rows(bind(&self.plan, &self.parameters, values.to_vec())?, rows)
     }
+}
+
+/// Puts rows in the place of [`AffectedRows`].
+fn with_rows(plan: LogicalPlan, rows: &[Arc<dyn TableProvider>]) -> Result<LogicalPlan> {
+    let replaced = plan.transform_up_with_subqueries(|node| match node {
+        LogicalPlan::TableScan(scan) => match scan.source.downcast_ref::<AffectedRows>().map(|a| a.part) {
+            None => Ok(Transformed::no(LogicalPlan::TableScan(scan))),
+            Some(part) => {
+                let rows = rows.get(part).ok_or_else(|| {
+                    datafusion::common::DataFusionError::Internal("rows of a joined relation are missing".into())
+                })?;
+                let source = provider_as_source(Arc::clone(rows));
+                Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source, ..scan })))
+            }
+        },
+        other => Ok(Transformed::no(other)),
+    });
+    replaced.map(|t| t.data).map_err(plan::error::from_datafusion_error)
+}
+
+/// Rows with their number, from 0, as a last column: what ties the parts of one row together.
+pub fn with_number(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    let mut columns = columns;
+    columns.push(Arc::new(Int64Array::from_iter_values(0..rows as i64)));
+    Ok(RecordBatch::try_new(numbered_schema(schema), columns)?)
+}
+
+/// The name of the column that numbers rows; no statement can write it, because it holds a control character.
+const NUMBER: &str = "\u{1f}n";
+
+/// `schema` with the number as a last column; all other columns nullable.
+fn numbered_schema(schema: &SchemaRef) -> SchemaRef {
+    let mut fields: Vec<Field> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    fields.push(Field::new(NUMBER, DataType::Int64, false));
+    Arc::new(Schema::new(fields))
 }
 
 /// The types of parameters as the client declared them, or as the columns that take them say.
@@ -122,6 +198,14 @@ impl GivenTypes {
     }
 }
 
+/// Adds the type OIDs of parameters that a later part of the statement has told more of.
+fn add_oids(oids: &mut Vec<Option<u32>>, later: Vec<Option<u32>>) {
+    oids.resize(oids.len().max(later.len()), None);
+    for (oid, later) in oids.iter_mut().zip(later) {
+        *oid = oid.or(later);
+    }
+}
+
 macro_rules! binds {
     ($($plan:ty),*) => { $(
         impl $plan {
@@ -135,12 +219,13 @@ macro_rules! binds {
 
 binds!(InsertPlan, UpdatePlan, DeletePlan);
 
-/// Stands for the rows that a statement has touched.
+/// Stands for the rows that a statement has touched, or for what was joined to them.
 #[derive(Debug)]
 pub(crate) struct AffectedRows {
-    /// The table.
-    pub relation: RelationId,
+    /// The table, unless they were joined to it.
+    pub relation: Option<RelationId>,
     schema: SchemaRef,
+    part: usize,
 }
 
 impl TableSource for AffectedRows {
@@ -207,12 +292,17 @@ impl Planner<'_> {
             Some(query) => {
                 let mut query = query.as_ref().clone();
                 let mut given = GivenTypes { declared: declared.to_vec(), known: Known::default() };
-                let width = self.prepare_values(&mut query, &table, &targets, &insert.columns, &mut given, &text)?;
-                let rows = width.map(|n| row_schema(&table, &targets[..n])).transpose()?;
+                type_select_parameters(&query, &table, &targets, &mut given);
+                let values = self.prepare_values(&mut query, &table, &targets, &insert.columns, &mut given, &text)?;
+                let rows = values.map(|n| row_schema(&table, &targets[..n])).transpose()?;
+                let items = select_items(&query);
                 let mut raw = self.raw_query_for(query, source, &given.declared, 0, rows)?;
                 raw.known.extend(given.known);
                 let width = raw.plan.schema().fields().len();
                 check_width(width, targets.len(), !insert.columns.is_empty(), insert)?;
+                if values.is_none() {
+                    self.check_selected(&items, &raw, &table, &targets, &text, insert.table.position)?;
+                }
                 let mut places = vec![None; table.columns.len()];
                 for (i, column) in targets.iter().take(width).enumerate() {
                     places[*column] = Some(i);
@@ -220,14 +310,27 @@ impl Planner<'_> {
                 Raw { plan: self.table_rows(&table, raw.plan, &places)?, ..raw }
             }
         };
-        if let Some(columns) = &insert.on_conflict {
-            check_conflict_target(&table, columns)?;
+        if let Some(conflict) = &insert.on_conflict {
+            check_conflict_target(&table, conflict)?;
         }
-        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } = self.finish(raw, source)?;
-        let returning = self.returning(&table, insert.alias.as_deref(), &insert.returning, source, &mut parameters)?;
+        let QueryPlan { plan, mut parameters, mut parameter_oids, mut relations, .. } = self.finish(raw, source)?;
+        let alias = insert.alias.as_deref().unwrap_or(&table.name);
+        let on_conflict = match &insert.on_conflict {
+            None => None,
+            Some(Conflict { update: None, .. }) => Some(ConflictPlan::DoNothing),
+            Some(Conflict { update: Some(update), .. }) => {
+                let planned = self.conflict_update(&table, alias, update, source, &mut parameters)?;
+                add_oids(&mut parameter_oids, planned.parameter_oids);
+                relations.extend(planned.relations);
+                let plan = ConflictUpdatePlan { plan: planned.plan, parameters: planned.parameters };
+                Some(ConflictPlan::Update(Box::new(plan)))
+            }
+        };
+        let target = Part::of(&table, alias);
+        let returning =
+            self.returning(&table, vec![target], &insert.returning, source, &mut parameters, &mut parameter_oids)?;
         relations.push(table.id);
-        let do_nothing = insert.on_conflict.is_some();
-        Ok(InsertPlan { table, plan, do_nothing, returning, parameters, parameter_oids, relations })
+        Ok(InsertPlan { table, plan, on_conflict, returning, parameters, parameter_oids, relations })
     }
 
     /// Types the parameters of VALUES and puts defaults in. Gives the number of values a row if the query is VALUES.
@@ -246,6 +349,8 @@ impl Planner<'_> {
             return Ok(None);
         }
         let width = values.rows.first().map_or(0, |r| r.content.len());
+        // Expressions whose type is not plain from their form, with their columns.
+        let mut computed = Vec::new();
         for row in &mut values.rows {
             if row.content.len() != width {
                 return Err(Error::new(SqlState::SyntaxError, "VALUES lists must all be the same length")
@@ -268,10 +373,137 @@ impl Planner<'_> {
                     };
                 } else {
                     given.assign(expr, column);
+                    match form_of(expr) {
+                        Form::Typed(from) => check_assignment(&from, column, Some(expr), text)?,
+                        Form::Unknown => {}
+                        Form::Computed => computed.push((expr.clone(), column)),
+                    }
                 }
             }
         }
+        self.check_computed(computed, text)?;
         Ok(Some(width))
+    }
+
+    /// Checks that values of VALUES may be assigned to their columns.
+    fn check_computed(&self, computed: Vec<(ast::Expr, &crate::resolver::Column)>, text: &Source<'_>) -> Result<()> {
+        // A statement of so many computed values is generated, and then all rows are alike.
+        for (expr, column) in computed.into_iter().take(COMPUTED_VALUES_CHECKED) {
+            let mut rewritten = expr.clone();
+            rewrite::rewrite(&mut rewritten, text, self.settings.now_us.is_none())?;
+            let context = Context::new(self, 0);
+            let planned =
+                SqlToRel::new(&context).sql_to_expr(rewritten, &DFSchema::empty(), &mut PlannerContext::new());
+            // What cannot be typed on its own, such as an expression with a parameter, is typed by its place later.
+            let typed = planned
+                .and_then(|e| LogicalPlanBuilder::empty(true).project([e.alias("value")]))
+                .and_then(|b| b.build())
+                .and_then(|plan| self.analyze(plan));
+            if let Ok(plan) = typed {
+                check_assignment(plan.schema().field(0).data_type(), column, Some(&expr), text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the columns of a query may be assigned to the columns that they are for.
+    fn check_selected(
+        &self,
+        items: &[Option<ast::Expr>],
+        raw: &Raw,
+        table: &Relation,
+        targets: &[usize],
+        text: &Source<'_>,
+        position: usize,
+    ) -> Result<()> {
+        let Some(types) = self.output_types(raw) else { return Ok(()) };
+        for (i, (from, target)) in types.iter().zip(targets).enumerate() {
+            let item = items.get(i).and_then(Option::as_ref);
+            let is_text = matches!(from, DataType::Utf8View | DataType::Utf8 | DataType::LargeUtf8);
+            // A literal has no type until its place gives it one; what a set operation makes of its arms is not seen here.
+            if is_text && item.is_none_or(|e| !matches!(form_of(e), Form::Computed | Form::Typed(_))) {
+                continue;
+            }
+            check_assignment(from, &table.columns[*target], item, text)
+                .map_err(|e| if item.is_none() && position > 0 { e.with_position(position) } else { e })?;
+        }
+        Ok(())
+    }
+
+    /// Types of a plan's columns once it is analysed; `None` when that fails, which planning will tell.
+    fn output_types(&self, raw: &Raw) -> Option<Vec<DataType>> {
+        let (plan, _) = type_parameters(raw.plan.clone(), &raw.parameters).ok()?;
+        let plan = self.analyze(plan).ok()?;
+        Some(plan.schema().fields().iter().map(|f| f.data_type().clone()).collect())
+    }
+
+    /// Plans DO UPDATE over pairs of rows: the table's under its name or alias, the proposed ones as `excluded`.
+    fn conflict_update(
+        &self,
+        table: &Relation,
+        alias: &str,
+        update: &ConflictUpdate,
+        source: &str,
+        parameters: &mut Vec<DataType>,
+    ) -> Result<QueryPlan> {
+        let declared = parameters.iter().cloned().map(Some).collect();
+        let mut given = GivenTypes { declared, known: Known::default() };
+        let parts = vec![Part::of(table, alias), Part::of(table, "excluded")];
+        let mut projection = vec![number_of(alias)];
+        projection.extend(old_columns(table, alias));
+        let values = assigned_values(table, &update.assignments, &mut given)?;
+        projection.extend(values.iter().map(|(column, value)| new_value(table, *column, value)));
+        let rows = WithAffectedRows { inner: self.resolver, table, parts: &parts };
+        let planner = self.with_resolver(&rows);
+        let mut select = select_parts(&parts, projection);
+        select.selection = update.selection.clone();
+        let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
+        let mut raw = planner.raw_query(query, source, &given.declared, 0)?;
+        raw.known.extend(given.known);
+        planner.check_assigned(&raw, 1 + table.columns.len(), &values, table, source)?;
+        let schema = Arc::clone(raw.plan.schema());
+        let mut exprs = vec![column_of(&schema, 0)];
+        for (i, definition) in table.columns.iter().enumerate() {
+            let value = match values.iter().position(|(column, _)| *column == i) {
+                Some(place) => fitted(column_of(&schema, 1 + table.columns.len() + place), definition)?,
+                None => column_of(&schema, 1 + i),
+            };
+            exprs.push(value.alias(format!("{}{NAME_END}new", definition.name)));
+        }
+        let plan = LogicalPlanBuilder::from(raw.plan)
+            .project(exprs)
+            .and_then(|b| b.build())
+            .map_err(plan::error::from_datafusion_error)?;
+        let planned = planner.finish(Raw { plan, ..raw }, source)?;
+        parameters.clone_from(&planned.parameters);
+        Ok(planned)
+    }
+
+    /// Checks the types of assigned values, which are columns of `raw` from `first` on.
+    fn check_assigned(
+        &self,
+        raw: &Raw,
+        first: usize,
+        values: &[(usize, ast::Expr)],
+        table: &Relation,
+        source: &str,
+    ) -> Result<()> {
+        let text = Source::new(source);
+        // Literals are typed by their place; for anything else the plan has to be analysed.
+        if values.iter().all(|(_, value)| matches!(form_of(value), Form::Unknown)) {
+            return Ok(());
+        }
+        let Some(types) = self.output_types(raw) else { return Ok(()) };
+        for (i, (column, value)) in values.iter().enumerate() {
+            if let (Some(from), Form::Typed(_) | Form::Computed) = (types.get(first + i), form_of(value)) {
+                check_assignment(from, &table.columns[*column], Some(value), &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn with_resolver<'b>(&'b self, resolver: &'b dyn crate::Resolver) -> Planner<'b> {
+        Planner { resolver, settings: self.settings.clone(), zone: self.zone, options: Arc::clone(&self.options) }
     }
 
     /// Whole rows of `table` from `input`: column `i` is input column `places[i]` cast to its type, or the default.
@@ -309,119 +541,342 @@ impl Planner<'_> {
     fn plan_update(&self, update: &Update, source: &str, declared: &[Option<DataType>]) -> Result<UpdatePlan> {
         let table = self.writable_table(&update.table)?;
         let alias = update.alias.clone().unwrap_or_else(|| table.name.clone());
-        let mut projection = old_columns(&table, &alias);
-        let mut places: Vec<Option<usize>> = vec![None; table.columns.len()];
         let mut given = GivenTypes { declared: declared.to_vec(), known: Known::default() };
-        for (name, position, value) in &update.assignments {
-            let Some(column) = table.column(name) else {
-                return Err(undefined_column(&table, name, *position));
-            };
-            if places[column].is_some() {
-                let message = format!("multiple assignments to same column \"{name}\"");
-                return Err(Error::new(SqlState::SyntaxError, message).with_position(*position));
-            }
-            places[column] = Some(projection.len());
-            let mut value = value.clone();
-            if is_default(&value) {
-                value = match &table.columns[column].default {
-                    Some(default) => crate::parse_expr(default)?,
-                    None => rewrite::null(),
-                };
-            }
-            given.assign(&value, &table.columns[column]);
-            let alias = Ident::with_quote('"', format!("{name}{NAME_END}new"));
-            projection.push(SelectItem::ExprWithAlias { expr: value, alias });
-        }
-        let select = rewrite::select_from(object_name(&table), Some(&alias), projection, update.selection.clone());
-        let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
+        let values = assigned_values(&table, &update.assignments, &mut given)?;
+        let mut projection = old_columns(&table, &alias);
+        projection.extend(values.iter().map(|(column, value)| new_value(&table, *column, value)));
+        let width = projection.len();
+        let mut select = rewrite::select_from(object_name(&table), Some(&alias), projection, update.selection.clone());
+        join(&mut select, &table, &alias, &update.from, update.returning.is_some());
+        let mut query = rewrite::query_of(SetExpr::Select(Box::new(select)));
+        query.with.clone_from(&update.with);
         let mut raw = self.raw_query(query, source, &given.declared, 0)?;
         raw.known.extend(given.known);
+        self.check_assigned(&raw, table.columns.len(), &values, &table, source)?;
         let schema = Arc::clone(raw.plan.schema());
-        let column = |i: usize| {
-            let (qualifier, field) = schema.qualified_field(i);
-            Expr::Column(DfColumn::new(qualifier.cloned(), field.name()))
-        };
-        let mut exprs: Vec<Expr> = (0..table.columns.len()).map(&column).collect();
-        for (i, (definition, place)) in table.columns.iter().zip(&places).enumerate() {
-            let value = match place {
-                Some(place) => fitted(column(*place), definition)?,
-                None => column(i),
+        let mut exprs: Vec<Expr> = (0..table.columns.len()).map(|i| column_of(&schema, i)).collect();
+        for (i, definition) in table.columns.iter().enumerate() {
+            let value = match values.iter().position(|(column, _)| *column == i) {
+                Some(place) => fitted(column_of(&schema, table.columns.len() + place), definition)?,
+                None => column_of(&schema, i),
             };
             exprs.push(value.alias(format!("{}{NAME_END}new", definition.name)));
         }
+        let extra = exprs.len();
+        exprs.extend((width..schema.fields().len()).map(|i| column_of(&schema, i)));
         let plan = LogicalPlanBuilder::from(raw.plan)
             .project(exprs)
             .and_then(|b| b.build())
             .map_err(plan::error::from_datafusion_error)?;
-        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } =
+        let QueryPlan { plan, mut parameters, mut parameter_oids, mut relations, .. } =
             self.finish(Raw { plan, ..raw }, source)?;
-        let returning = self.returning(&table, Some(&alias), &update.returning, source, &mut parameters)?;
+        let (joined, mut parts) = joined(&update.from, &table, &plan, extra);
+        parts.insert(0, Part::of(&table, &alias));
+        let returning =
+            self.returning(&table, parts, &update.returning, source, &mut parameters, &mut parameter_oids)?;
         relations.push(table.id);
-        let assigned = places.iter().enumerate().filter(|(_, p)| p.is_some()).map(|(i, _)| i).collect();
-        Ok(UpdatePlan { table, plan, assigned, returning, parameters, parameter_oids, relations })
+        let mut assigned: Vec<usize> = values.iter().map(|(column, _)| *column).collect();
+        assigned.sort_unstable();
+        Ok(UpdatePlan { table, plan, joined, assigned, returning, parameters, parameter_oids, relations })
     }
 
     fn plan_delete(&self, delete: &Delete, source: &str, declared: &[Option<DataType>]) -> Result<DeletePlan> {
         let table = self.writable_table(&delete.table)?;
         let alias = delete.alias.clone().unwrap_or_else(|| table.name.clone());
-        let select = rewrite::select_from(
+        let mut select = rewrite::select_from(
             object_name(&table),
             Some(&alias),
             old_columns(&table, &alias),
             delete.selection.clone(),
         );
-        let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
+        join(&mut select, &table, &alias, &delete.using, delete.returning.is_some());
+        let mut query = rewrite::query_of(SetExpr::Select(Box::new(select)));
+        query.with.clone_from(&delete.with);
         let raw = self.raw_query(query, source, declared, 0)?;
-        let QueryPlan { plan, mut parameters, parameter_oids, mut relations, .. } = self.finish(raw, source)?;
-        let returning = self.returning(&table, Some(&alias), &delete.returning, source, &mut parameters)?;
+        let QueryPlan { plan, mut parameters, mut parameter_oids, mut relations, .. } = self.finish(raw, source)?;
+        let (joined, mut parts) = joined(&delete.using, &table, &plan, table.columns.len());
+        parts.insert(0, Part::of(&table, &alias));
+        let returning =
+            self.returning(&table, parts, &delete.returning, source, &mut parameters, &mut parameter_oids)?;
         relations.push(table.id);
-        Ok(DeletePlan { table, plan, returning, parameters, parameter_oids, relations })
+        Ok(DeletePlan { table, plan, joined, returning, parameters, parameter_oids, relations })
     }
 
-    /// Plans a RETURNING list over the table's columns.
+    /// Plans a RETURNING list over the table's columns and those of joined relations, the parts.
     fn returning(
         &self,
         table: &Relation,
-        alias: Option<&str>,
+        parts: Vec<Part>,
         items: &Option<Vec<SelectItem>>,
         source: &str,
         parameters: &mut Vec<DataType>,
+        parameter_oids: &mut Vec<Option<u32>>,
     ) -> Result<Option<Returning>> {
         let Some(items) = items else { return Ok(None) };
-        let rows = WithAffectedRows { inner: self.resolver, table };
-        let planner = Planner {
-            resolver: &rows,
-            settings: self.settings.clone(),
-            zone: self.zone,
-            options: std::sync::Arc::clone(&self.options),
-        };
-        let alias = alias.unwrap_or(&table.name);
-        let name = ObjectName::from(vec![Ident::with_quote('"', AFFECTED_ROWS)]);
-        let select = rewrite::select_from(name, Some(alias), items.clone(), None);
+        let rows = WithAffectedRows { inner: self.resolver, table, parts: &parts };
+        let planner = self.with_resolver(&rows);
+        let select = select_parts(&parts, without_numbers(items, &parts));
         let query = rewrite::query_of(SetExpr::Select(Box::new(select)));
         let declared: Vec<Option<DataType>> = parameters.iter().cloned().map(Some).collect();
         let planned = planner.query(&query, source, &declared)?;
         parameters.clone_from(&planned.parameters);
+        add_oids(parameter_oids, planned.parameter_oids);
         Ok(Some(Returning { plan: planned.plan, schema: planned.schema, parameters: planned.parameters }))
     }
 }
 
-/// A name that no statement can write, because it holds a control character.
+/// Columns that RETURNING or DO UPDATE reads under one name.
+struct Part {
+    name: String,
+    schema: SchemaRef,
+}
+
+impl Part {
+    fn of(table: &Relation, alias: &str) -> Part {
+        Part { name: alias.to_string(), schema: table.arrow_schema() }
+    }
+}
+
+/// Joins what FROM or USING names to the target of an UPDATE or DELETE. A target without a key is numbered, so that a row
+/// that several joined rows meet is told from several equal rows. `returned`: the joined columns are wanted too.
+fn join(select: &mut ast::Select, table: &Relation, alias: &str, from: &[ast::TableWithJoins], returned: bool) {
+    if from.is_empty() {
+        return;
+    }
+    if table.primary_key.is_empty() {
+        let number = row_number();
+        let items = vec![SelectItem::Wildcard(ast::WildcardAdditionalOptions::default()), number];
+        let numbered = rewrite::select_from(object_name(table), None, items, None);
+        select.from[0].relation = ast::TableFactor::Derived {
+            lateral: false,
+            subquery: Box::new(rewrite::query_of(SetExpr::Select(Box::new(numbered)))),
+            alias: Some(rewrite::table_alias(alias)),
+            sample: None,
+        };
+        select.projection.push(number_of(alias));
+    }
+    select.from.extend(from.iter().cloned());
+    if returned {
+        let mut names = Vec::new();
+        from.iter().for_each(|t| relation_names(t, &mut names));
+        select.projection.extend(names.into_iter().map(|name| {
+            SelectItem::QualifiedWildcard(
+                ast::SelectItemQualifiedWildcardKind::ObjectName(name),
+                ast::WildcardAdditionalOptions::default(),
+            )
+        }));
+    }
+}
+
+/// The names by which the columns of a joined table are qualified.
+fn relation_names(table: &ast::TableWithJoins, names: &mut Vec<ObjectName>) {
+    let mut of_factor = |factor: &ast::TableFactor| match factor {
+        ast::TableFactor::Table { name, alias, .. } => names.push(match alias {
+            Some(alias) => ObjectName::from(vec![alias.name.clone()]),
+            None => name.clone(),
+        }),
+        ast::TableFactor::Derived { alias: Some(alias), .. }
+        | ast::TableFactor::TableFunction { alias: Some(alias), .. }
+        | ast::TableFactor::Function { alias: Some(alias), .. } => {
+            names.push(ObjectName::from(vec![alias.name.clone()]));
+        }
+        ast::TableFactor::NestedJoin { table_with_joins, alias } => match alias {
+            Some(alias) => names.push(ObjectName::from(vec![alias.name.clone()])),
+            None => relation_names(table_with_joins, names),
+        },
+        _ => {}
+    };
+    of_factor(&table.relation);
+    table.joins.iter().for_each(|j| of_factor(&j.relation));
+}
+
+/// What a plan has from column `first` on, which [`join`] has put there.
+fn joined(
+    from: &[ast::TableWithJoins],
+    table: &Relation,
+    plan: &LogicalPlan,
+    first: usize,
+) -> (Option<Joined>, Vec<Part>) {
+    if from.is_empty() {
+        return (None, Vec::new());
+    }
+    let number = table.primary_key.is_empty().then_some(first);
+    let schema = plan.schema();
+    let mut parts: Vec<Part> = Vec::new();
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let mut at = first + usize::from(number.is_some());
+    while at < schema.fields().len() {
+        let qualifier = schema.qualified_field(at).0.cloned();
+        let end = (at..schema.fields().len())
+            .find(|i| schema.qualified_field(*i).0 != qualifier.as_ref())
+            .unwrap_or(schema.fields().len());
+        let fields: Vec<Field> =
+            schema.fields()[at..end].iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        let name = qualifier.map_or_else(String::new, |q| q.table().to_string());
+        parts.push(Part { name, schema: Arc::new(Schema::new(fields)) });
+        ranges.push(at..end);
+        at = end;
+    }
+    (Some(Joined { number, parts: ranges }), parts)
+}
+
+/// `SELECT projection FROM` the parts, joined by their numbers.
+fn select_parts(parts: &[Part], projection: Vec<SelectItem>) -> ast::Select {
+    let name = |part: usize| ObjectName::from(vec![Ident::with_quote('"', format!("{AFFECTED_ROWS}{part}"))]);
+    let factor = |part: usize| {
+        let select = rewrite::select_from(name(part), Some(&parts[part].name), Vec::new(), None);
+        select.from.into_iter().next().map(|t| t.relation)
+    };
+    let mut select = rewrite::select_from(name(0), Some(&parts[0].name), projection, None);
+    let number = |part: usize| {
+        let qualifier = Ident::with_quote('"', &parts[part].name);
+        Box::new(ast::Expr::CompoundIdentifier(vec![qualifier, Ident::with_quote('"', NUMBER)]))
+    };
+    for part in 1..parts.len() {
+        let Some(relation) = factor(part) else { continue };
+        let on = ast::Expr::BinaryOp { left: number(0), op: ast::BinaryOperator::Eq, right: number(part) };
+        let join_operator = ast::JoinOperator::Inner(ast::JoinConstraint::On(on));
+        select.from[0].joins.push(ast::Join { relation, global: false, join_operator });
+    }
+    select
+}
+
+/// A RETURNING list whose wildcards do not show the numbers that tie the parts together.
+fn without_numbers(items: &[SelectItem], parts: &[Part]) -> Vec<SelectItem> {
+    if parts.len() == 1 {
+        return items.to_vec();
+    }
+    let columns = |part: &Part| -> Vec<SelectItem> {
+        let qualifier = Ident::with_quote('"', &part.name);
+        let column = |f: &Arc<Field>| {
+            let name = Ident::with_quote('"', rewrite::shown(f.name()));
+            SelectItem::UnnamedExpr(ast::Expr::CompoundIdentifier(vec![qualifier.clone(), name]))
+        };
+        part.schema.fields().iter().map(column).collect()
+    };
+    let mut plain = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            SelectItem::Wildcard(_) => plain.extend(parts.iter().flat_map(columns)),
+            SelectItem::QualifiedWildcard(ast::SelectItemQualifiedWildcardKind::ObjectName(name), _) => {
+                let wanted = name.0.last().and_then(|p| p.as_ident()).map(names::fold);
+                match parts.iter().find(|p| Some(&p.name) == wanted.as_ref()) {
+                    Some(part) => plain.extend(columns(part)),
+                    None => plain.push(item.clone()),
+                }
+            }
+            _ => plain.push(item.clone()),
+        }
+    }
+    plain
+}
+
+/// `alias.number` as a column of a select list.
+fn number_of(alias: &str) -> SelectItem {
+    SelectItem::UnnamedExpr(ast::Expr::CompoundIdentifier(vec![
+        Ident::with_quote('"', alias),
+        Ident::with_quote('"', NUMBER),
+    ]))
+}
+
+/// `row_number() OVER ()` under the number's name.
+fn row_number() -> SelectItem {
+    let over = ast::WindowType::WindowSpec(ast::WindowSpec {
+        window_name: None,
+        partition_by: Vec::new(),
+        order_by: Vec::new(),
+        window_frame: None,
+    });
+    let mut expr = rewrite::call("row_number", Vec::new());
+    if let ast::Expr::Function(function) = &mut expr {
+        function.over = Some(over);
+    }
+    SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', NUMBER) }
+}
+
+/// The value for a column, under a name that its old value does not have.
+fn new_value(table: &Relation, column: usize, value: &ast::Expr) -> SelectItem {
+    let alias = Ident::with_quote('"', format!("{}{NAME_END}new", table.columns[column].name));
+    SelectItem::ExprWithAlias { expr: value.clone(), alias }
+}
+
+fn column_of(schema: &DFSchemaRef, i: usize) -> Expr {
+    let (qualifier, field) = schema.qualified_field(i);
+    Expr::Column(DfColumn::new(qualifier.cloned(), field.name()))
+}
+
+/// The columns that SET assigns, with their values: DEFAULT put in, parameters typed.
+fn assigned_values(
+    table: &Relation,
+    assignments: &[Assignment],
+    given: &mut GivenTypes,
+) -> Result<Vec<(usize, ast::Expr)>> {
+    let mut values: Vec<(usize, ast::Expr)> = Vec::with_capacity(assignments.len());
+    for Assignment { column: name, position, value } in assignments {
+        let Some(column) = table.column(name) else {
+            return Err(undefined_column(table, name, *position));
+        };
+        if values.iter().any(|(c, _)| *c == column) {
+            let message = format!("multiple assignments to same column \"{name}\"");
+            return Err(Error::new(SqlState::SyntaxError, message).with_position(*position));
+        }
+        let mut value = value.clone();
+        if is_default(&value) {
+            value = match &table.columns[column].default {
+                Some(default) => crate::parse_expr(default)?,
+                None => rewrite::null(),
+            };
+        }
+        given.assign(&value, &table.columns[column]);
+        values.push((column, value));
+    }
+    Ok(values)
+}
+
+/// Types the parameters that are columns of INSERT … SELECT.
+fn type_select_parameters(query: &ast::Query, table: &Relation, targets: &[usize], given: &mut GivenTypes) {
+    for (item, target) in select_items(query).iter().zip(targets) {
+        if let Some(value) = item {
+            given.assign(value, &table.columns[*target]);
+        }
+    }
+}
+
+/// The select list of a plain SELECT without wildcards, by place; empty for anything else.
+fn select_items(query: &ast::Query) -> Vec<Option<ast::Expr>> {
+    let SetExpr::Select(select) = query.body.as_ref() else { return Vec::new() };
+    let item = |item: &SelectItem| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr.clone()),
+        _ => None,
+    };
+    let items: Vec<Option<ast::Expr>> = select.projection.iter().map(item).collect();
+    if items.iter().any(Option::is_none) { Vec::new() } else { items }
+}
+
+/// A name that no statement can write, because it holds a control character; a part's number follows.
 const AFFECTED_ROWS: &str = "\u{1f}rows";
 
-/// The catalog with one relation more: the rows that the statement has touched.
+/// Most computed values of one VALUES list whose types are checked before they are planned.
+const COMPUTED_VALUES_CHECKED: usize = 256;
+
+/// The catalog with the rows that the statement has touched as relations more.
 struct WithAffectedRows<'a> {
     inner: &'a dyn crate::Resolver,
     table: &'a Relation,
+    parts: &'a [Part],
 }
 
 impl crate::Resolver for WithAffectedRows<'_> {
     fn relation(&self, name: &Name) -> Option<Relation> {
-        if name.name != AFFECTED_ROWS {
+        let Some(part) = name.name.strip_prefix(AFFECTED_ROWS) else {
             return self.inner.relation(name);
-        }
-        let source: Arc<dyn TableSource> =
-            Arc::new(AffectedRows { relation: self.table.id, schema: self.table.arrow_schema() });
+        };
+        let part: usize = part.parse().ok()?;
+        let schema = &self.parts.get(part)?.schema;
+        // A single part needs no number to tie it to others.
+        let schema = if self.parts.len() == 1 { Arc::clone(schema) } else { numbered_schema(schema) };
+        let relation = (part == 0).then_some(self.table.id);
+        let source: Arc<dyn TableSource> = Arc::new(AffectedRows { relation, schema, part });
         Some(Relation { content: crate::resolver::Content::Scan(source), ..self.table.clone() })
     }
 
@@ -512,22 +967,139 @@ fn check_width(width: usize, targets: usize, explicit: bool, insert: &Insert) ->
 }
 
 /// The target must be the primary key.
-fn check_conflict_target(table: &Relation, columns: &[String]) -> Result<()> {
-    if columns.is_empty() {
+fn check_conflict_target(table: &Relation, conflict: &Conflict) -> Result<()> {
+    let at = |e: Error| if conflict.position > 0 { e.with_position(conflict.position) } else { e };
+    match &conflict.target {
+        ConflictTarget::Any => Ok(()),
+        ConflictTarget::Constraint(name) if table.key_name.as_ref() == Some(name) => Ok(()),
+        ConflictTarget::Constraint(name) => Err(at(Error::new(
+            SqlState::UndefinedObject,
+            format!("constraint \"{name}\" for table \"{}\" does not exist", table.name),
+        ))),
+        ConflictTarget::Columns(columns) => {
+            if let Some(unknown) = columns.iter().find(|c| table.column(c).is_none()) {
+                return Err(at(Error::new(SqlState::UndefinedColumn, format!("column \"{unknown}\" does not exist"))));
+            }
+            let mut key: Vec<&str> = table.primary_key.iter().map(|c| table.columns[*c].name.as_str()).collect();
+            let mut given: Vec<&str> = columns.iter().map(String::as_str).collect();
+            key.sort_unstable();
+            given.sort_unstable();
+            given.dedup();
+            if key.is_empty() || key != given {
+                return Err(at(Error::new(
+                    SqlState::InvalidColumnReference,
+                    "there is no unique or exclusion constraint matching the ON CONFLICT specification",
+                )
+                .with_hint("Name exactly the columns of the primary key, or none.")));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What an expression's form says about its type.
+enum Form {
+    /// A string or NULL or a parameter: its place decides.
+    Unknown,
+    Typed(DataType),
+    Computed,
+}
+
+fn form_of(expr: &ast::Expr) -> Form {
+    match expr {
+        ast::Expr::Nested(inner) => form_of(inner),
+        ast::Expr::UnaryOp { op: ast::UnaryOperator::Minus | ast::UnaryOperator::Plus, expr }
+            if matches!(form_of(expr), Form::Typed(DataType::Int32 | DataType::Decimal128(..))) =>
+        {
+            form_of(expr)
+        }
+        ast::Expr::Value(value) => match &value.value {
+            ast::Value::Number(digits, _) if digits.bytes().all(|b| b.is_ascii_digit()) => Form::Typed(DataType::Int32),
+            ast::Value::Number(..) => Form::Typed(DataType::Decimal128(38, 18)),
+            ast::Value::Boolean(_) => Form::Typed(DataType::Boolean),
+            _ => Form::Unknown,
+        },
+        ast::Expr::Cast { data_type, .. } => match crate::types::arrow_type(data_type) {
+            Ok(data_type) => Form::Typed(data_type),
+            Err(_) => Form::Unknown,
+        },
+        _ => Form::Computed,
+    }
+}
+
+/// `42804` unless a value of type `from` may be assigned to the column without a cast being written.
+fn check_assignment(
+    from: &DataType,
+    column: &crate::resolver::Column,
+    expr: Option<&ast::Expr>,
+    text: &Source<'_>,
+) -> Result<()> {
+    if assignable(from, &column.data_type) {
         return Ok(());
     }
-    let mut key: Vec<&str> = table.primary_key.iter().map(|c| table.columns[*c].name.as_str()).collect();
-    let mut given: Vec<&str> = columns.iter().map(String::as_str).collect();
-    key.sort_unstable();
-    given.sort_unstable();
-    if key.is_empty() || key != given {
-        return Err(Error::new(
-            SqlState::InvalidColumnReference,
-            "there is no unique or exclusion constraint matching the ON CONFLICT specification",
-        )
-        .with_hint("Name exactly the columns of the primary key, or none."));
+    let shown = |data_type: &DataType| {
+        let (oid, _) = catalog::types::oid_and_typmod(data_type, "");
+        catalog::types::format_type(oid, -1)
+    };
+    let error = Error::new(
+        SqlState::DatatypeMismatch,
+        format!(
+            "column \"{}\" is of type {} but expression is of type {}",
+            column.name,
+            shown(&column.data_type),
+            shown(from)
+        ),
+    )
+    .with_hint("You will need to rewrite or cast the expression.");
+    let start = expr.map(|e| ast::Spanned::span(e).start).filter(|at| at.line > 0);
+    Err(match start {
+        Some(at) => error.with_position(text.position(at)),
+        None => error,
+    })
+}
+
+/// Whether PostgreSQL casts `from` to `to` when a value is assigned.
+fn assignable(from: &DataType, to: &DataType) -> bool {
+    use DataType as T;
+    #[derive(PartialEq)]
+    enum Family {
+        Boolean,
+        Number,
+        Text,
+        Bytes,
+        Date,
+        Time,
+        Timestamp,
+        Interval,
+        Other,
     }
-    Ok(())
+    let family = |t: &DataType| match t {
+        T::Boolean => Family::Boolean,
+        T::Int8 | T::Int16 | T::Int32 | T::Int64 | T::UInt8 | T::UInt16 | T::UInt32 | T::UInt64 => Family::Number,
+        T::Float16 | T::Float32 | T::Float64 | T::Decimal128(..) | T::Decimal256(..) => Family::Number,
+        T::Utf8 | T::LargeUtf8 | T::Utf8View => Family::Text,
+        T::Binary | T::LargeBinary | T::BinaryView => Family::Bytes,
+        T::Date32 | T::Date64 => Family::Date,
+        T::Time32(_) | T::Time64(_) => Family::Time,
+        T::Timestamp(..) => Family::Timestamp,
+        T::Interval(_) | T::Duration(_) => Family::Interval,
+        _ => Family::Other,
+    };
+    match (from, to) {
+        (T::Null, _) => return true,
+        (T::List(a), T::List(b)) => return assignable(a.data_type(), b.data_type()),
+        (T::List(_), _) => return family(to) == Family::Text,
+        (_, T::List(_)) => return family(from) == Family::Other,
+        _ => {}
+    }
+    match (family(from), family(to)) {
+        // Types that this function does not know are left to the cast itself.
+        (Family::Other, _) | (_, Family::Other | Family::Text) => true,
+        (a, b) if a == b => true,
+        (Family::Date, Family::Timestamp) | (Family::Timestamp, Family::Date | Family::Time) => true,
+        (Family::Time, Family::Interval) | (Family::Interval, Family::Time) => true,
+        _ => false,
+    }
 }
 
 /// The types of the first values of a row, as DataFusion types VALUES by them.

@@ -50,7 +50,7 @@ mod rewrite;
 mod rows;
 mod scopes;
 
-pub use dml::{DeletePlan, InsertPlan, Returning, UpdatePlan};
+pub use dml::{ConflictPlan, ConflictUpdatePlan, DeletePlan, InsertPlan, Joined, Returning, UpdatePlan};
 pub use limits::{Limits, with_large_stack};
 pub use parser::{parse, parse_expr, parse_query};
 pub use planner::{Planner, QueryPlan, Settings};

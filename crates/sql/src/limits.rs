@@ -42,9 +42,9 @@ pub const NESTING_MAX: usize = 200;
 pub const CHAIN_MAX: usize = 5_000;
 pub const RELATIONS_MAX: usize = 500;
 
-/// Levels of an expression in a plan, after constants are folded and AND and OR are balanced. Execution recurses as deep,
-/// on the ordinary stacks of its threads.
-pub const EXPRESSION_DEPTH_MAX: usize = 400;
+/// Levels of an expression in a plan, after constants are folded, AND and OR are balanced and chains are one call. Execution
+/// recurses as deep, on the ordinary stacks of its threads, and the time of planning grows with the cube.
+pub const EXPRESSION_DEPTH_MAX: usize = 200;
 
 /// Stack of [`with_large_stack`], in bytes. Only touched pages cost memory.
 pub const STACK_BYTES: usize = 512 << 20;

@@ -312,11 +312,13 @@ impl Merger<'_> {
             let is_cte = schema.is_none() && self.ctes.iter().any(|c| names::fold(&c.alias.name) == table);
             let by_id = crate::definition::marker_id(&table);
             let relation = match by_id {
-                Some(id) => self.planner.resolver.relation_by_id(id),
+                Some((id, _)) => self.planner.resolver.relation_by_id(id),
                 None => self.planner.resolver.relation(&Name { database, schema, name: table, position: 0 }),
             };
             if !is_cte && let Some(relation) = relation {
-                return Ok(relation.columns.into_iter().map(|c| c.name).collect());
+                // A stored definition sees the columns that there were when it was written.
+                let width = by_id.and_then(|(_, width)| width).unwrap_or(relation.columns.len());
+                return Ok(relation.columns.into_iter().take(width).map(|c| c.name).collect());
             }
         }
         let mut select = select_from(ObjectName(Vec::new()), None, vec![wildcard()], None);
@@ -392,7 +394,7 @@ impl VisitorMut for Replace<'_, '_> {
 }
 
 /// Whether an item of FROM has a join of this module, outside subqueries.
-fn merges(item: &TableWithJoins) -> bool {
+pub(crate) fn merges(item: &TableWithJoins) -> bool {
     let nested = |factor: &TableFactor| match factor {
         TableFactor::NestedJoin { table_with_joins, .. } => merges(table_with_joins),
         _ => false,

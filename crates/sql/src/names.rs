@@ -32,95 +32,11 @@ fn is_reserved(name: &str) -> bool {
             let keyword = ALL_KEYWORDS_INDEX[i];
             RESERVED_FOR_COLUMN_ALIAS.contains(&keyword)
                 || RESERVED_FOR_TABLE_ALIAS.contains(&keyword)
-                || POSTGRES_RESERVED.binary_search(&name).is_ok()
+                || flow::identifier::RESERVED_WORDS.binary_search(&name).is_ok()
         }
         Err(_) => false,
     }
 }
-
-/// Reserved in Postgres beyond what sqlparser reserves for aliases, sorted.
-const POSTGRES_RESERVED: &[&str] = &[
-    "all",
-    "analyse",
-    "analyze",
-    "and",
-    "any",
-    "array",
-    "as",
-    "asc",
-    "both",
-    "case",
-    "cast",
-    "check",
-    "collate",
-    "column",
-    "constraint",
-    "create",
-    "current_date",
-    "current_role",
-    "current_time",
-    "current_timestamp",
-    "current_user",
-    "default",
-    "deferrable",
-    "desc",
-    "distinct",
-    "do",
-    "else",
-    "end",
-    "except",
-    "false",
-    "fetch",
-    "for",
-    "foreign",
-    "from",
-    "grant",
-    "group",
-    "having",
-    "in",
-    "initially",
-    "intersect",
-    "interval",
-    "into",
-    "is",
-    "lateral",
-    "leading",
-    "like",
-    "limit",
-    "localtime",
-    "localtimestamp",
-    "not",
-    "null",
-    "offset",
-    "on",
-    "only",
-    "or",
-    "order",
-    "placing",
-    "primary",
-    "references",
-    "returning",
-    "row",
-    "select",
-    "session_user",
-    "some",
-    "symmetric",
-    "table",
-    "then",
-    "to",
-    "trailing",
-    "true",
-    "union",
-    "unique",
-    "user",
-    "using",
-    "values",
-    "variadic",
-    "when",
-    "where",
-    "window",
-    "with",
-];
 
 /// Text with the positions of its lines, to turn the parser's line and column into Postgres' character offset.
 #[derive(Clone, Debug)]
@@ -212,11 +128,6 @@ pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reserved_words_are_sorted_for_the_search() {
-        assert!(POSTGRES_RESERVED.is_sorted());
-    }
 
     #[test]
     fn names_are_quoted_only_where_needed() {

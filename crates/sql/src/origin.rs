@@ -194,7 +194,7 @@ fn of_column(plan: &LogicalPlan, column: usize, known: &Known) -> Described {
         LogicalPlan::RecursiveQuery(r) => Described::typed(of_column(&r.static_term, column, known).pg_type),
         LogicalPlan::TableScan(scan) => {
             let column = scan.projection.as_ref().map_or(Some(column), |p| p.get(column).copied());
-            let affected = scan.source.downcast_ref::<AffectedRows>().map(|rows| rows.relation);
+            let affected = scan.source.downcast_ref::<AffectedRows>().and_then(|rows| rows.relation);
             let relation = affected.or_else(|| plan::table::relation_of(&scan.source).map(|r| r.relation));
             match (relation, column) {
                 (Some(relation), Some(column)) => known.column(relation, column),

@@ -23,7 +23,7 @@ use flow::{Error, Result, SqlState};
 use crate::dialect::MillstreamDialect;
 use crate::limits::{Limits, check_text, check_tokens, with_large_stack};
 use crate::names::{self, Source};
-use crate::statement::{Name, Options, Parsed, Statement};
+use crate::statement::{CreateTableAs, Name, Options, Parsed, Statement};
 
 /// Guards inside sqlparser against recursion; [`check_tokens`] has refused anything that would reach it.
 const PARSER_RECURSION_MAX: usize = 20_000;
@@ -241,7 +241,7 @@ impl<'a> Reader<'a> {
         let token = self.parser.peek_token_ref().clone();
         let Token::Word(word) = &token.token else {
             return match token.token {
-                Token::LParen => Ok(Statement::Query(self.query()?)),
+                Token::LParen => self.select(),
                 _ => self.fail(),
             };
         };
@@ -249,7 +249,8 @@ impl<'a> Reader<'a> {
             return self.fail();
         }
         match word.value.to_ascii_uppercase().as_str() {
-            "SELECT" | "WITH" | "VALUES" | "TABLE" => Ok(Statement::Query(self.query()?)),
+            "SELECT" | "VALUES" | "TABLE" => self.select(),
+            "WITH" => self.with(),
             "INSERT" => self.insert(),
             "UPDATE" => self.update(),
             "DELETE" => self.delete(),
@@ -280,9 +281,8 @@ impl<'a> Reader<'a> {
             "GRANT" | "REVOKE" | "REASSIGN" => {
                 self.refuse("privileges are not supported", "Everyone who can connect may do everything for now.")
             }
-            "SAVEPOINT" | "RELEASE" => {
-                self.refuse("savepoints are not supported", "Use one transaction without savepoints.")
-            }
+            "SAVEPOINT" => self.savepoint(),
+            "RELEASE" => self.release(),
             "UNLISTEN" => self.unlisten(),
             "LISTEN" | "NOTIFY" => self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead."),
             "LOCK" => self.refuse("LOCK is not supported", "Readers never block; remove the statement."),
@@ -300,6 +300,32 @@ impl<'a> Reader<'a> {
             }
             _ => self.fail(),
         }
+    }
+
+    /// A query, or SELECT … INTO.
+    fn select(&mut self) -> Read<Statement> {
+        let query = self.query()?;
+        self.into_table(query)
+    }
+
+    /// SELECT … INTO is CREATE TABLE … AS.
+    fn into_table(&self, mut query: Box<ast::Query>) -> Read<Statement> {
+        let ast::SetExpr::Select(select) = query.body.as_mut() else { return Ok(Statement::Query(query)) };
+        let Some(into) = select.into.take() else { return Ok(Statement::Query(query)) };
+        let name = names::relation_name(&into.name, self.source)?;
+        if into.temporary || into.unlogged {
+            return Err(Error::unsupported("temporary and unlogged relations are not supported")
+                .with_hint("Create a plain table and drop it.")
+                .with_position(name.position)
+                .into());
+        }
+        Ok(Statement::CreateTableAs(Box::new(CreateTableAs {
+            name,
+            if_not_exists: false,
+            columns: Vec::new(),
+            query,
+            with_data: true,
+        })))
     }
 
     // ---- what every statement is made of ----

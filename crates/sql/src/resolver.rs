@@ -41,6 +41,8 @@ pub struct Relation {
     pub columns: Vec<Column>,
     /// Column numbers of the primary key; empty without one.
     pub primary_key: Vec<usize>,
+    /// Name of the primary key's constraint.
+    pub key_name: Option<String>,
     pub content: Content,
 }
 

@@ -334,16 +334,16 @@ fn unnest_series(expr: &mut Expr) {
     }
 }
 
-/// Where a chain of operators ends that would be deeper in the plan than an expression may be. AND and OR are balanced, and
-/// a chain of literals is one literal by then.
+/// Where a chain of operators ends that would be deeper in the plan than an expression may be. AND and OR are balanced,
+/// chains of arithmetic and of `||` become one call, and a chain of literals is one literal by then.
 fn too_deep(expr: &Expr) -> Option<datafusion::sql::sqlparser::tokenizer::Location> {
     let mut levels = 0;
     let mut node = expr;
     while levels <= EXPRESSION_DEPTH_MAX {
         node = match node {
             Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. } => return None,
-            Expr::BinaryOp { left, .. } => {
-                levels += 1;
+            Expr::BinaryOp { left, op, .. } => {
+                levels += usize::from(!makes_chain(op));
                 left
             }
             Expr::Nested(inner) => inner,
@@ -351,6 +351,19 @@ fn too_deep(expr: &Expr) -> Option<datafusion::sql::sqlparser::tokenizer::Locati
         };
     }
     (!is_literal_chain(node)).then(|| expr.span().start)
+}
+
+/// Whether operands of these operators beside each other become operands of one call.
+fn makes_chain(op: &BinaryOperator) -> bool {
+    matches!(
+        op,
+        BinaryOperator::Plus
+            | BinaryOperator::Minus
+            | BinaryOperator::Multiply
+            | BinaryOperator::Divide
+            | BinaryOperator::Modulo
+            | BinaryOperator::StringConcat
+    )
 }
 
 /// Whether an operand is a literal, or operators over literals alone along its left side.

@@ -9,16 +9,17 @@ use std::ops::ControlFlow;
 
 use arrow::datatypes::DataType;
 use datafusion::sql::sqlparser::ast::{
-    Cte, Expr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins, Visitor,
-    VisitorMut,
+    Cte, Distinct, Expr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, OrderByKind, Query, Select,
+    SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
+    Visitor, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Location;
 use flow::{Error, SqlState};
 
+use crate::merged::merges;
 use crate::names::{self, Source};
 use crate::resolver::Resolver;
-use crate::rewrite::{NAME_END, output_name, table_alias};
+use crate::rewrite::{NAME_END, number, output_name, table_alias};
 use crate::walk::Walk;
 
 /// Fills up the column lists in `query`, and makes its qualifiers unmistakable.
@@ -26,7 +27,14 @@ use crate::walk::Walk;
 /// Errors: `42712` for a name that two relations of one FROM or of one WITH have, `42703` for a column that a relation of
 /// an outer query has not.
 pub(crate) fn complete(query: &mut dyn Walk, resolver: &dyn Resolver, source: &Source<'_>) -> flow::Result<()> {
-    let mut lists = Lists { resolver, source, scopes: Vec::new(), froms: Vec::new(), mistakable: BTreeSet::new() };
+    let mut lists = Lists {
+        resolver,
+        source,
+        scopes: Vec::new(),
+        froms: Vec::new(),
+        merges: Vec::new(),
+        mistakable: BTreeSet::new(),
+    };
     query.try_walk_mut(&mut lists)?;
     if !lists.mistakable.is_empty() {
         query.walk_mut(&mut Rename(lists.mistakable));
@@ -41,6 +49,8 @@ struct Lists<'a> {
     scopes: Vec<HashMap<String, Option<Vec<String>>>>,
     /// The relations in the FROM clauses around, innermost last.
     froms: Vec<Vec<Named>>,
+    /// Of each of `froms`, whether it joins by USING or NATURAL, so that a name may stand for a column of several.
+    merges: Vec<bool>,
     /// Relations of outer queries with the name of a column that is nearer.
     mistakable: BTreeSet<String>,
 }
@@ -55,6 +65,9 @@ impl VisitorMut for Lists<'_> {
     type Break = Box<Error>;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Box<Error>> {
+        if !self.froms.is_empty() {
+            order_by_place(query);
+        }
         self.scopes.push(HashMap::new());
         let Some(with) = &mut query.with else { return ControlFlow::Continue(()) };
         for cte in &mut with.cte_tables {
@@ -97,15 +110,20 @@ impl VisitorMut for Lists<'_> {
         }
         self.check_having(select, &from)?;
         self.froms.push(from);
+        self.merges.push(select.from.iter().any(merges));
         ControlFlow::Continue(())
     }
 
     fn post_visit_select(&mut self, _: &mut Select) -> ControlFlow<Box<Error>> {
         self.froms.pop();
+        self.merges.pop();
         ControlFlow::Continue(())
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Box<Error>> {
+        if let Expr::Identifier(ident) = expr {
+            return self.check_ambiguous(ident);
+        }
         let Expr::CompoundIdentifier(parts) = expr else { return ControlFlow::Continue(()) };
         let [qualifier, column] = parts.as_slice() else { return ControlFlow::Continue(()) };
         let (name, column_name) = (names::fold(qualifier), names::fold(column));
@@ -254,7 +272,48 @@ impl Visitor for FindName {
     }
 }
 
+/// Names of output columns in ORDER BY as their places. A name that relations of FROM have too would be looked up in the
+/// queries around, although the output column is meant.
+fn order_by_place(query: &mut Query) {
+    let (SetExpr::Select(select), Some(order)) = (query.body.as_ref(), &mut query.order_by) else { return };
+    let OrderByKind::Expressions(keys) = &mut order.kind else { return };
+    if matches!(select.distinct, Some(Distinct::On(_))) {
+        return;
+    }
+    let names = select.projection.iter().map_while(|item| match item {
+        SelectItem::UnnamedExpr(expr) => Some(output_name(expr)),
+        SelectItem::ExprWithAlias { alias, .. } => Some(Some(names::fold(alias))),
+        // How many columns it stands for is not known here.
+        _ => None,
+    });
+    let names: Vec<Option<String>> = names.collect();
+    for key in keys {
+        let Expr::Identifier(ident) = &key.expr else { continue };
+        let wanted = Some(names::fold(ident));
+        let mut places = (1..).zip(&names).filter(|(_, name)| **name == wanted).map(|(place, _)| place);
+        if let (Some(place), None) = (places.next(), places.next()) {
+            let place: usize = place;
+            key.expr = number(&place.to_string());
+        }
+    }
+}
+
 impl Lists<'_> {
+    /// A name that several relations nearby have does not mean a column of a query around.
+    fn check_ambiguous(&self, ident: &Ident) -> ControlFlow<Box<Error>> {
+        let Some((nearest, outer)) = self.froms.split_last() else { return ControlFlow::Continue(()) };
+        if nearest.len() < 2 || outer.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let name = names::fold(ident);
+        let has = |n: &&Named| n.columns.as_ref().is_some_and(|c| c.contains(&name));
+        if nearest.iter().filter(has).count() < 2 || self.merges.last() == Some(&true) {
+            return ControlFlow::Continue(());
+        }
+        let error = Error::new(SqlState::AmbiguousColumn, format!("column reference \"{name}\" is ambiguous"));
+        self.fail(error, ident.span.start)
+    }
+
     /// HAVING does not see the names of output columns, and a column that it consists of is boolean.
     fn check_having(&self, select: &Select, from: &[Named]) -> ControlFlow<Box<Error>> {
         let Some(having) = &select.having else { return ControlFlow::Continue(()) };

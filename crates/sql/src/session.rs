@@ -25,6 +25,9 @@ pub fn options(zone: &str) -> ConfigOptions {
     parser.default_null_ordering = "nulls_max".to_string();
     options.execution.time_zone = Some(zone.to_string());
     options.optimizer.skip_failed_rules = false;
+    // A rule may write an expression that cannot be NULL as one of which that no longer shows, and a UNION above keeps the
+    // schema of before.
+    options.execution.skip_physical_aggregate_schema_check = true;
     // Nothing that is scanned here can use filters that arise while a query runs, and a join's filter that passes a
     // constant column of a UNION fails on the types of its values.
     options.optimizer.enable_topk_dynamic_filter_pushdown = false;
@@ -53,7 +56,10 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
     // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
     let rules = Optimizer::new().rules.into_iter().filter(|r| r.name() != "single_distinct_aggregation_to_group_by");
+    // What can be pushed down was pushed down in the logical plan. This one finds columns by name where two inputs of a
+    // join have columns of the same name.
     let mut physical = PhysicalOptimizer::new().rules;
+    physical.retain(|r| !r.name().starts_with("FilterPushdown"));
     physical.push(Arc::new(plan::functions::guard::GuardedPredicates));
     SessionStateBuilder::new()
         .with_config(config)

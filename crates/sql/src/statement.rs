@@ -72,6 +72,8 @@ pub enum Statement {
     Copy(Box<Copy>),
 
     CreateTable(Box<CreateTable>),
+    /// CREATE TABLE … AS, and SELECT … INTO.
+    CreateTableAs(Box<CreateTableAs>),
     CreateSource(Box<CreateSource>),
     CreateSink(Box<CreateSink>),
     /// CREATE VIEW and CREATE MATERIALIZED VIEW.
@@ -103,6 +105,11 @@ pub enum Statement {
     Rollback {
         chain: bool,
     },
+    Savepoint(String),
+    /// ROLLBACK TO SAVEPOINT.
+    RollbackTo(String),
+    /// RELEASE SAVEPOINT.
+    Release(String),
     /// SET TRANSACTION, or SET SESSION CHARACTERISTICS AS TRANSACTION when `session`.
     SetTransaction {
         modes: TransactionModes,
@@ -201,6 +208,17 @@ pub struct CreateTable {
     pub format: Option<Format>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreateTableAs {
+    pub name: Name,
+    pub if_not_exists: bool,
+    /// Column names given before AS; may be fewer than the query's columns.
+    pub columns: Vec<String>,
+    pub query: Box<Query>,
+    /// `false`: WITH NO DATA.
+    pub with_data: bool,
+}
+
 /// `WITH (name = value, …)` in written order. Names are folded, values are text.
 pub type Options = Vec<(String, String)>;
 
@@ -273,13 +291,37 @@ pub struct Alter {
     pub kind: ObjectKind,
     pub if_exists: bool,
     pub name: Name,
-    pub action: AlterAction,
+    /// In the order written; a RENAME stands alone.
+    pub actions: Vec<AlterAction>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum AlterAction {
     RenameTo(String),
-    RenameColumn { from: String, to: String },
+    RenameColumn {
+        from: String,
+        to: String,
+    },
+    AddColumn {
+        column: Box<ColumnDefinition>,
+        if_not_exists: bool,
+    },
+    DropColumn {
+        name: String,
+        if_exists: bool,
+        cascade: bool,
+    },
+    SetDefault {
+        name: String,
+        /// `None` is DROP DEFAULT.
+        default: Option<DefaultExpr>,
+    },
+    SetNotNull {
+        name: String,
+        not_null: bool,
+    },
+    SetSchema(String),
+    OwnerTo(String),
 }
 
 /// COMMENT ON kind name IS text.
@@ -390,25 +432,67 @@ pub struct Insert {
     pub columns: Vec<(String, usize)>,
     /// `None` is DEFAULT VALUES.
     pub source: Option<Box<Query>>,
-    /// ON CONFLICT [(…)] DO NOTHING, with the columns of the conflict target if given.
-    pub on_conflict: Option<Vec<String>>,
+    pub on_conflict: Option<Conflict>,
     pub returning: Option<Vec<ast::SelectItem>>,
+}
+
+/// ON CONFLICT of an INSERT.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conflict {
+    pub target: ConflictTarget,
+    /// DO UPDATE; `None` is DO NOTHING.
+    pub update: Option<ConflictUpdate>,
+    /// 1-based character offset of the statement, for errors about the clause.
+    pub position: usize,
+}
+
+/// Which constraint an ON CONFLICT is about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConflictTarget {
+    /// Any.
+    Any,
+    Columns(Vec<String>),
+    /// ON CONSTRAINT name.
+    Constraint(String),
+}
+
+/// DO UPDATE SET … [WHERE …].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConflictUpdate {
+    pub assignments: Vec<Assignment>,
+    pub selection: Option<Expr>,
+}
+
+/// `column = value` of SET.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    pub column: String,
+    /// 1-based character offset of the column.
+    pub position: usize,
+    pub value: Expr,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
+    /// WITH before the statement.
+    pub with: Option<ast::With>,
     pub table: Name,
     pub alias: Option<String>,
-    /// Column, its 1-based position, new value.
-    pub assignments: Vec<(String, usize, Expr)>,
+    pub assignments: Vec<Assignment>,
+    /// What FROM joins to the table.
+    pub from: Vec<ast::TableWithJoins>,
     pub selection: Option<Expr>,
     pub returning: Option<Vec<ast::SelectItem>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delete {
+    /// WITH before the statement.
+    pub with: Option<ast::With>,
     pub table: Name,
     pub alias: Option<String>,
+    /// What USING joins to the table.
+    pub using: Vec<ast::TableWithJoins>,
     pub selection: Option<Expr>,
     pub returning: Option<Vec<ast::SelectItem>>,
 }
@@ -530,6 +614,10 @@ impl Statement {
             Statement::Unlisten => "UNLISTEN",
             Statement::Copy(_) => "COPY",
             Statement::CreateTable(_) => "CREATE TABLE",
+            Statement::CreateTableAs(_) => "CREATE TABLE AS",
+            Statement::Savepoint(_) => "SAVEPOINT",
+            Statement::RollbackTo(_) => "ROLLBACK",
+            Statement::Release(_) => "RELEASE",
             Statement::CreateSource(_) => "CREATE SOURCE",
             Statement::CreateSink(_) => "CREATE SINK",
             Statement::CreateView(v) if v.materialized => "CREATE MATERIALIZED VIEW",

@@ -78,7 +78,7 @@ impl Session {
     pub(super) async fn copy(&mut self, copy: &Copy, parsed: &Arc<Parsed>) -> Result<Outcome> {
         match (&copy.target, copy.direction) {
             (CopyTarget::Table { name, columns }, CopyDirection::FromStdin) => {
-                let catalog = self.engine.catalog();
+                let catalog = self.catalog();
                 let relation = writable(&catalog, &self.scope(), name)?;
                 let sent = positions(&relation, columns)?;
                 let sources = relation
@@ -120,7 +120,7 @@ impl Session {
                         &what
                     }
                 };
-                let catalog = self.engine.catalog();
+                let catalog = self.catalog();
                 let long = planning::is_long(&parsed.source);
                 let plan = planning::compute(long, || self.plan_query(query, &parsed.source, &[], &catalog))?;
                 match self.run_query(&plan, None, &[], long).await? {

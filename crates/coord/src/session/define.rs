@@ -10,18 +10,19 @@ use catalog::{
 };
 use datafusion::logical_expr::{Cast, Expr, LogicalPlanBuilder};
 use flow::{Error, RelationId, Result, SqlState};
-use plan::ProcessPlan;
+use futures::TryStreamExt;
 use sql::planner::Settings;
 use sql::statement::{
-    Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, Drop, Name, ObjectKind,
-    Options, Parsed, Query, SinkFrom, Statement,
+    Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, Drop, Name,
+    ObjectKind, Options, Parsed, Query, SinkFrom, Statement,
 };
 use sql::{Planner, QueryPlan};
 
-use super::names::SessionNames;
+use super::private::{PendingJob, refuse_in_block};
 use super::replan::{STANDING_ZONE, standing};
+use super::transaction::Status;
 use super::{Outcome, Session, planning};
-use crate::engine::{DdlGuard, StandingQuery};
+use crate::engine::StandingQuery;
 
 /// The folded parts of a name.
 pub fn parts(name: &Name) -> Vec<&str> {
@@ -95,36 +96,36 @@ pub fn standing_plan(query: &QueryPlan, columns: &[sql::Column], relation: &Rela
 
 impl Session {
     pub(super) async fn define(&mut self, parsed: &Arc<Parsed>) -> Result<Outcome> {
-        let statement = &parsed.statement;
-        // DDL is not part of a transaction here: it takes effect at once and for all.
-        if matches!(self.transaction_status(), super::write::Status::InTransaction) {
-            return Err(Error::new(
-                SqlState::ActiveSqlTransaction,
-                format!("{} cannot run inside a transaction block", statement.tag()),
-            )
-            .with_hint("Run it before BEGIN or after COMMIT."));
+        if !transactional(&parsed.statement) {
+            if self.transaction_status() == Status::InTransaction {
+                return Err(refuse_in_block(parsed.statement.tag()));
+            }
+            // What an implicit transaction did before is there for what is created now.
+            self.end_implicit(true).await?;
         }
-        // What an implicit transaction wrote before is visible to the view that is created now.
-        self.end_implicit(true).await?;
-        let engine = Arc::clone(&self.engine);
-        let guard = engine.ddl().await;
-        let catalog = engine.catalog();
+        self.begin_single();
+        let outcome = self.define_privately(parsed).await;
+        if let Err(error) = self.end_single(outcome.is_ok()).await {
+            return Err(outcome.err().unwrap_or(error));
+        }
+        outcome
+    }
+
+    /// Changes the transaction's own version of the catalog, or nothing.
+    async fn define_privately(&mut self, parsed: &Arc<Parsed>) -> Result<Outcome> {
+        self.own_catalog().await?;
+        let catalog = self.catalog();
         let scope = self.scope();
+        let statement = &parsed.statement;
         match statement {
-            Statement::CreateTable(create) => self.create_table(create, &catalog, &scope, parsed)?,
+            Statement::CreateTable(create) => self.create_table(create, &catalog, &scope, parsed).await?,
+            Statement::CreateTableAs(create) => return self.create_table_as(create, &catalog, &scope, parsed).await,
             Statement::CreateSource(create) => self.create_source(create, &catalog, &scope)?,
             Statement::CreateView(create) if create.materialized => {
-                let started = self.create_materialized_view(create, &catalog, &scope, parsed, &guard).await?;
-                // Other DDL may go on while the view catches up.
-                drop(guard);
-                if let Some(relation) = started
-                    && !self.settings.flag("background_ddl")
-                {
-                    self.engine.wait_ready(relation).await?;
-                }
+                self.create_materialized_view(create, &catalog, &scope, parsed).await?;
             }
             Statement::CreateView(create) => self.create_view(create, &catalog, &scope, parsed)?,
-            Statement::CreateSink(create) => self.create_sink(create, &catalog, &scope, parsed, &guard).await?,
+            Statement::CreateSink(create) => self.create_sink(create, &catalog, &scope, parsed).await?,
             Statement::CreateSchema { name, if_not_exists } => {
                 let database = name.schema.as_deref().unwrap_or(&self.database);
                 let planned = catalog.plan_create_schema(database, &name.name, &self.user, *if_not_exists)?;
@@ -134,24 +135,42 @@ impl Session {
                 let planned = catalog.plan_create_database(name, &self.user, *if_not_exists)?;
                 self.carry_out(planned)?;
             }
-            Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope, &guard).await?,
-            Statement::Alter(alter) => self.alter(alter, &catalog, &scope)?,
+            Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope).await?,
+            Statement::Alter(alter) => self.alter(alter, &catalog, &scope, parsed).await?,
             Statement::Comment(comment) => self.comment(comment, &catalog, &scope)?,
             other => return Err(Error::unsupported(format!("{} is not supported", other.tag()))),
         }
         Ok(Outcome::Done(statement.tag().into()))
     }
 
-    /// Logs and applies a change; returns it, if there was one.
-    fn carry_out(&mut self, planned: Planned) -> Result<Option<CatalogChange>> {
+    /// Applies a change to the transaction's catalog; returns it, if there was one.
+    pub(super) fn carry_out(&mut self, planned: Planned) -> Result<Option<CatalogChange>> {
         self.catalog_notices(planned.notices);
         if let Some(change) = &planned.change {
-            self.engine.change_catalog(change)?;
+            self.private_mut()?.apply(change.clone())?;
         }
         Ok(planned.change)
     }
 
-    fn columns(&self, definitions: &[ColumnDefinition], source: &str) -> Result<Vec<Column>> {
+    /// The relation as a change has left it in the transaction's catalog.
+    pub(super) fn applied(&self, oid: RelationId) -> Result<Arc<Relation>> {
+        let relation = self.private().and_then(|p| p.catalog.relation(oid)).cloned();
+        relation.ok_or_else(|| Error::internal("a relation is not there after its change"))
+    }
+
+    /// Gives up the storage of a relation that is dropped or replaced. Nobody else may write a table any more.
+    async fn give_up(&mut self, oid: RelationId) -> Result<()> {
+        let known = self.engine.catalog().relation(oid).cloned();
+        if known.is_some()
+            && let Some(table) = self.engine.table(oid)
+        {
+            self.own_table(&table).await?;
+        }
+        self.private_mut()?.remove(oid, known.as_ref());
+        Ok(())
+    }
+
+    pub(super) fn columns(&self, definitions: &[ColumnDefinition], source: &str) -> Result<Vec<Column>> {
         definitions
             .iter()
             .map(|d| {
@@ -170,7 +189,13 @@ impl Session {
             .collect()
     }
 
-    fn create_table(&mut self, create: &CreateTable, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
+    async fn create_table(
+        &mut self,
+        create: &CreateTable,
+        catalog: &Catalog,
+        scope: &Scope,
+        parsed: &Parsed,
+    ) -> Result<()> {
         if !create.options.is_empty() || create.format.is_some() {
             return Err(Error::unsupported("a table with a connector is not supported")
                 .with_hint("Use CREATE SOURCE, and CREATE SINK … INTO to keep its rows in a table."));
@@ -212,7 +237,88 @@ impl Session {
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;
-        self.create_stored(planned)
+        match self.carry_out(planned)? {
+            Some(CatalogChange::CreateRelation(relation)) => self.new_table(relation.oid),
+            Some(CatalogChange::Replace(relation)) => {
+                self.give_up(relation.oid).await?;
+                self.writes()?.take_table(relation.oid);
+                self.new_table(relation.oid)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An empty table for a relation that the transaction has made.
+    fn new_table(&mut self, oid: RelationId) -> Result<()> {
+        let table = Arc::new(crate::table::Table::new(&*self.applied(oid)?, &self.engine.locks)?);
+        self.private_mut()?.add_table(table);
+        Ok(())
+    }
+
+    async fn create_table_as(
+        &mut self,
+        create: &CreateTableAs,
+        catalog: &Catalog,
+        scope: &Scope,
+        parsed: &Parsed,
+    ) -> Result<Outcome> {
+        let existing = if_exists(create.if_not_exists, false);
+        // As in PostgreSQL a name that is taken is told before the query is looked at.
+        let taken = catalog.lookup(
+            &scope.database,
+            &scope.search_path[..scope.search_path.len().min(1)],
+            &parts(&create.name),
+        )?;
+        let query = match (&taken, create.if_not_exists) {
+            (Some(_), true) => None,
+            _ => Some(self.plan_query(&create.query, &parsed.source, &[], catalog)?),
+        };
+        let columns = match &query {
+            None => Vec::new(),
+            Some(query) if !query.parameters.is_empty() => {
+                return Err(Error::new(SqlState::UndefinedParameter, "there is no parameter $1"));
+            }
+            Some(query) => {
+                let mut columns = query.view_columns(&create.columns).map_err(|e| {
+                    let message = e
+                        .message()
+                        .replace("CREATE VIEW specifies more column names", "too many column names were specified");
+                    if message == e.message() {
+                        e
+                    } else {
+                        Error::new(e.state(), "too many column names were specified")
+                    }
+                })?;
+                columns.iter_mut().for_each(|c| c.nullable = true);
+                catalog_columns(&columns)
+            }
+        };
+        let new = NewRelation {
+            name: &parts(&create.name),
+            owner: &self.user,
+            columns,
+            definition: Definition::Table(Table::default()),
+            depends_on: Vec::new(),
+        };
+        let planned = catalog.plan_create(scope, new, existing)?;
+        let (Some(CatalogChange::CreateRelation(relation)), Some(query)) = (self.carry_out(planned)?, query) else {
+            return Ok(Outcome::Done("CREATE TABLE AS".into()));
+        };
+        self.new_table(relation.oid)?;
+        if !create.with_data {
+            return Ok(Outcome::Done("CREATE TABLE AS".into()));
+        }
+        let relation = self.applied(relation.oid)?;
+        let Outcome::Rows { rows, .. } =
+            self.run_query(&query, None, &[], super::planning::is_long(&parsed.text)).await?
+        else {
+            return Err(Error::internal("a query without rows"));
+        };
+        let schema: SchemaRef = Arc::new(relation.arrow_schema());
+        let rows: Vec<_> = rows.try_collect::<Vec<_>>().await?;
+        let rows = rows.into_iter().map(|b| super::read::conform(b, &schema)).collect::<Result<Vec<_>>>()?;
+        let count = self.insert_until_free(&relation, &rows).await?;
+        Ok(Outcome::Done(format!("SELECT {count}")))
     }
 
     /// A relation with storage of its own that others read keeps its definition: its readers hold its rows.
@@ -234,24 +340,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    fn create_stored(&mut self, planned: Planned) -> Result<()> {
-        match self.carry_out(planned)? {
-            Some(CatalogChange::CreateRelation(relation)) => {
-                // With the applied version, which carries what apply fills in.
-                let catalog = self.engine.catalog();
-                let relation = catalog.relation(relation.oid).ok_or_else(|| Error::internal("relation not applied"))?;
-                self.engine.create_storage(relation)
-            }
-            Some(CatalogChange::Replace(relation)) => {
-                let catalog = self.engine.catalog();
-                let relation = catalog.relation(relation.oid).ok_or_else(|| Error::internal("relation not applied"))?;
-                self.engine.sources.remove(relation.oid);
-                self.engine.create_storage(relation)
-            }
-            _ => Ok(()),
-        }
     }
 
     fn create_source(&mut self, create: &CreateSource, catalog: &Catalog, scope: &Scope) -> Result<()> {
@@ -277,7 +365,17 @@ impl Session {
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;
-        self.create_stored(planned)
+        let oid = match self.carry_out(planned)? {
+            Some(CatalogChange::CreateRelation(relation)) => relation.oid,
+            Some(CatalogChange::Replace(relation)) => {
+                let known = self.engine.catalog().relation(relation.oid).cloned();
+                self.private_mut()?.remove(relation.oid, known.as_ref());
+                relation.oid
+            }
+            _ => return Ok(()),
+        };
+        self.private_mut()?.add_source(oid);
+        Ok(())
     }
 
     /// Plans the query of a view or sink and pins the names in it.
@@ -289,7 +387,7 @@ impl Session {
         source: &str,
         standing: bool,
     ) -> Result<PlannedQuery> {
-        let names = SessionNames::new(&self.engine, catalog, scope.clone(), None);
+        let names = self.names(catalog, None);
         let settings = if standing { Settings::standing(STANDING_ZONE) } else { self.planning() };
         let planner = Planner::new(&names, settings)?;
         let plan = planning::compute(planning::is_long(source), || planner.query(query, source, &[]))?;
@@ -315,11 +413,17 @@ impl Session {
             depends_on: planned.depends_on,
         };
         let existing = if_exists(create.if_not_exists, create.or_replace);
-        if existing == IfExists::Replace {
-            // Standing queries hold the old text's result; they would not follow.
-            self.refuse_replaced_inputs(catalog, scope, &create.name)?;
-        }
         let planned = catalog.plan_create(scope, new, existing)?;
+        if let Some(CatalogChange::Replace(view)) = &planned.change {
+            let standing = |oid: &RelationId| {
+                let kind = catalog.relation(*oid).map(|r| r.kind());
+                matches!(kind, Some(RelationKind::MaterializedView | RelationKind::Sink))
+            };
+            if catalog.dependants(view.oid).iter().any(standing) {
+                // Standing queries hold the old text's result; they would not follow.
+                self.refuse_replaced_inputs(catalog, scope, &create.name)?;
+            }
+        }
         self.carry_out(planned)?;
         Ok(())
     }
@@ -330,8 +434,7 @@ impl Session {
         catalog: &Catalog,
         scope: &Scope,
         parsed: &Parsed,
-        guard: &DdlGuard,
-    ) -> Result<Option<RelationId>> {
+    ) -> Result<()> {
         if let Some((name, _)) = create.options.first() {
             return Err(Error::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{name}\""))
                 .with_hint("A materialized view has no options yet."));
@@ -354,7 +457,7 @@ impl Session {
             Some(CatalogChange::CreateRelation(relation) | CatalogChange::Replace(relation)) => relation.clone(),
             _ => {
                 self.carry_out(planned)?;
-                return Ok(None);
+                return Ok(());
             }
         };
         let long = planning::is_long(&parsed.source);
@@ -363,47 +466,23 @@ impl Session {
         self.ready_inputs(&standing).await?;
         let plan = self.engine.process_plan(&standing, &relation)?;
         let oid = relation.oid;
-        self.start(guard, planned, *relation, standing, plan).await?;
-        Ok(Some(oid))
-    }
-
-    /// Puts a view or sink into the catalog and starts its job.
-    async fn start(
-        &mut self,
-        guard: &DdlGuard,
-        planned: Planned,
-        relation: Relation,
-        standing: StandingQuery,
-        plan: ProcessPlan,
-    ) -> Result<()> {
-        self.catalog_notices(planned.notices);
-        let Some(change) = planned.change else { return Ok(()) };
-        let engine = Arc::clone(&self.engine);
-        let relation = Arc::new(relation);
-        crate::engine::effect(guard, async move {
-            if matches!(change, CatalogChange::Replace(_)) {
-                engine.drop_storage(std::slice::from_ref(&relation)).await?;
-            }
-            let is_view = relation.kind() == RelationKind::MaterializedView;
-            if is_view {
-                engine.clock.board.expect(relation.oid);
-            }
-            if let Err(e) = engine.change_catalog(&change) {
-                engine.clock.board.forget(relation.oid);
-                return Err(e);
-            }
-            if is_view {
-                engine.set_view_traits(relation.oid, &standing.node);
-            }
-            engine.start_job(&relation, plan, standing.inputs).await
-        })
-        .await
+        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
+            self.give_up(oid).await?;
+        }
+        self.carry_out(planned)?;
+        let traits = plan::process::view_traits(&standing.node);
+        let job = PendingJob { relation: self.applied(oid)?, plan, inputs: standing.inputs, traits };
+        self.private_mut()?.add_job(job);
+        Ok(())
     }
 
     /// A job starts from what its inputs hold, so they must be there; one that has stopped is named now.
     async fn ready_inputs(&self, query: &StandingQuery) -> Result<()> {
         for input in &query.inputs {
-            self.engine.wait_ready(*input).await?;
+            // What this transaction makes itself starts before, at the commit.
+            if self.private().is_none_or(|p| p.pending_view(*input).is_none()) {
+                self.engine.wait_ready(*input).await?;
+            }
         }
         // What this session has written is part of the snapshot that the job starts from.
         self.engine.clock.wait_completed(self.written).await
@@ -415,7 +494,6 @@ impl Session {
         catalog: &Catalog,
         scope: &Scope,
         parsed: &Parsed,
-        guard: &DdlGuard,
     ) -> Result<()> {
         let (from_text, from_query);
         let (query, source): (&Query, &str) = match &create.from {
@@ -436,7 +514,7 @@ impl Session {
             Some(name) => {
                 let table = super::names::writable(catalog, scope, name)?;
                 columns = into_table(&output, &table)?;
-                if let Some(other) = self.engine.sink_into(table.oid) {
+                if let Some(other) = self.sink_into(table.oid) {
                     return Err(Error::new(
                         SqlState::ObjectNotInPrerequisiteState,
                         format!("table \"{}\" is already written by sink \"{}\"", table.name, other.name),
@@ -492,21 +570,29 @@ impl Session {
             let append_only = standing.node.traits.change_kind == plan::ChangeKind::AppendOnly;
             crate::connectors::check_sink(&connector, Arc::clone(&standing.node.schema), append_only)?;
         }
-        self.start(guard, planned, *relation, standing, process).await
+        let oid = relation.oid;
+        if matches!(planned.change, Some(CatalogChange::Replace(_))) {
+            self.give_up(oid).await?;
+        }
+        self.carry_out(planned)?;
+        let traits = plan::process::view_traits(&standing.node);
+        let job = PendingJob { relation: self.applied(oid)?, plan: process, inputs: standing.inputs, traits };
+        self.private_mut()?.add_job(job);
+        Ok(())
     }
 
-    async fn drop_objects(&mut self, drop: &Drop, catalog: &Catalog, scope: &Scope, guard: &DdlGuard) -> Result<()> {
+    async fn drop_objects(&mut self, drop: &Drop, catalog: &Catalog, scope: &Scope) -> Result<()> {
         match drop.kind {
             ObjectKind::Schema | ObjectKind::Database => {
                 for name in &drop.names {
-                    let catalog = self.engine.catalog();
+                    let catalog = self.catalog();
                     let planned = match drop.kind {
                         ObjectKind::Schema => {
                             catalog.plan_drop_schema(scope, &name.name, drop.if_exists, drop.cascade)?
                         }
                         _ => catalog.plan_drop_database(&self.database, &name.name, drop.if_exists)?,
                     };
-                    self.carry_out_drop(planned, &catalog, guard).await?;
+                    self.carry_out_drop(planned).await?;
                 }
                 Ok(())
             }
@@ -514,31 +600,25 @@ impl Session {
                 let names: Vec<Vec<&str>> = drop.names.iter().map(parts).collect();
                 let targets: Vec<&[&str]> = names.iter().map(Vec::as_slice).collect();
                 let planned = catalog.plan_drop(scope, relation_kind(kind)?, &targets, drop.if_exists, drop.cascade)?;
-                self.carry_out_drop(planned, catalog, guard).await
+                self.carry_out_drop(planned).await
             }
         }
     }
 
-    async fn carry_out_drop(&mut self, planned: Planned, catalog: &Catalog, guard: &DdlGuard) -> Result<()> {
-        self.catalog_notices(planned.notices);
-        let Some(change) = planned.change else { return Ok(()) };
-        let dropped: Vec<Arc<Relation>> = match &change {
-            CatalogChange::Drop { relations, .. } => {
-                relations.iter().filter_map(|oid| catalog.relation(*oid).cloned()).collect()
+    pub(super) async fn carry_out_drop(&mut self, planned: Planned) -> Result<()> {
+        if let Some(CatalogChange::Drop { relations, .. }) = &planned.change {
+            for oid in relations.clone() {
+                self.give_up(oid).await?;
             }
-            _ => Vec::new(),
-        };
-        let engine = Arc::clone(&self.engine);
-        crate::engine::effect(guard, async move {
-            engine.change_catalog(&change)?;
-            if dropped.is_empty() { Ok(()) } else { engine.drop_storage(&dropped).await }
-        })
-        .await
+        }
+        self.carry_out(planned)?;
+        Ok(())
     }
 
-    fn alter(&mut self, alter: &Alter, catalog: &Catalog, scope: &Scope) -> Result<()> {
+    async fn alter(&mut self, alter: &Alter, catalog: &Catalog, scope: &Scope, parsed: &Parsed) -> Result<()> {
         let name = parts(&alter.name);
-        let planned = match (&alter.action, alter.kind) {
+        let Some(action) = alter.actions.first() else { return Ok(()) };
+        let planned = match (action, alter.kind) {
             (AlterAction::RenameTo(new), ObjectKind::Schema) => {
                 catalog.plan_rename_schema(&self.database, &alter.name.name, new)?
             }
@@ -569,6 +649,11 @@ impl Session {
                 }
                 catalog.plan_rename_column(scope, kind, &name, from, to, Vec::new())?
             }
+            (AlterAction::SetSchema(schema), kind) => {
+                catalog.plan_set_schema(scope, relation_kind(kind)?, &name, schema, alter.if_exists)?
+            }
+            (AlterAction::OwnerTo(owner), kind) => catalog.plan_set_owner(scope, relation_kind(kind)?, &name, owner)?,
+            _ => return self.alter_columns(alter, catalog, scope, parsed).await,
         };
         self.carry_out(planned)?;
         Ok(())
@@ -586,6 +671,17 @@ impl Session {
         let planned = catalog.plan_comment(scope, object, comment.comment.as_deref())?;
         self.carry_out(planned)?;
         Ok(())
+    }
+}
+
+/// Whether a statement can be one of several in a transaction; what reaches outside cannot be taken back.
+fn transactional(statement: &Statement) -> bool {
+    match statement {
+        Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
+        Statement::Drop(drop) => !matches!(drop.kind, ObjectKind::Source | ObjectKind::Sink | ObjectKind::Database),
+        Statement::CreateTable(create) => !create.or_replace,
+        Statement::CreateView(create) => !(create.materialized && create.or_replace),
+        _ => true,
     }
 }
 

@@ -1,17 +1,20 @@
 //! One client's session: statements in, rows and tags out.
 //!
-//! [`Session::prepare`] looks names up and plans, [`Session::execute`] runs. [`read`] pins epochs, [`write`] holds
-//! transactions and DML, [`define`] is DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors; [`planning`] is
-//! where they compute.
+//! [`Session::prepare`] looks names up and plans, [`Session::execute`] runs. [`transaction`] begins and ends, [`private`] is
+//! what an open transaction has done to the catalog; [`read`] pins epochs, [`write`] is DML, [`define`] and [`reshape`] are
+//! DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors; [`planning`] is where they compute.
 
 pub mod copy;
 pub mod cursor;
 pub mod define;
 pub mod names;
 pub mod planning;
+pub mod private;
 pub mod read;
 pub mod replan;
+pub mod reshape;
 pub mod show;
+pub mod transaction;
 pub mod write;
 
 use std::collections::HashMap;
@@ -32,7 +35,7 @@ use sql::statement::{Parsed, SetValue, Statement};
 
 use self::copy::{CopyFrom, CopyTo};
 use self::cursor::Cursor;
-use self::write::Transaction;
+use self::transaction::Transaction;
 use crate::engine::Engine;
 use crate::status::WantedSetting;
 
@@ -139,6 +142,10 @@ pub struct Session {
     /// Address and port of the client, when it came over the network.
     pub client: Option<(String, u16)>,
     transaction: Transaction,
+    /// Version of the catalog that the running statement was planned with.
+    planned: u64,
+    /// Set when the running statement has found that its plan is overtaken.
+    stale: AtomicBool,
     /// Reads wait for it: a session sees its own writes.
     written: Epoch,
     notices: Vec<Notice>,
@@ -169,6 +176,8 @@ impl Session {
             pid,
             client: None,
             transaction: Transaction::None,
+            planned: 0,
+            stale: AtomicBool::new(false),
             written: Epoch(0),
             notices: Vec::new(),
             prepared: HashMap::new(),
@@ -229,8 +238,10 @@ impl Session {
 
     /// Looks names up and plans. `declared` are the client's types for `$1`, `$2`, …
     pub async fn prepare(&mut self, parsed: &Arc<Parsed>, declared: &[Option<DataType>]) -> Result<Prepared> {
+        self.clear_cancelled();
         self.apply_wanted_settings();
-        let catalog = self.engine.catalog();
+        let catalog = self.catalog();
+        self.planned = catalog.version();
         let long = planning::is_long(&parsed.text);
         let prepared = planning::compute(long, || self.plan(parsed, declared, &catalog))?;
         planning::interruptible(long).await;
@@ -245,7 +256,8 @@ impl Session {
             parameter_oids: Vec::new(),
             columns: None,
             body: Body::Plain,
-            version: catalog.version(),
+            // A version that is not the server's may come to be another's.
+            version: if self.private().is_some() { NEVER } else { catalog.version() },
             scope,
             declared: declared.to_vec(),
             momentary: None,
@@ -253,7 +265,11 @@ impl Session {
         match &parsed.statement {
             Statement::Query(query) => {
                 let plan = self.plan_query(query, &parsed.source, declared, catalog)?;
-                let point = PointRead::compile(&plan.plan, |relation| self.engine.index_key(relation)).map(Arc::new);
+                let key = |relation| match self.table(relation) {
+                    Some(table) => table.store.key().map(<[usize]>::to_vec),
+                    None => self.engine.index_key(relation),
+                };
+                let point = PointRead::compile(&plan.plan, key).map(Arc::new);
                 prepared.columns = Some(Arc::clone(&plan.schema));
                 prepared.parameters = plan.parameters.clone();
                 prepared.parameter_oids.clone_from(&plan.parameter_oids);
@@ -306,9 +322,23 @@ impl Session {
 
     /// Runs a planned statement. `parameters` have one row each.
     pub async fn execute(&mut self, prepared: &Prepared, parameters: &[ArrayRef]) -> Result<Outcome> {
+        self.clear_cancelled();
         self.apply_wanted_settings();
-        let catalog = self.engine.catalog();
-        let stale = !prepared.is_current(&catalog, self.engine.config.time.now_us()) || prepared.scope != self.scope();
+        for _ in 0..REPLANS_MAX {
+            let outcome = self.execute_planned(prepared, parameters).await;
+            // DDL of others came between planning and running: nothing has happened yet.
+            if outcome.is_ok() || !std::mem::take(self.stale.get_mut()) {
+                return outcome;
+            }
+        }
+        Err(self.has_changed())
+    }
+
+    async fn execute_planned(&mut self, prepared: &Prepared, parameters: &[ArrayRef]) -> Result<Outcome> {
+        let catalog = self.catalog();
+        self.planned = catalog.version();
+        let now_us = self.engine.config.time.now_us();
+        let stale = !prepared.is_current(&catalog, now_us) || prepared.scope != self.scope();
         let planned;
         let prepared = if stale && !matches!(prepared.body, Body::Plain) {
             let long = planning::is_long(&prepared.parsed.text);
@@ -319,7 +349,7 @@ impl Session {
             prepared
         };
         if let Body::Execute { inner, arguments } = &prepared.body {
-            return Box::pin(self.execute(inner, arguments)).await;
+            return Box::pin(self.execute_planned(inner, arguments)).await;
         }
         self.check_read_only(&prepared.parsed.statement)?;
         match &prepared.body {
@@ -345,6 +375,9 @@ impl Session {
             Statement::Begin(modes) => self.begin(modes),
             Statement::Commit { chain } => self.commit(*chain).await,
             Statement::Rollback { chain } => self.rollback(*chain),
+            Statement::Savepoint(name) => self.savepoint(name),
+            Statement::RollbackTo(name) => self.rollback_to(name),
+            Statement::Release(name) => self.release(name),
             Statement::SetTransaction { modes, session } => self.set_transaction(modes, *session),
             Statement::Set(set) => self.set(&set.name, &set.value, set.local),
             Statement::Reset(name) => self.reset(name.as_deref()),
@@ -472,7 +505,7 @@ impl Session {
     /// VACUUM stands alone, as in PostgreSQL; ANALYZE need not.
     fn refuse_in_block(&self, tag: &str) -> Result<()> {
         match (tag, self.transaction_status()) {
-            ("VACUUM", write::Status::InTransaction) => self.refuse_in_transaction(tag),
+            ("VACUUM", transaction::Status::InTransaction) => self.refuse_in_transaction(tag),
             _ => Ok(()),
         }
     }
@@ -491,6 +524,12 @@ impl Session {
 fn catalog_reported(settings: &Settings) -> Vec<&'static str> {
     settings.reported().map(|(n, _)| n).collect()
 }
+
+/// How often a statement is planned again because the catalog changes under it.
+const REPLANS_MAX: usize = 100;
+
+/// A version that no catalog has: the plan is made again for each execution.
+const NEVER: u64 = u64::MAX;
 
 /// Whether a plan may be kept: the clock, the session and the system tables are read when planning.
 fn lasts(text: &str, plan: &QueryPlan) -> bool {

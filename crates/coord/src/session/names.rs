@@ -12,6 +12,7 @@ use query::relation_provider;
 use query::system::SystemCatalog;
 use sql::{Content, Name, RelationKind, Resolver};
 
+use super::private::PrivateCatalog;
 use crate::engine::Engine;
 
 /// `pg_attribute.atttypmod` of character types is the length plus this.
@@ -30,6 +31,8 @@ pub struct SessionNames<'a> {
     scope: Scope,
     /// Absent for standing queries: they do not read system catalogs.
     system: Option<&'a SystemCatalog>,
+    /// What the session's transaction has done to the catalog.
+    private: Option<&'a PrivateCatalog>,
 }
 
 impl<'a> SessionNames<'a> {
@@ -39,7 +42,12 @@ impl<'a> SessionNames<'a> {
         scope: Scope,
         system: Option<&'a SystemCatalog>,
     ) -> SessionNames<'a> {
-        SessionNames { engine, catalog, scope, system }
+        SessionNames { engine, catalog, scope, system, private: None }
+    }
+
+    pub fn with_private(mut self, private: Option<&'a PrivateCatalog>) -> SessionNames<'a> {
+        self.private = private;
+        self
     }
 
     /// The catalog's relation as the planner sees it; sinks cannot be read or written.
@@ -47,14 +55,25 @@ impl<'a> SessionNames<'a> {
         let (kind, content) = match &relation.definition {
             Definition::View(query) => (RelationKind::View, Content::Definition(query.sql.clone())),
             Definition::Sink(_) => return None,
+            // A view whose job has not started has no rows yet: a statement that runs now reads its query.
+            Definition::MaterializedView(query)
+                if self.system.is_some() && self.private.is_some_and(|p| p.pending_view(relation.oid).is_some()) =>
+            {
+                (RelationKind::MaterializedView, Content::Definition(query.sql.clone()))
+            }
             other => {
                 let kind = match other {
                     Definition::Table(_) => RelationKind::Table,
                     Definition::Source(_) => RelationKind::Source,
                     _ => RelationKind::MaterializedView,
                 };
-                let key = self.engine.index_key(relation.oid);
-                let provider = relation_provider(self.engine.relation_source(relation), key);
+                let traits = self.private.and_then(|p| p.pending_view(relation.oid));
+                let table = self.private.and_then(|p| p.table(relation.oid));
+                let key = match table {
+                    Some(table) => table.store.key().map(<[usize]>::to_vec),
+                    None => self.engine.index_key(relation.oid),
+                };
+                let provider = relation_provider(self.engine.relation_source(relation, traits), key);
                 (kind, Content::Scan(provider_as_source(Arc::new(provider))))
             }
         };
@@ -78,6 +97,7 @@ impl<'a> SessionNames<'a> {
             name: relation.name.clone(),
             columns,
             primary_key: relation.primary_key().to_vec(),
+            key_name: relation.table().and_then(|t| t.key.as_ref()).map(|k| k.name.clone()),
             content,
         })
     }
@@ -101,6 +121,7 @@ impl Resolver for SessionNames<'_> {
                 name: name.name.clone(),
                 columns,
                 primary_key: Vec::new(),
+                key_name: None,
                 content: Content::Scan(provider_as_source(table)),
             });
         }

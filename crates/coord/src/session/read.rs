@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use catalog::Catalog;
 use datafusion::common::ScalarValue;
 use datafusion::execution::context::SessionState;
-use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
+use flow::{Epoch, Error, RelationId, Result, SqlState};
 use futures::StreamExt;
 use query::system::{SessionInfo, SystemCatalog};
 use query::{PointRead, ReadView, RelationRows};
-use runtime::ops::consolidate;
 use sql::planner::Settings;
 use sql::statement::Query;
 use sql::{Planner, QueryPlan};
@@ -22,6 +22,7 @@ use super::names::{SessionNames, scanned};
 use super::{Outcome, Session, planning, rows_outcome};
 use crate::engine::Engine;
 use crate::status::EngineStatus;
+use crate::table::{OwnReader, Table};
 
 /// What one statement reads: every relation at one epoch, with the transaction's own writes on top.
 pub struct StatementView {
@@ -29,21 +30,23 @@ pub struct StatementView {
     pub epoch: Epoch,
     /// Keeps the epoch readable while rows are being read.
     pub pin: Option<Arc<Pin>>,
-    /// Tables read at their head: those that the statement writes.
-    pub heads: BTreeSet<RelationId>,
-    /// Tables with uncommitted changes of this transaction, as whole contents.
-    pub replaced: HashMap<RelationId, Vec<RecordBatch>>,
+    /// The tables that the statement was planned for.
+    tables: HashMap<RelationId, Arc<Table>>,
+    /// The table that the statement writes, which is read at its head.
+    head: Option<RelationId>,
+    /// What the transaction has changed.
+    own: HashMap<RelationId, OwnReader>,
 }
 
 impl ReadView for StatementView {
     fn rows(&self, relation: RelationId) -> Result<RelationRows> {
-        if let Some(batches) = self.replaced.get(&relation) {
-            return Ok(RelationRows::Batches(batches.clone()));
-        }
-        if let Some(table) = self.engine.table(relation) {
-            let head = self.heads.contains(&relation);
+        if let Some(table) = self.tables.get(&relation) {
+            let head = self.head == Some(relation);
             let snapshot = if head { table.store.head()? } else { table.store.snapshot(self.epoch)? };
-            return Ok(RelationRows::Snapshot(snapshot));
+            return match self.own.get(&relation) {
+                Some(own) => own.over(snapshot),
+                None => Ok(RelationRows::Snapshot(snapshot)),
+            };
         }
         if let Some(source) = self.engine.sources.get(relation) {
             // A source that no view reads is read as it is now.
@@ -104,7 +107,7 @@ impl Session {
         catalog: &Catalog,
     ) -> Result<QueryPlan> {
         let system = self.system_catalog(catalog);
-        let names = SessionNames::new(&self.engine, catalog, self.scope(), Some(&system));
+        let names = self.names(catalog, Some(&system));
         let planner = Planner::new(&names, self.planning())?;
         if !asks_system(query, source) {
             return planner.query(query, source, declared);
@@ -120,31 +123,48 @@ impl Session {
         Ok(plan)
     }
 
-    /// Waits for what a read of `relations` must see, then fixes its epoch.
-    pub(super) async fn view(&mut self, relations: &BTreeSet<RelationId>) -> Result<StatementView> {
+    /// How names are looked up in `catalog`, which is this session's.
+    pub(super) fn names<'a>(&'a self, catalog: &'a Catalog, system: Option<&'a SystemCatalog>) -> SessionNames<'a> {
+        SessionNames::new(&self.engine, catalog, self.scope(), system).with_private(self.private())
+    }
+
+    /// The error of a statement whose plan has been overtaken by DDL; [`Session::execute`] plans it again.
+    pub(super) fn has_changed(&self) -> Error {
+        self.stale.store(true, Ordering::Relaxed);
+        Error::new(SqlState::SerializationFailure, "the catalog has changed while the statement was planned")
+            .with_hint("Run the statement again.")
+    }
+
+    /// Waits for what a read of `relations` must see, then fixes its epoch. `head` is the table that the statement writes.
+    pub(super) async fn view(
+        &mut self,
+        relations: &BTreeSet<RelationId>,
+        head: Option<RelationId>,
+    ) -> Result<StatementView> {
         for relation in relations {
-            if self.engine.table(*relation).is_none() {
+            if self.table(*relation).is_none() {
                 self.engine.wait_ready(*relation).await?;
             }
         }
-        self.engine.clock.wait_completed(self.written).await?;
+        let seen = self.written.max(self.engine.clock.acknowledged());
+        self.engine.clock.wait_completed(seen).await?;
         let pin = self.transaction_pin();
-        let mut replaced = HashMap::new();
+        let tables = match self.private() {
+            Some(_) => relations.iter().filter_map(|oid| Some((*oid, self.table(*oid)?))).collect(),
+            None => match self.engine.tables_at(self.planned, relations) {
+                Some(tables) => tables,
+                None => return Err(self.has_changed()),
+            },
+        };
+        let mut own = HashMap::new();
         if let Some(writes) = self.uncommitted() {
             for relation in relations {
-                let Some(changes) = writes.get(*relation).map(|w| w.changes()).filter(|c| !c.is_empty()) else {
-                    continue;
-                };
-                replaced.insert(*relation, with_changes(&self.engine, *relation, changes)?);
+                if let Some(writes) = writes.get(*relation).filter(|w| !w.is_unchanged()) {
+                    own.insert(*relation, writes.reader());
+                }
             }
         }
-        Ok(StatementView {
-            engine: Arc::clone(&self.engine),
-            epoch: pin.epoch(),
-            pin: Some(pin),
-            heads: BTreeSet::new(),
-            replaced,
-        })
+        Ok(StatementView { engine: Arc::clone(&self.engine), epoch: pin.epoch(), pin: Some(pin), tables, head, own })
     }
 
     /// `long`: planning it may take long.
@@ -157,8 +177,8 @@ impl Session {
     ) -> Result<Outcome> {
         if let Some(point) = point {
             let relations = BTreeSet::from([point.relation]);
-            let view = self.view(&relations).await?;
-            if !view.replaced.contains_key(&point.relation) {
+            let view = self.view(&relations, None).await?;
+            if !view.own.contains_key(&point.relation) {
                 let row = point.read(parameters, &view)?;
                 let row = conform(row, &plan.schema)?;
                 return Ok(rows_outcome(Arc::clone(&plan.schema), vec![row], "SELECT", true));
@@ -167,7 +187,7 @@ impl Session {
         let declared = Arc::clone(&plan.schema);
         let plan = plan.bind(values(parameters)?)?;
         let relations = scanned(&plan)?;
-        let view = self.view(&relations).await?;
+        let view = self.view(&relations, None).await?;
         let pin = view.pin.clone();
         let state = self.statement_state();
         let plan = planning::compute(long, || query::optimize(&state, &plan))?;
@@ -202,9 +222,9 @@ impl Session {
 
     /// The value of an expression without columns: one row.
     pub(super) fn constant(&self, expr: &sql::statement::Expr, source: &str, data_type: &DataType) -> Result<ArrayRef> {
-        let catalog = self.engine.catalog();
+        let catalog = self.catalog();
         let system = self.system_catalog(&catalog);
-        let names = SessionNames::new(&self.engine, &catalog, self.scope(), Some(&system));
+        let names = self.names(&catalog, Some(&system));
         let value = Planner::new(&names, self.planning())?.constant(expr, source, data_type)?;
         value.to_array_of_size(1).map_err(plan::error::from_datafusion_error)
     }
@@ -216,20 +236,6 @@ fn asks_system(query: &Query, source: &str) -> bool {
     let named =
         ["pg_", "::reg", "information_schema", "current_schema", "any(", "any ("].iter().any(|m| text.contains(m));
     named && (query::system::rewrite::reads_system(query) || text.contains("pg_") || text.contains("::reg"))
-}
-
-/// A table's contents for a transaction that has changed it.
-pub fn with_changes(engine: &Engine, relation: RelationId, changes: &[ChangeBatch]) -> Result<Vec<RecordBatch>> {
-    let table = engine.table(relation).ok_or_else(|| Error::internal("a changed table is gone"))?;
-    let mut all: Vec<ChangeBatch> =
-        table.store.head()?.scan(None, 8192)?.map(|b| b.map(ChangeBatch::insert)).collect::<Result<_>>()?;
-    all.extend(changes.iter().cloned());
-    let net = consolidate(all, table.store.schema())?;
-    let mut indices = Vec::with_capacity(net.num_rows());
-    for row in 0..net.num_rows() {
-        (0..net.weight(row).max(0)).for_each(|_| indices.push(row as u32));
-    }
-    Ok(vec![net.take(&arrow::array::UInt32Array::from(indices))?.rows])
 }
 
 /// Parameters as the planner binds them.

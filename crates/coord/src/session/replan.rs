@@ -33,7 +33,10 @@ impl Replanner for StoredQueries {
         let text = match (&relation.definition, query) {
             (_, Some(query)) => query.sql.clone(),
             (catalog::Definition::Sink(sink), None) => match &sink.input {
-                catalog::SinkInput::Relation(input) => format!("SELECT * FROM \"#{input}\""),
+                catalog::SinkInput::Relation(input) => {
+                    // As many columns as the input had when the sink was made.
+                    format!("SELECT * FROM \"#{input}:{}\"", relation.columns.len())
+                }
                 catalog::SinkInput::Query(query) => query.sql.clone(),
             },
             _ => return Err(Error::internal("a relation without a query has no job")),

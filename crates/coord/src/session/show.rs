@@ -10,7 +10,6 @@ use plan::process::Terminal;
 use sql::planner::Settings;
 use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Query, Show, ShowKind, Statement};
 
-use super::names::SessionNames;
 use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
 
@@ -60,7 +59,7 @@ impl Session {
     }
 
     fn show_rows(&self, show: &Show) -> Result<Cells> {
-        let catalog = self.engine.catalog();
+        let catalog = self.catalog();
         let scope = self.scope();
         let text = |s: &str| Some(s.to_string());
         match show {
@@ -221,12 +220,12 @@ impl Session {
             },
             other => return Err(Error::unsupported(format!("EXPLAIN of {} is not supported", other.tag()))),
         };
-        let catalog = self.engine.catalog();
+        let catalog = self.catalog();
         let table_layer = explain.layer == ExplainLayer::Table;
         let planned = if ad_hoc && table_layer {
             self.plan_query(query, &parsed.source, &[], &catalog)?
         } else {
-            let names = SessionNames::new(&self.engine, &catalog, self.scope(), None);
+            let names = self.names(&catalog, None);
             sql::Planner::new(&names, Settings::standing(STANDING_ZONE))?.query(query, &parsed.source, &[])?
         };
         use plan::explain as layers;

@@ -1,43 +1,25 @@
-//! Transactions and DML.
+//! DML: INSERT, UPDATE, DELETE, TRUNCATE, and the rows of COPY.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, filter_record_batch, interleave_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Int64Type, Schema, SchemaRef};
 use catalog::{Catalog, OnConflict, Relation};
+use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
+use flow::keys::KeyEncoder;
 use flow::{Error, RelationId, Result, SqlState};
-use sql::statement::{Isolation, Name, Parsed, Statement, TransactionModes};
-use sql::{DeletePlan, InsertPlan, Planner, Returning, UpdatePlan};
-use state::Pin;
+use sql::statement::{Name, Parsed, Statement};
+use sql::{ConflictPlan, ConflictUpdatePlan, DeletePlan, InsertPlan, Joined, Planner, Returning, UpdatePlan};
 
-use super::names::{SessionNames, scanned, writable};
+use super::names::{scanned, writable};
 use super::read::{conform, values};
 use super::{Outcome, Session, rows_outcome};
-use crate::table::WriteSet;
-
-/// Whether statements stand alone or belong together.
-pub enum Transaction {
-    None,
-    /// Statements of one query string or pipeline.
-    Implicit(Open),
-    /// BEGIN … COMMIT.
-    Explicit(Open),
-    /// After an error in BEGIN … COMMIT.
-    Failed(Open),
-}
-
-/// An open transaction.
-#[derive(Default)]
-pub struct Open {
-    pin: Option<Arc<Pin>>,
-    writes: WriteSet,
-    read_only: bool,
-    /// Settings to put back at the end: (name, value before if it had one, also after a commit).
-    settings: Vec<(String, Option<String>, bool)>,
-}
+use crate::table::{Refused, Table, TableWrites};
 
 /// A planned INSERT, UPDATE or DELETE.
 pub struct WritePlan {
@@ -46,6 +28,7 @@ pub struct WritePlan {
 }
 
 enum WriteKind {
+    /// The conflict behaviour holds unless the plan says DO UPDATE.
     Insert(InsertPlan, OnConflict),
     Update(UpdatePlan),
     Delete(DeletePlan),
@@ -97,254 +80,7 @@ impl WritePlan {
     }
 }
 
-/// How a transaction appears to the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    Idle,
-    InTransaction,
-    Failed,
-}
-
 impl Session {
-    pub fn transaction_status(&self) -> Status {
-        match self.transaction {
-            Transaction::None | Transaction::Implicit(_) => Status::Idle,
-            Transaction::Explicit(_) => Status::InTransaction,
-            Transaction::Failed(_) => Status::Failed,
-        }
-    }
-
-    pub(super) fn in_transaction(&self) -> bool {
-        !matches!(self.transaction, Transaction::None)
-    }
-
-    fn open(&mut self) -> Option<&mut Open> {
-        match &mut self.transaction {
-            Transaction::None => None,
-            Transaction::Implicit(open) | Transaction::Explicit(open) | Transaction::Failed(open) => Some(open),
-        }
-    }
-
-    pub(super) fn uncommitted(&self) -> Option<&WriteSet> {
-        match &self.transaction {
-            Transaction::None => None,
-            Transaction::Implicit(open) | Transaction::Explicit(open) | Transaction::Failed(open) => Some(&open.writes),
-        }
-    }
-
-    /// The epoch that a read sees: one for a whole transaction, else the newest.
-    pub(super) fn transaction_pin(&mut self) -> Arc<Pin> {
-        let engine = Arc::clone(&self.engine);
-        match self.open() {
-            Some(open) => Arc::clone(open.pin.get_or_insert_with(|| Arc::new(engine.pin()))),
-            None => Arc::new(engine.pin()),
-        }
-    }
-
-    pub(super) fn check_read_only(&self, statement: &Statement) -> Result<()> {
-        let read_only = match &self.transaction {
-            Transaction::Explicit(open) | Transaction::Implicit(open) => open.read_only,
-            _ => false,
-        } || self.settings.flag("default_transaction_read_only")
-            && !matches!(self.transaction, Transaction::Explicit(_));
-        let writes = matches!(
-            statement,
-            Statement::Insert(_)
-                | Statement::Update(_)
-                | Statement::Delete(_)
-                | Statement::Truncate(_)
-                | Statement::CreateTable(_)
-                | Statement::CreateSource(_)
-                | Statement::CreateSink(_)
-                | Statement::CreateView(_)
-                | Statement::CreateSchema { .. }
-                | Statement::CreateDatabase { .. }
-                | Statement::Drop(_)
-                | Statement::Alter(_)
-                | Statement::Comment(_)
-        ) || matches!(statement, Statement::Copy(c) if c.direction == sql::statement::CopyDirection::FromStdin);
-        if read_only && writes {
-            return Err(Error::new(
-                SqlState::ReadOnlyTransaction,
-                format!("cannot execute {} in a read-only transaction", statement.tag()),
-            ));
-        }
-        Ok(())
-    }
-
-    /// An error inside BEGIN … COMMIT: only its end is accepted from here on, and its writes are void.
-    pub fn fail_transaction(&mut self) {
-        self.wanted.lock().clear();
-        self.transaction = match std::mem::replace(&mut self.transaction, Transaction::None) {
-            Transaction::Explicit(open) => {
-                // Locks are released at once; nothing of it can be committed any more.
-                Transaction::Failed(Open { settings: open.settings, ..Open::default() })
-            }
-            other => other,
-        };
-        self.cursors.retain(|_, c| c.hold);
-    }
-
-    pub fn begin_implicit(&mut self) {
-        if matches!(self.transaction, Transaction::None) {
-            self.transaction = Transaction::Implicit(Open::default());
-        }
-    }
-
-    pub async fn end_implicit(&mut self, commit: bool) -> Result<()> {
-        match commit {
-            true => self.apply_wanted_settings(),
-            false => self.wanted.lock().clear(),
-        }
-        if !matches!(self.transaction, Transaction::Implicit(_)) {
-            return Ok(());
-        }
-        let Transaction::Implicit(open) = std::mem::replace(&mut self.transaction, Transaction::None) else {
-            return Ok(());
-        };
-        self.cursors.retain(|_, c| c.hold);
-        self.end(open, commit).await
-    }
-
-    pub(super) fn begin(&mut self, modes: &TransactionModes) -> Result<Outcome> {
-        match std::mem::replace(&mut self.transaction, Transaction::None) {
-            Transaction::None => self.transaction = Transaction::Explicit(Open::default()),
-            Transaction::Implicit(open) => self.transaction = Transaction::Explicit(open),
-            other => {
-                self.transaction = other;
-                self.warn("25001", "there is already a transaction in progress");
-            }
-        }
-        self.set_modes(modes)?;
-        Ok(Outcome::Done("BEGIN".into()))
-    }
-
-    fn set_modes(&mut self, modes: &TransactionModes) -> Result<()> {
-        // Every level is at least snapshot isolation here, which fulfils what the weaker ones promise.
-        if modes.isolation == Some(Isolation::Serializable) {
-            self.notice("transactions run with snapshot isolation");
-        }
-        if let (Some(read_only), Some(open)) = (modes.read_only, self.open()) {
-            open.read_only = read_only;
-        }
-        Ok(())
-    }
-
-    pub(super) fn set_transaction(&mut self, modes: &TransactionModes, session: bool) -> Result<Outcome> {
-        if session {
-            if let Some(read_only) = modes.read_only {
-                self.settings.set("default_transaction_read_only", if read_only { "on" } else { "off" })?;
-            }
-        } else if self.in_transaction() {
-            self.set_modes(modes)?;
-        } else {
-            self.warn("25P01", "SET TRANSACTION can only be used in transaction blocks");
-        }
-        Ok(Outcome::Done("SET".into()))
-    }
-
-    pub(super) async fn commit(&mut self, chain: bool) -> Result<Outcome> {
-        match std::mem::replace(&mut self.transaction, Transaction::None) {
-            Transaction::None => {
-                self.warn("25P01", "there is no transaction in progress");
-                Ok(Outcome::Done("COMMIT".into()))
-            }
-            Transaction::Failed(open) => {
-                self.restore_settings(open, false);
-                self.next_in_chain(chain);
-                Ok(Outcome::Done("ROLLBACK".into()))
-            }
-            Transaction::Implicit(open) => {
-                self.warn("25P01", "there is no transaction in progress");
-                self.end(open, true).await?;
-                Ok(Outcome::Done("COMMIT".into()))
-            }
-            Transaction::Explicit(open) => {
-                self.cursors.retain(|_, c| c.hold);
-                self.end(open, true).await?;
-                self.next_in_chain(chain);
-                Ok(Outcome::Done("COMMIT".into()))
-            }
-        }
-    }
-
-    fn next_in_chain(&mut self, chain: bool) {
-        if chain {
-            self.transaction = Transaction::Explicit(Open::default());
-        }
-    }
-
-    pub(super) fn rollback(&mut self, chain: bool) -> Result<Outcome> {
-        match std::mem::replace(&mut self.transaction, Transaction::None) {
-            Transaction::None => self.warn("25P01", "there is no transaction in progress"),
-            Transaction::Implicit(open) => {
-                self.warn("25P01", "there is no transaction in progress");
-                self.restore_settings(open, false);
-            }
-            Transaction::Explicit(open) | Transaction::Failed(open) => {
-                self.restore_settings(open, false);
-                self.next_in_chain(chain);
-            }
-        }
-        self.cursors.retain(|_, c| c.hold);
-        Ok(Outcome::Done("ROLLBACK".into()))
-    }
-
-    pub(super) fn remember_setting(&mut self, name: &str, before: Option<String>, local: bool) {
-        if let Some(open) = self.open() {
-            open.settings.push((name.to_string(), before, local));
-        }
-    }
-
-    fn restore_settings(&mut self, open: Open, committed: bool) {
-        for (name, before, local) in open.settings.into_iter().rev() {
-            if local || !committed {
-                // The value was accepted before.
-                let _ = match before {
-                    Some(before) => self.settings.set(&name, &before).map(|_| ()),
-                    None => self.settings.reset(&name),
-                };
-                self.note_changed(&name);
-            }
-        }
-    }
-
-    async fn end(&mut self, mut open: Open, commit: bool) -> Result<()> {
-        let writes = std::mem::take(&mut open.writes);
-        open.pin = None;
-        self.restore_settings(open, commit);
-        if commit { self.commit_writes(writes).await } else { Ok(()) }
-    }
-
-    async fn commit_writes(&mut self, writes: WriteSet) -> Result<()> {
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let engine = &self.engine;
-        let epoch = writes.commit(&engine.clock, &engine.log, &engine.budget, engine.floor())?;
-        if let Some(epoch) = epoch {
-            self.written = self.written.max(epoch);
-            self.engine.clock.wait_durable(epoch).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes the transaction's write set, or a fresh one for a statement that stands alone.
-    fn take_writes(&mut self) -> WriteSet {
-        self.open().map(|o| std::mem::take(&mut o.writes)).unwrap_or_default()
-    }
-
-    /// Puts the write set back, or commits it when the statement stands alone.
-    async fn return_writes(&mut self, writes: WriteSet) -> Result<()> {
-        match self.open() {
-            Some(open) => {
-                open.writes = writes;
-                Ok(())
-            }
-            None => self.commit_writes(writes).await,
-        }
-    }
-
     pub(super) fn plan_write(
         &self,
         parsed: &Parsed,
@@ -352,7 +88,7 @@ impl Session {
         catalog: &Catalog,
     ) -> Result<WritePlan> {
         let system = self.system_catalog(catalog);
-        let names = SessionNames::new(&self.engine, catalog, self.scope(), Some(&system));
+        let names = self.names(catalog, Some(&system));
         let planner = Planner::new(&names, self.planning())?;
         let source = parsed.source.as_ref();
         let find = |table: &sql::Relation| {
@@ -363,7 +99,11 @@ impl Session {
                 let plan = planner.insert(insert, source, declared)?;
                 let relation = find(&plan.table)?;
                 let declared_conflict = relation.table().map_or(OnConflict::Error, |t| t.on_conflict);
-                let on_conflict = if plan.do_nothing { OnConflict::DoNothing } else { declared_conflict };
+                let on_conflict = match plan.on_conflict {
+                    Some(ConflictPlan::DoNothing) => OnConflict::DoNothing,
+                    Some(ConflictPlan::Update(_)) => OnConflict::Error,
+                    None => declared_conflict,
+                };
                 Ok(WritePlan { relation, kind: WriteKind::Insert(plan, on_conflict) })
             }
             Statement::Update(update) => {
@@ -378,8 +118,14 @@ impl Session {
         }
     }
 
+    /// The sink that writes into a table, as this session sees it.
+    pub(super) fn sink_into(&self, table: RelationId) -> Option<Arc<Relation>> {
+        let into = |r: &&Arc<Relation>| matches!(&r.definition, catalog::Definition::Sink(s) if s.into == Some(table));
+        self.catalog().relations().find(into).cloned()
+    }
+
     fn refuse_sink_target(&self, relation: &Relation) -> Result<()> {
-        match self.engine.sink_into(relation.oid) {
+        match self.sink_into(relation.oid) {
             None => Ok(()),
             Some(sink) => Err(Error::new(
                 SqlState::ObjectNotInPrerequisiteState,
@@ -391,135 +137,311 @@ impl Session {
 
     pub(super) async fn run_write(&mut self, write: &WritePlan, parameters: &[ArrayRef]) -> Result<Outcome> {
         self.refuse_sink_target(&write.relation)?;
-        let mut writes = self.take_writes();
-        match self.write(&mut writes, write, parameters).await {
-            Ok(outcome) => {
-                self.return_writes(writes).await?;
-                Ok(outcome)
-            }
-            Err(error) => {
-                // A failed statement leaves an implicit or explicit transaction to its end, which will be a rollback;
-                // a partly filled write set must not survive it.
-                drop(writes);
-                Err(error)
+        let values = values(parameters)?;
+        self.begin_single();
+        let outcome = self.write_until_free(write, &values).await;
+        self.end_single(outcome.is_ok()).await?;
+        outcome
+    }
+
+    /// Runs a write again until nobody else's lock is in its way.
+    async fn write_until_free(&mut self, write: &WritePlan, values: &[ScalarValue]) -> Result<Outcome> {
+        let relation = &write.relation;
+        let table = self.table(relation.oid).ok_or_else(|| self.has_changed())?;
+        loop {
+            let mark = self.writes()?.mark();
+            let latch = table.latch().await;
+            match self.write(&table, write, values).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(refused) => {
+                    // A failed statement has changed nothing, whatever becomes of its transaction.
+                    self.writes()?.undo(&mark);
+                    drop(latch);
+                    match refused {
+                        Refused::Failed(error) => return Err(error),
+                        Refused::Busy(busy) => self.wait(busy).await?,
+                    }
+                }
             }
         }
     }
 
-    async fn write(&mut self, writes: &mut WriteSet, write: &WritePlan, parameters: &[ArrayRef]) -> Result<Outcome> {
+    /// Begins to write a table, which must still be the one that the statement was planned for.
+    fn open_table(&mut self, table: &Arc<Table>, relation: &Arc<Relation>) -> Result<(), Refused> {
+        self.writes()?.open(table, relation)?;
+        // Nobody can change the table from here on, but somebody may have until now.
+        match self.table(relation.oid) {
+            Some(now) if Arc::ptr_eq(&now, table) => Ok(()),
+            _ => Err(self.has_changed().into()),
+        }
+    }
+
+    /// One attempt of a write, under the latch of its table.
+    async fn write(
+        &mut self,
+        table: &Arc<Table>,
+        write: &WritePlan,
+        values: &[ScalarValue],
+    ) -> Result<Outcome, Refused> {
         let relation = &write.relation;
-        let table = self.engine.table(relation.oid).ok_or_else(|| Error::internal("table without storage"))?;
-        let timeout = self.lock_timeout();
-        // The lock comes first: what the statement reads of its target is the head.
-        writes.writes(&table, relation, timeout).await?;
-        let values = values(parameters)?;
-        let rows = self.run_locked(writes, write.bind(&values)?, relation.oid).await?;
+        self.open_table(table, relation)?;
+        let rows = self.run_at_head(write.bind(values)?, relation.oid).await?;
         let schema = Arc::clone(table.store.schema());
-        let target = writes.writes(&table, relation, timeout).await?;
-        let (count, affected) = match &write.kind {
+        let oid = relation.oid;
+        let width = relation.columns.len();
+        // The affected rows, then what was joined to them.
+        let affected: Vec<Vec<RecordBatch>> = match &write.kind {
+            WriteKind::Insert(InsertPlan { on_conflict: Some(ConflictPlan::Update(update)), .. }, _) => {
+                vec![self.upsert(table, write, update, rows, values).await?]
+            }
             WriteKind::Insert(_, on_conflict) => {
-                let mut count = 0;
-                for rows in &rows {
-                    count += target.insert(conform(rows.clone(), &schema)?, *on_conflict)?;
+                let mut inserted = Vec::new();
+                for rows in rows {
+                    let rows = conform(rows, &schema)?;
+                    let kept = self.writes()?.insert(oid, rows.clone(), *on_conflict)?;
+                    let all = kept.len() == rows.num_rows();
+                    inserted.push(if all { rows } else { take_record_batch(&rows, &UInt32Array::from(kept))? });
                 }
-                (count, rows)
+                vec![inserted]
             }
-            WriteKind::Delete(_) => {
-                let mut count = 0;
+            WriteKind::Delete(plan) => {
+                let rows = distinct_targets(rows, relation, plan.joined.as_ref())?;
+                let old: Vec<usize> = (0..width).collect();
+                let mut deleted = Vec::new();
                 for rows in &rows {
-                    count += target.delete(conform(rows.clone(), &schema)?)?;
+                    let rows = conform(rows.project(&old)?, &schema)?;
+                    self.writes()?.delete(oid, rows.clone())?;
+                    deleted.push(rows);
                 }
-                (count, rows)
+                with_joined(deleted, &rows, plan.joined.as_ref())?
             }
-            WriteKind::Update(_) => {
-                let width = relation.columns.len();
+            WriteKind::Update(plan) => {
+                let rows = distinct_targets(rows, relation, plan.joined.as_ref())?;
                 let (old, new): (Vec<usize>, Vec<usize>) = (0..2 * width).partition(|c| *c < width);
-                let mut count = 0;
                 for rows in &rows {
-                    count += target.delete(conform(rows.project(&old)?, &schema)?)?;
+                    self.writes()?.delete(oid, conform(rows.project(&old)?, &schema)?)?;
                 }
                 let mut updated = Vec::new();
                 for rows in &rows {
                     let rows = conform(rows.project(&new)?, &schema)?;
-                    target.insert(rows.clone(), OnConflict::Error)?;
+                    self.writes()?.insert(oid, rows.clone(), OnConflict::Error)?;
                     updated.push(rows);
                 }
-                (count, updated)
+                with_joined(updated, &rows, plan.joined.as_ref())?
             }
         };
+        let count: usize = affected[0].iter().map(RecordBatch::num_rows).sum();
         let Some(returning) = write.returning() else {
             return Ok(Outcome::Done(format!("{} {count}", write.tag())));
         };
-        let affected = affected.into_iter().map(|b| under(&b, &schema)).collect::<Result<Vec<_>>>()?;
-        let table =
-            MemTable::try_new(Arc::clone(&schema), vec![affected]).map_err(plan::error::from_datafusion_error)?;
-        let plan = returning.over(Arc::new(table), &values)?;
+        let mut sources: Vec<Arc<dyn TableProvider>> = Vec::with_capacity(affected.len());
+        let single = affected.len() == 1;
+        for (part, batches) in affected.into_iter().enumerate() {
+            let declared = if part == 0 {
+                Arc::clone(&schema)
+            } else {
+                batches.first().map_or_else(|| Arc::new(Schema::empty()), |b| b.schema())
+            };
+            let mut rows =
+                concat_batches(&declared, &batches.iter().map(|b| under(b, &declared)).collect::<Result<Vec<_>>>()?)?;
+            if !single {
+                rows = sql::dml::with_number(&declared, rows.columns().to_vec(), rows.num_rows())?;
+            }
+            sources.push(memory(vec![rows])?);
+        }
+        let plan = returning.over(&sources, values)?;
         let relations = scanned(&plan)?;
-        let view = self.view(&relations).await?;
+        let view = self.view(&relations, None).await?;
         let (_, rows) = query::collect(&self.statement_state(), &plan, Arc::new(view)).await?;
         let rows = rows.into_iter().map(|b| conform(b, &returning.schema)).collect::<Result<Vec<_>>>()?;
         Ok(rows_outcome(Arc::clone(&returning.schema), rows, write.tag(), true))
     }
 
+    /// INSERT … ON CONFLICT DO UPDATE of `proposed`; gives the rows inserted and updated, in their order.
+    async fn upsert(
+        &mut self,
+        table: &Arc<Table>,
+        write: &WritePlan,
+        update: &ConflictUpdatePlan,
+        proposed: Vec<RecordBatch>,
+        values: &[ScalarValue],
+    ) -> Result<Vec<RecordBatch>, Refused> {
+        let relation = &write.relation;
+        let oid = relation.oid;
+        let schema = Arc::clone(table.store.schema());
+        let proposed = proposed.into_iter().map(|b| conform(b, &schema)).collect::<Result<Vec<_>>>()?;
+        let nullable = nullable(&schema);
+        let proposed = concat_batches(&nullable, &proposed)?;
+        let clashes = self.writes()?.clashes(oid, &proposed, &mut HashSet::new())?;
+        let mut clashing = clashes.positions.iter().copied().peekable();
+        let fresh: Vec<u32> =
+            (0..proposed.num_rows() as u32).filter(|row| clashing.next_if_eq(row).is_none()).collect();
+        let inserted = take_record_batch(&proposed, &UInt32Array::from(fresh.clone()))?;
+        self.writes()?.insert(oid, inserted.clone(), OnConflict::Error)?;
+        if clashes.positions.is_empty() {
+            return Ok(vec![inserted]);
+        }
+        let pairs = clashes.positions.len();
+        let wanted = take_record_batch(&proposed, &UInt32Array::from(clashes.positions.clone()))?;
+        let existing = memory(vec![sql::dml::with_number(&schema, clashes.existing.clone(), pairs)?])?;
+        let excluded = memory(vec![sql::dml::with_number(&schema, wanted.columns().to_vec(), pairs)?])?;
+        let plan = update.over(existing, excluded, values)?;
+        let rows = self.run_at_head(plan, oid).await?;
+        let columns: Vec<usize> = (1..=relation.columns.len()).collect();
+        let existing = RecordBatch::try_new(Arc::clone(&nullable), clashes.existing)?;
+        let mut numbers = Vec::new();
+        let mut updated = Vec::new();
+        for rows in &rows {
+            let number = rows.column(0).as_primitive_opt::<Int64Type>();
+            let number = number.ok_or_else(|| Error::internal("the pairs of an update have no numbers"))?;
+            numbers.extend(number.values().iter().map(|n| *n as u32));
+            updated.push(conform(rows.project(&columns)?, &schema)?);
+        }
+        let updated = concat_batches(&nullable, &updated)?;
+        let old = take_record_batch(&existing, &UInt32Array::from(numbers.clone()))?;
+        self.writes()?.delete(oid, old)?;
+        self.writes()?.insert(oid, updated.clone(), OnConflict::Error)?;
+        // In the order in which they were proposed.
+        let mut order: Vec<(u32, (usize, usize))> = fresh.iter().enumerate().map(|(i, row)| (*row, (0, i))).collect();
+        let of_pair = |n: &u32| clashes.positions.get(*n as usize).copied().unwrap_or(u32::MAX);
+        order.extend(numbers.iter().enumerate().map(|(i, n)| (of_pair(n), (1, i))));
+        order.sort_unstable();
+        let places: Vec<(usize, usize)> = order.into_iter().map(|(_, place)| place).collect();
+        Ok(vec![interleave_record_batch(&[&inserted, &updated], &places)?])
+    }
+
     /// Runs the reading half of a write: its target at the head with this transaction's changes, everything else at one
     /// epoch.
-    async fn run_locked(
-        &mut self,
-        writes: &WriteSet,
-        plan: LogicalPlan,
-        target: RelationId,
-    ) -> Result<Vec<RecordBatch>> {
+    async fn run_at_head(&mut self, plan: LogicalPlan, target: RelationId) -> Result<Vec<RecordBatch>> {
         let relations = scanned(&plan)?;
-        let mut view = self.view(&relations).await?;
-        view.heads.insert(target);
-        for relation in &relations {
-            if let Some(changed) = writes.get(*relation) {
-                view.heads.insert(*relation);
-                if !changed.changes().is_empty() {
-                    let rows = super::read::with_changes(&self.engine, *relation, changed.changes())?;
-                    view.replaced.insert(*relation, rows);
-                }
-            }
-        }
+        let view = self.view(&relations, Some(target)).await?;
         let (_, rows) = query::collect(&self.statement_state(), &plan, Arc::new(view)).await?;
         Ok(rows)
     }
 
     pub(super) async fn truncate(&mut self, names: &[Name]) -> Result<Outcome> {
-        let catalog = self.engine.catalog();
-        let mut writes = self.take_writes();
+        self.begin_single();
+        let outcome = self.truncate_all(names).await;
+        self.end_single(outcome.is_ok()).await?;
+        outcome?;
+        Ok(Outcome::Done("TRUNCATE TABLE".into()))
+    }
+
+    async fn truncate_all(&mut self, names: &[Name]) -> Result<()> {
+        let catalog = self.catalog();
         for name in names {
             let relation = writable(&catalog, &self.scope(), name)?;
             self.refuse_sink_target(&relation)?;
-            let table = self.engine.table(relation.oid).ok_or_else(|| Error::internal("table without storage"))?;
-            let timeout = self.lock_timeout();
-            let changes = writes.writes(&table, &relation, timeout).await?.changes().to_vec();
-            let rows = super::read::with_changes(&self.engine, relation.oid, &changes)?;
-            let target = writes.writes(&table, &relation, timeout).await?;
-            for rows in rows {
-                target.delete(rows)?;
-            }
+            let table = self.table(relation.oid).ok_or_else(|| self.has_changed())?;
+            // Nobody else may write the table until the end of the transaction.
+            self.own_table(&table).await?;
+            let _latch = table.latch().await;
+            let emptied = self.empty(&table, &relation);
+            emptied.map_err(|refused| match refused {
+                Refused::Failed(error) => error,
+                Refused::Busy(_) => Error::internal("a table that is owned is locked"),
+            })?;
         }
-        self.return_writes(writes).await?;
-        Ok(Outcome::Done("TRUNCATE TABLE".into()))
+        Ok(())
+    }
+
+    fn empty(&mut self, table: &Arc<Table>, relation: &Arc<Relation>) -> Result<(), Refused> {
+        self.open_table(table, relation)?;
+        let writes = self.writes()?;
+        let own = writes.get(relation.oid).map(TableWrites::reader);
+        let head = table.store.head()?;
+        let own = own.ok_or_else(|| Error::internal("a table is written before it is opened"))?;
+        for rows in own.rows(head)? {
+            writes.delete(relation.oid, rows?)?;
+        }
+        Ok(())
     }
 
     /// Adds the rows of a COPY.
     pub(super) async fn insert_rows(&mut self, relation: &Arc<Relation>, batches: Vec<RecordBatch>) -> Result<u64> {
         self.refuse_sink_target(relation)?;
-        let table = self.engine.table(relation.oid).ok_or_else(|| Error::internal("table without storage"))?;
+        self.clear_cancelled();
+        self.begin_single();
+        let outcome = self.insert_until_free(relation, &batches).await;
+        self.end_single(outcome.is_ok()).await?;
+        outcome
+    }
+
+    pub(super) async fn insert_until_free(&mut self, relation: &Arc<Relation>, batches: &[RecordBatch]) -> Result<u64> {
+        let table = self.table(relation.oid).ok_or_else(|| self.has_changed())?;
+        loop {
+            let mark = self.writes()?.mark();
+            let latch = table.latch().await;
+            match self.insert_batches(&table, relation, batches) {
+                Ok(count) => return Ok(count),
+                Err(refused) => {
+                    self.writes()?.undo(&mark);
+                    drop(latch);
+                    match refused {
+                        Refused::Failed(error) => return Err(error),
+                        Refused::Busy(busy) => self.wait(busy).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert_batches(
+        &mut self,
+        table: &Arc<Table>,
+        relation: &Arc<Relation>,
+        batches: &[RecordBatch],
+    ) -> Result<u64, Refused> {
+        self.open_table(table, relation)?;
         let on_conflict = relation.table().map_or(OnConflict::Error, |t| t.on_conflict);
-        let timeout = self.lock_timeout();
-        let mut writes = self.take_writes();
-        let target = writes.writes(&table, relation, timeout).await?;
         let mut count = 0;
         for rows in batches {
             count += rows.num_rows() as u64;
-            target.insert(rows, on_conflict)?;
+            self.writes()?.insert(relation.oid, rows.clone(), on_conflict)?;
         }
-        self.return_writes(writes).await?;
         Ok(count)
     }
+}
+
+/// A table of rows at hand.
+fn memory(rows: Vec<RecordBatch>) -> Result<Arc<dyn TableProvider>> {
+    let schema = rows.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
+    let table = MemTable::try_new(schema, vec![rows]).map_err(plan::error::from_datafusion_error)?;
+    Ok(Arc::new(table))
+}
+
+/// The rows of a join that change their target: of several for one row of the table the first, as in PostgreSQL any.
+fn distinct_targets(rows: Vec<RecordBatch>, relation: &Relation, joined: Option<&Joined>) -> Result<Vec<RecordBatch>> {
+    let Some(joined) = joined else { return Ok(rows) };
+    let identity: Vec<usize> = joined.number.map_or_else(|| relation.primary_key().to_vec(), |number| vec![number]);
+    let mut seen: HashSet<Box<[u8]>> = HashSet::new();
+    let mut distinct = Vec::with_capacity(rows.len());
+    for rows in rows {
+        let columns: Vec<ArrayRef> = identity.iter().map(|c| Arc::clone(rows.column(*c))).collect();
+        let types: Vec<DataType> = columns.iter().map(|c| c.data_type().clone()).collect();
+        let keys = KeyEncoder::new(&types)?.encode(&columns)?;
+        let first: BooleanArray = keys.iter().map(|key| Some(seen.insert(key.data().into()))).collect();
+        distinct.push(filter_record_batch(&rows, &first)?);
+    }
+    Ok(distinct)
+}
+
+/// The affected rows, and for each joined relation its columns of `rows`.
+fn with_joined(
+    affected: Vec<RecordBatch>,
+    rows: &[RecordBatch],
+    joined: Option<&Joined>,
+) -> Result<Vec<Vec<RecordBatch>>> {
+    let mut parts = vec![affected];
+    for range in joined.map_or(&[][..], |j| &j.parts) {
+        let columns: Vec<usize> = range.clone().collect();
+        parts.push(rows.iter().map(|b| Ok(b.project(&columns)?)).collect::<Result<Vec<_>>>()?);
+    }
+    Ok(parts)
+}
+
+fn nullable(schema: &SchemaRef) -> SchemaRef {
+    Arc::new(Schema::new(schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect::<Vec<_>>()))
 }
 
 /// The same columns under the table's own schema.

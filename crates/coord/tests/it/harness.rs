@@ -106,10 +106,12 @@ pub async fn run(session: &mut Session, text: &str) -> Result<Answer> {
     let mut answer = Answer::Tag(String::new());
     for parsed in session.parse(text)? {
         let ran = async {
-            let failed = session.transaction_status() == coord::session::write::Status::Failed;
+            let failed = session.transaction_status() == coord::session::transaction::Status::Failed;
             let ends = matches!(
                 parsed.statement,
-                sql::statement::Statement::Commit { .. } | sql::statement::Statement::Rollback { .. }
+                sql::statement::Statement::Commit { .. }
+                    | sql::statement::Statement::Rollback { .. }
+                    | sql::statement::Statement::RollbackTo(_)
             );
             if failed && !ends {
                 return Err(flow::Error::new(
@@ -127,7 +129,7 @@ pub async fn run(session: &mut Session, text: &str) -> Result<Answer> {
         match ran.await {
             Ok(a) => answer = a,
             Err(e) => {
-                if session.transaction_status() == coord::session::write::Status::InTransaction {
+                if session.transaction_status() == coord::session::transaction::Status::InTransaction {
                     session.fail_transaction();
                 }
                 return Err(e);

@@ -234,14 +234,14 @@ async fn write(
     let engine = &instance.engine;
     let table = engine.table(relation.oid).unwrap();
     let mut set = WriteSet::default();
-    let writes = set.writes(&table, relation, None).await.unwrap();
+    set.open(&table, relation).unwrap();
     if let Some(rows) = delete {
-        writes.delete(rows).unwrap();
+        set.delete(relation.oid, rows).unwrap();
     }
     if let Some(rows) = insert {
-        writes.insert(rows, OnConflict::Error).unwrap();
+        set.insert(relation.oid, rows, OnConflict::Error).unwrap();
     }
-    set.commit(&engine.clock, &engine.log, &engine.budget, engine.floor()).unwrap();
+    set.commit(&engine.clock, &engine.log, &engine.budget, engine.floor(), None).await.unwrap();
 }
 
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.

@@ -15,6 +15,7 @@ use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUD
 use datafusion::physical_expr_common::datum::apply;
 use flow::{Error, SqlState};
 
+use super::chain::Chain;
 use super::{decimal, temporal, type_name};
 
 /// A binary operator on numbers, dates, times and intervals.
@@ -154,6 +155,10 @@ impl Arithmetic {
         Arithmetic { op, signature: Signature::user_defined(Volatility::Immutable) }
     }
 
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
     fn types_of(&self, arguments: &[DataType]) -> Result<Types> {
         let [left, right] = arguments else {
             return plan_err!("operator {} takes two operands", self.op.sign());
@@ -199,9 +204,18 @@ impl ScalarUDFImpl for Arithmetic {
         let [left, right] = args.args.as_slice() else {
             return plan_err!("operator {} takes two operands", self.op.sign());
         };
-        let result = args.return_field.data_type().clone();
-        apply(left, right, |l, r| evaluate(self.op, l, r, &result))
+        apply_to(self.op, left, right, args.return_field.data_type())
     }
+}
+
+/// `left op right` over columns or constants; the operands have the types of [`types`].
+pub(super) fn apply_to(
+    op: Op,
+    left: &ColumnarValue,
+    right: &ColumnarValue,
+    result: &DataType,
+) -> Result<ColumnarValue> {
+    apply(left, right, |l, r| evaluate(op, l, r, result))
 }
 
 /// `(left op right)`, written into one text however deep the operands are.
@@ -210,13 +224,6 @@ fn display(op: Op, args: &[Expr], text: &mut String) {
         text.push_str(op.sign());
         return;
     };
-    let operand = |e: &Expr, text: &mut String| match e {
-        Expr::ScalarFunction(f) => match f.func.inner().downcast_ref::<Arithmetic>() {
-            Some(inner) => display(inner.op, &f.args, text),
-            None => text.push_str(&e.to_string()),
-        },
-        e => text.push_str(&e.to_string()),
-    };
     text.push('(');
     operand(left, text);
     text.push(' ');
@@ -224,6 +231,18 @@ fn display(op: Op, args: &[Expr], text: &mut String) {
     text.push(' ');
     operand(right, text);
     text.push(')');
+}
+
+pub(super) fn operand(e: &Expr, text: &mut String) {
+    if let Expr::ScalarFunction(f) = e {
+        if let Some(inner) = f.func.inner().downcast_ref::<Arithmetic>() {
+            return display(inner.op, &f.args, text);
+        }
+        if let Some(inner) = f.func.inner().downcast_ref::<Chain>() {
+            return inner.display(&f.args, text);
+        }
+    }
+    text.push_str(&e.to_string());
 }
 
 /// `left op right` over whole columns; the operands have the types of [`types`].

@@ -17,7 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 
-use super::{arithmetic, cast, library, single_row};
+use super::{arithmetic, cast, chain, library, single_row};
 use crate::expr::GuardedLogic;
 
 /// Guards the predicates of filters and the expressions of projections.
@@ -81,6 +81,7 @@ fn can_fail(expr: &Arc<dyn PhysicalExpr>) -> Result<bool> {
             library::of(call.fun()).is_some()
                 || name == arithmetic::Negate::NAME
                 || name == single_row::NAME
+                || chain::by_name(name).is_some()
                 || arithmetic::Op::ALL.iter().any(|op| op.sign() == name)
                 || cast::TARGETS.iter().any(|(target, _)| *target == name)
         }))

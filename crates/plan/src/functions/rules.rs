@@ -4,7 +4,6 @@
 //! are rewritten after, so that those which coercion put in are included. Subqueries become joins last. All of it runs before constants are folded.
 //! Running the rules on an analysed plan changes nothing.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, SchemaRef};
@@ -26,7 +25,7 @@ use datafusion::sql::sqlparser::ast::BinaryOperator;
 use super::arithmetic::{Negate, Op};
 use super::overload::Type;
 use super::typing::PostgresTypes;
-use super::{arithmetic, cast, scalar};
+use super::{arithmetic, cast, chain, scalar};
 
 /// DataFusion's analyser with our rules in it.
 pub fn analyzer() -> Analyzer {
@@ -82,7 +81,11 @@ impl ExprPlanner for ArithmeticPlanner {
         if let Some(folded) = fold(op, &left, &right) {
             return Ok(PlannerResult::Planned(folded));
         }
-        match call(op.sign(), vec![named(left), named(right)]) {
+        let (left, right) = match chain::grow(op, left, right, schema) {
+            Ok(grown) => return Ok(PlannerResult::Planned(grown)),
+            Err(operands) => operands,
+        };
+        match call(op.sign(), vec![left, right]) {
             Some(call) => Ok(PlannerResult::Planned(call)),
             None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),
         }
@@ -125,7 +128,18 @@ fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerRes
             let error = super::overload::no_operator(if name == "power" { "^" } else { name }, &given[0], &given[1]);
             return Err(DataFusionError::External(Box::new(error)));
         }
-        return Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function, vec![left, right]))));
+        // A chain of them is one call: as a tree, each level would be named and typed again and again.
+        let operands = match left {
+            Expr::ScalarFunction(call)
+                if name == "||" && call.func.name() == name && Type::of(&given[0]) == Type::Text =>
+            {
+                let mut operands = call.args;
+                operands.push(right);
+                operands
+            }
+            left => vec![left, right],
+        };
+        return Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function, operands))));
     }
     if raw.op == BinaryOperator::PGOverlap {
         return match call("array_has_any", vec![raw.left, raw.right]) {
@@ -157,29 +171,6 @@ fn plan_operator(mut raw: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerRes
         *side = Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(literal), wanted));
     }
     Ok(PlannerResult::Original(raw))
-}
-
-/// Levels of arithmetic after which an operand gets a short name. DataFusion derives the field of what is under a name
-/// twice, so few names may lie above each other.
-const NAMED_LEVELS: usize = 128;
-
-/// `operand`, under an alias if it is a long chain. DataFusion asks every level of an expression for its name again and
-/// again, and spells the whole expression each time: for a chain of hundreds that is most of the time of planning.
-fn named(operand: Expr) -> Expr {
-    let mut node = &operand;
-    for _ in 0..NAMED_LEVELS {
-        match node {
-            Expr::ScalarFunction(f) if Op::ALL.iter().any(|op| op.sign() == f.func.name()) => match f.args.first() {
-                Some(left) => node = left,
-                None => return operand,
-            },
-            _ => return operand,
-        }
-    }
-    let mut hasher = DefaultHasher::new();
-    operand.schema_name().to_string().hash(&mut hasher);
-    let name = format!("__e{:016x}", hasher.finish());
-    operand.alias(name)
 }
 
 /// A parameter beside an operand of known type takes the type that a bare literal would take there.

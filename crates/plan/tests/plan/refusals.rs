@@ -77,5 +77,7 @@ fn deep_and_long() {
     let list = (0..20_000).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
     r.stream(&format!("SELECT order_id FROM orders WHERE amount IN ({list})")).unwrap();
     let sum = vec!["amount"; 450].join(" + ");
+    r.stream(&format!("SELECT {sum} FROM orders")).unwrap();
+    let sum = format!("amount = 1{}", " < true".repeat(430));
     check(&r, &format!("SELECT {sum} FROM orders"), SqlState::StatementTooComplex, "nested too deeply");
 }

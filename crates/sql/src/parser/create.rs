@@ -5,8 +5,8 @@ use flow::{Error, SqlState};
 
 use super::{Read, Reader};
 use crate::statement::{
-    ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateView, DefaultExpr, Format, OnConflict, SinkFrom,
-    Statement,
+    ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, DefaultExpr, Format, Name,
+    OnConflict, SinkFrom, Statement,
 };
 
 /// What PostgreSQL's tools say about pages and their maintenance; there are no pages here, so it is met in any case.
@@ -84,11 +84,19 @@ impl Reader<'_> {
     fn create_table(&mut self, or_replace: bool) -> Read<Statement> {
         let if_not_exists = self.if_not_exists();
         let name = self.name()?;
-        if self.peek_word("AS") || self.peek_word("PARTITION") || self.peek_word("OF") {
+        if self.peek_word("PARTITION") || self.peek_word("OF") {
             return self.refuse(
-                "CREATE TABLE … AS, OF and PARTITION are not supported",
-                "Create the table with its columns, then INSERT INTO … SELECT.",
+                "CREATE TABLE … OF and PARTITION are not supported",
+                "Create the table with its columns; it is distributed by itself.",
             );
+        }
+        if self.word("AS") {
+            return self.create_table_as(name, if_not_exists, Vec::new());
+        }
+        if self.names_before_as() {
+            let columns = self.ident_list()?.into_iter().map(|(name, _)| name).collect();
+            self.expect_word("AS")?;
+            return self.create_table_as(name, if_not_exists, columns);
         }
         let Columns { columns, primary_key } = self.columns()?;
         let mut table = CreateTable {
@@ -128,6 +136,40 @@ impl Reader<'_> {
             }
         }
         Ok(Statement::CreateTable(Box::new(table)))
+    }
+
+    /// After AS.
+    fn create_table_as(&mut self, name: Name, if_not_exists: bool, columns: Vec<String>) -> Read<Statement> {
+        if self.peek_word("EXECUTE") {
+            return self.refuse("CREATE TABLE … AS EXECUTE is not supported", "Write the query itself.");
+        }
+        let query = self.query()?;
+        let with_data = if self.words(&["WITH", "NO", "DATA"]) {
+            false
+        } else {
+            self.words(&["WITH", "DATA"]);
+            true
+        };
+        Ok(Statement::CreateTableAs(Box::new(CreateTableAs { name, if_not_exists, columns, query, with_data })))
+    }
+
+    /// Whether a list of plain names and then AS comes next.
+    fn names_before_as(&self) -> bool {
+        let token = |n: usize| &self.parser.peek_nth_token_ref(n).token;
+        if *token(0) != Token::LParen {
+            return false;
+        }
+        let mut n = 1;
+        loop {
+            if !matches!(token(n), Token::Word(_)) {
+                return false;
+            }
+            match token(n + 1) {
+                Token::Comma => n += 2,
+                Token::RParen => return self.peek_nth_word(n + 2, "AS"),
+                _ => return false,
+            }
+        }
     }
 
     /// After ON CONFLICT.
@@ -332,6 +374,18 @@ impl Reader<'_> {
         )
     }
 
+    /// One column with its constraints.
+    pub(super) fn column_definition(&mut self) -> Read<ColumnDefinition> {
+        let at = self.position();
+        match self.column()? {
+            Item::Column { column, is_key: false } => Ok(*column),
+            _ => Err(Error::unsupported("a column cannot be added as primary key")
+                .with_hint("Create a new table with the key, and copy the rows.")
+                .with_position(at)
+                .into()),
+        }
+    }
+
     fn column(&mut self) -> Read<Item> {
         let (name, position) = self.ident()?;
         let type_at = self.position();
@@ -375,7 +429,7 @@ impl Reader<'_> {
 
     /// sqlparser reads `0 NOT NULL` as a Postgres `NOTNULL` test unless it knows that it is in a column definition; the
     /// test is taken off again and its words are given back.
-    fn default_expr(&mut self) -> Read<crate::statement::Expr> {
+    pub(super) fn default_expr(&mut self) -> Read<crate::statement::Expr> {
         let first = self.parser.index();
         let expr = self.expr()?;
         match expr {

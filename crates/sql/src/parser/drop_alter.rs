@@ -1,9 +1,9 @@
-//! DROP, ALTER … RENAME, COMMENT ON.
+//! DROP, ALTER, COMMENT ON.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::{Read, Reader};
-use crate::statement::{Alter, AlterAction, Comment, Drop, Name, ObjectKind, Statement};
+use crate::statement::{Alter, AlterAction, Comment, DefaultExpr, Drop, Name, ObjectKind, Statement};
 
 impl Reader<'_> {
     /// The words that name a kind of object.
@@ -59,27 +59,100 @@ impl Reader<'_> {
         let if_exists = self.if_exists();
         self.word("ONLY");
         let name = self.name()?;
-        if !self.peek_word("RENAME") {
-            let words =
-                ["ADD", "DROP", "ALTER", "SET", "OWNER", "RESET", "ENABLE", "DISABLE", "ATTACH", "DETACH", "SWAP"];
-            if words.iter().any(|w| self.peek_word(w)) {
-                return self.refuse(
-                    &format!("ALTER {} supports only RENAME for now", kind.to_string().to_uppercase()),
-                    "Create a new object, copy the rows, drop the old one and rename the new one.",
-                );
+        let mut actions = vec![self.alter_action(kind)?];
+        let alone = |action: &AlterAction| {
+            matches!(action, AlterAction::RenameTo(_) | AlterAction::RenameColumn { .. } | AlterAction::SetSchema(_))
+        };
+        while !alone(&actions[0]) && self.parser.consume_token(&Token::Comma) {
+            let action = self.alter_action(kind)?;
+            if alone(&action) {
+                self.parser.prev_token();
+                return self.fail();
             }
-            return self.fail();
+            actions.push(action);
         }
-        self.expect_word("RENAME")?;
-        let action = if self.word("TO") {
-            AlterAction::RenameTo(self.ident()?.0)
-        } else {
+        Ok(Statement::Alter(Alter { kind, if_exists, name, actions }))
+    }
+
+    fn alter_action(&mut self, kind: ObjectKind) -> Read<AlterAction> {
+        if self.word("RENAME") {
+            if self.word("TO") {
+                return Ok(AlterAction::RenameTo(self.ident()?.0));
+            }
             self.word("COLUMN");
             let from = self.ident()?.0;
             self.expect_word("TO")?;
-            AlterAction::RenameColumn { from, to: self.ident()?.0 }
-        };
-        Ok(Statement::Alter(Alter { kind, if_exists, name, action }))
+            return Ok(AlterAction::RenameColumn { from, to: self.ident()?.0 });
+        }
+        if self.words(&["OWNER", "TO"]) {
+            return Ok(AlterAction::OwnerTo(self.ident()?.0));
+        }
+        if self.words(&["SET", "SCHEMA"]) {
+            return Ok(AlterAction::SetSchema(self.ident()?.0));
+        }
+        if kind == ObjectKind::Table {
+            let constraint = ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN", "EXCLUDE"];
+            if self.peek_word("ADD") && constraint.iter().any(|w| self.peek_nth_word(1, w)) {
+                return self.refuse(
+                    "ALTER TABLE … ADD of a constraint is not supported",
+                    "Create a new table with the constraint, copy the rows, drop the old one and rename the new one.",
+                );
+            }
+            if self.peek_word("DROP") && self.peek_nth_word(1, "CONSTRAINT") {
+                return self.refuse(
+                    "ALTER TABLE … DROP CONSTRAINT is not supported",
+                    "Create a new table without it, copy the rows, drop the old one and rename the new one.",
+                );
+            }
+            if self.word("ADD") {
+                self.word("COLUMN");
+                let if_not_exists = self.if_not_exists();
+                let column = Box::new(self.column_definition()?);
+                return Ok(AlterAction::AddColumn { column, if_not_exists });
+            }
+            if self.word("DROP") {
+                self.word("COLUMN");
+                let if_exists = self.if_exists();
+                let name = self.ident()?.0;
+                let cascade = self.word("CASCADE");
+                if !cascade {
+                    self.word("RESTRICT");
+                }
+                return Ok(AlterAction::DropColumn { name, if_exists, cascade });
+            }
+            if self.word("ALTER") {
+                self.word("COLUMN");
+                let name = self.ident()?.0;
+                if self.words(&["SET", "DEFAULT"]) {
+                    let start = self.byte();
+                    let expr = self.default_expr()?;
+                    let default = Some(DefaultExpr { expr, text: self.text_from(start) });
+                    return Ok(AlterAction::SetDefault { name, default });
+                }
+                if self.words(&["DROP", "DEFAULT"]) {
+                    return Ok(AlterAction::SetDefault { name, default: None });
+                }
+                if self.words(&["SET", "NOT", "NULL"]) {
+                    return Ok(AlterAction::SetNotNull { name, not_null: true });
+                }
+                if self.words(&["DROP", "NOT", "NULL"]) {
+                    return Ok(AlterAction::SetNotNull { name, not_null: false });
+                }
+                return self.refuse(
+                    "ALTER COLUMN supports only SET and DROP of DEFAULT and NOT NULL",
+                    "Create a new table, copy the rows, drop the old one and rename the new one.",
+                );
+            }
+        }
+        let words =
+            ["ADD", "DROP", "ALTER", "SET", "RESET", "ENABLE", "DISABLE", "ATTACH", "DETACH", "SWAP", "CLUSTER"];
+        if words.iter().any(|w| self.peek_word(w)) {
+            return self.refuse(
+                &format!("this form of ALTER {} is not supported", kind.to_string().to_uppercase()),
+                "Create a new object, copy the rows, drop the old one and rename the new one.",
+            );
+        }
+        self.fail()
     }
 
     pub(super) fn comment(&mut self) -> Read<Statement> {

@@ -151,10 +151,22 @@ impl Reader<'_> {
             return self.refuse("two-phase commit is not supported", "Use ROLLBACK.");
         }
         let chain = self.transaction_end()?;
-        if self.peek_word("TO") {
-            return self.refuse("savepoints are not supported", "Use one transaction without savepoints.");
+        if self.word("TO") {
+            self.word("SAVEPOINT");
+            return Ok(Statement::RollbackTo(self.ident()?.0));
         }
         Ok(Statement::Rollback { chain })
+    }
+
+    pub(super) fn savepoint(&mut self) -> Read<Statement> {
+        self.expect_word("SAVEPOINT")?;
+        Ok(Statement::Savepoint(self.ident()?.0))
+    }
+
+    pub(super) fn release(&mut self) -> Read<Statement> {
+        self.expect_word("RELEASE")?;
+        self.word("SAVEPOINT");
+        Ok(Statement::Release(self.ident()?.0))
     }
 
     /// `[WORK | TRANSACTION] [AND [NO] CHAIN]`.

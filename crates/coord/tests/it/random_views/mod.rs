@@ -320,7 +320,6 @@ fn report(script: &Script, failures: &[Failure], smallest: &Script, failure: &Fa
 }
 
 #[test]
-#[ignore = "finds a difference at seed 16, NOT EXISTS over a subquery with LIMIT: run with --ignored"]
 fn random_views_hold_what_their_queries_answer() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

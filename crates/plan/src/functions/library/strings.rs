@@ -276,6 +276,11 @@ fn joins(d: &mut Declared) {
             })
         });
     }
+    // `a || b || c …` side by side; what the first two are has been looked at as an operator of its own.
+    d.variadic("||", &[Any, Any, Any], Gives::Is(Text), |c| {
+        let columns = texts(c, 0)?;
+        build(c, |row| Ok(columns.iter().map(|t| text_at(t, row)).collect::<Option<String>>()))
+    });
     d.variadic("concat", &[Any], Gives::Is(Text), |c| {
         let columns = written(c, 0)?;
         build(c, |row| Ok(Some(columns.iter().filter_map(|t| text_at(t, row)).collect::<String>())))
@@ -377,7 +382,7 @@ fn format(template: &str, arguments: &[Option<&str>]) -> Result<String> {
         let value = argument()?;
         let text = match (kind, value) {
             ('s', value) => value.unwrap_or("").to_string(),
-            ('I', Some(value)) => quote_ident(value),
+            ('I', Some(value)) => flow::identifier::quote(value).into_owned(),
             ('I', None) => {
                 return Err(Error::new(
                     SqlState::NullValueNotAllowed,
@@ -444,164 +449,13 @@ fn join_array(call: &Call<'_>, with_null: bool) -> Result<arrow::array::ArrayRef
     })
 }
 
-fn quote_ident(s: &str) -> String {
-    let plain = s.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-        && !RESERVED.contains(&s);
-    if plain { s.to_string() } else { format!("\"{}\"", s.replace('"', "\"\"")) }
-}
-
-/// Words that PostgreSQL quotes as identifiers: those that are keywords of some kind other than unreserved.
-const RESERVED: &[&str] = &[
-    "all",
-    "analyse",
-    "analyze",
-    "and",
-    "any",
-    "array",
-    "as",
-    "asc",
-    "asymmetric",
-    "authorization",
-    "between",
-    "bigint",
-    "binary",
-    "bit",
-    "boolean",
-    "both",
-    "case",
-    "cast",
-    "char",
-    "character",
-    "check",
-    "coalesce",
-    "collate",
-    "collation",
-    "column",
-    "concurrently",
-    "constraint",
-    "create",
-    "cross",
-    "current_catalog",
-    "current_date",
-    "current_role",
-    "current_schema",
-    "current_time",
-    "current_timestamp",
-    "current_user",
-    "dec",
-    "decimal",
-    "default",
-    "deferrable",
-    "desc",
-    "distinct",
-    "do",
-    "else",
-    "end",
-    "except",
-    "exists",
-    "extract",
-    "false",
-    "fetch",
-    "float",
-    "for",
-    "foreign",
-    "freeze",
-    "from",
-    "full",
-    "grant",
-    "greatest",
-    "group",
-    "grouping",
-    "having",
-    "ilike",
-    "in",
-    "initially",
-    "inner",
-    "inout",
-    "int",
-    "integer",
-    "intersect",
-    "interval",
-    "into",
-    "is",
-    "isnull",
-    "join",
-    "lateral",
-    "leading",
-    "least",
-    "left",
-    "like",
-    "limit",
-    "localtime",
-    "localtimestamp",
-    "national",
-    "natural",
-    "nchar",
-    "none",
-    "normalize",
-    "not",
-    "notnull",
-    "null",
-    "nullif",
-    "numeric",
-    "offset",
-    "on",
-    "only",
-    "or",
-    "order",
-    "out",
-    "outer",
-    "overlaps",
-    "overlay",
-    "placing",
-    "position",
-    "precision",
-    "primary",
-    "real",
-    "references",
-    "returning",
-    "right",
-    "row",
-    "select",
-    "session_user",
-    "setof",
-    "similar",
-    "smallint",
-    "some",
-    "substring",
-    "symmetric",
-    "table",
-    "tablesample",
-    "then",
-    "time",
-    "timestamp",
-    "to",
-    "trailing",
-    "treat",
-    "trim",
-    "true",
-    "union",
-    "unique",
-    "user",
-    "using",
-    "values",
-    "varchar",
-    "variadic",
-    "verbose",
-    "when",
-    "where",
-    "window",
-    "with",
-];
-
 fn quote_literal(s: &str) -> String {
     let quoted = s.replace('\'', "''");
     if s.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 fn quotes(d: &mut Declared) {
-    d.of("quote_ident", &[Text], Gives::Is(Text), |c| map1(c, |s: &str| Ok(quote_ident(s))));
+    d.of("quote_ident", &[Text], Gives::Is(Text), |c| map1(c, |s: &str| Ok(flow::identifier::quote(s).into_owned())));
     d.of("quote_literal", &[Any], Gives::Is(Text), |c| {
         let columns = texts(c, 0)?;
         build(c, |row| Ok(text_at(&columns[0], row).map(quote_literal)))

@@ -127,7 +127,7 @@ fn settings(s: &Snapshot, rows: &mut Rows) {
 
 /// What `pg_get_keywords()` lists: the words that the parser knows, reserved or not.
 fn keywords(_: &Snapshot, rows: &mut Rows) {
-    let reserved = catalog::names::reserved_words();
+    let reserved = flow::identifier::RESERVED_WORDS;
     for keyword in datafusion::sql::sqlparser::keywords::ALL_KEYWORDS {
         let word = keyword.to_ascii_lowercase();
         let (code, description) =

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use catalog::names::quote_identifier;
 use catalog::types::{self, oid};
 use catalog::{Column, Commented, Definition, Relation, RelationKind};
+use flow::identifier::quote;
 
 use super::{Fill, derived_oid, option_texts, relkind};
 use crate::system::Snapshot;
@@ -70,14 +70,14 @@ pub fn constraint_definition(index: &IndexInfo<'_>) -> String {
 pub fn index_definition(index: &IndexInfo<'_>) -> String {
     format!(
         "CREATE UNIQUE INDEX {} ON {} USING btree ({})",
-        quote_identifier(index.name),
+        quote(index.name),
         index.table.qualified_name(),
         column_list(index)
     )
 }
 
 fn column_list(index: &IndexInfo<'_>) -> String {
-    index.columns.iter().map(|c| quote_identifier(&c.name)).collect::<Vec<_>>().join(", ")
+    index.columns.iter().map(|c| quote(&c.name)).collect::<Vec<_>>().join(", ")
 }
 
 fn indexes(s: &Snapshot) -> impl Iterator<Item = IndexInfo<'_>> {

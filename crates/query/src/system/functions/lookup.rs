@@ -126,7 +126,7 @@ fn get_indexdef(s: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
             0 => Some(index_definition(key)),
             n => {
                 let column = usize::try_from(n - 1).ok().and_then(|i| key.columns.get(i))?;
-                Some(catalog::names::quote_identifier(&column.name).into_owned())
+                Some(flow::identifier::quote(&column.name).into_owned())
             }
         }
     })))

@@ -4,8 +4,8 @@
 //! `regclass_number(x)` and, where the value is shown or made text, into `regclass_name(…)`.
 
 use arrow::array::ArrayRef;
-use catalog::names::quote_identifier;
 use catalog::types::{self, format_type};
+use flow::identifier::quote;
 use flow::{Error, Result, SqlState};
 
 use super::{Arguments, Definition, OID, TEXT, ints, stable, texts};
@@ -161,10 +161,10 @@ fn class_name(s: &Snapshot, oid: i64) -> Option<String> {
         let index = s.readable().filter_map(|r| primary_key_index(r)).find(|i| i64::from(i.oid) == oid)?;
         (index.table.schema.as_str(), index.name)
     };
-    let quoted = quote_identifier(name);
+    let quoted = quote(name);
     Some(match s.is_visible(schema, name) {
         true => quoted.into_owned(),
-        false => format!("{}.{quoted}", quote_identifier(schema)),
+        false => format!("{}.{quoted}", quote(schema)),
     })
 }
 
@@ -188,7 +188,7 @@ fn namespace(s: &Snapshot, name: &str) -> Option<i64> {
 
 fn namespace_name(s: &Snapshot, oid: i64) -> Option<String> {
     let found = s.namespaces().into_iter().find(|n| i64::from(n.oid) == oid)?;
-    Some(quote_identifier(&found.name).into_owned())
+    Some(quote(&found.name).into_owned())
 }
 
 fn role(s: &Snapshot, name: &str) -> Option<i64> {
@@ -199,7 +199,7 @@ fn role(s: &Snapshot, name: &str) -> Option<i64> {
 
 fn role_name(s: &Snapshot, oid: i64) -> Option<String> {
     let found = s.roles().into_iter().find(|r| i64::from(r.oid) == oid)?;
-    Some(quote_identifier(&found.name).into_owned())
+    Some(quote(&found.name).into_owned())
 }
 
 fn function(name: &str) -> Option<i64> {

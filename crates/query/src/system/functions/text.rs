@@ -6,7 +6,8 @@ use arrow::array::{
     Array, ArrayRef, Int32Builder, ListArray, ListBuilder, StringViewArray, StringViewBuilder, StructArray,
 };
 use arrow::datatypes::{DataType, Field};
-use catalog::names::{quote_identifier, quote_literal};
+use catalog::names::quote_literal;
+use flow::identifier;
 use flow::{Error, Result, SqlState};
 
 use super::{Arguments, Definition, INT4, TEXT, ints, list_argument, stable, texts};
@@ -28,7 +29,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
 ];
 
 fn quote_ident(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
-    Ok(texts(a.texts(0)?.iter().map(|t| t.map(|t| quote_identifier(t).into_owned()))))
+    Ok(texts(a.texts(0)?.iter().map(|t| t.map(|t| identifier::quote(t).into_owned()))))
 }
 
 fn quote_literal_text(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
@@ -137,7 +138,7 @@ fn options_text(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
         let (from, to) = (*offsets.get(i)? as usize, *offsets.get(i + 1)? as usize);
         let options = (from..to).filter(|j| values.is_valid(*j)).map(|j| {
             let (name, value) = values.value(j).split_once('=').unwrap_or((values.value(j), ""));
-            format!("{} {}", quote_identifier(name), quote_literal(value))
+            format!("{} {}", identifier::quote(name), quote_literal(value))
         });
         Some(options.collect::<Vec<_>>().join(", "))
     })))
@@ -224,7 +225,7 @@ fn format(_: &Snapshot, a: &Arguments) -> Result<ArrayRef> {
             };
             let value = column.is_valid(row).then(|| column.value(row));
             match (verb, value) {
-                (Some('I'), Some(v)) => text.push_str(&quote_identifier(v)),
+                (Some('I'), Some(v)) => text.push_str(&identifier::quote(v)),
                 (Some('I'), None) => {
                     let message = "null values cannot be formatted as an SQL identifier";
                     return Err(Error::new(SqlState::NullValueNotAllowed, message));
