@@ -1,6 +1,5 @@
 //! Identifiers: their limits, their quoting, and the nearest name to a mistyped one.
 
-
 use flow::{Error, Result, SqlState};
 
 /// Longest identifier in bytes; longer ones are cut, as PostgreSQL does.

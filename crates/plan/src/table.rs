@@ -4,10 +4,12 @@
 //! rules that are right for standing queries: they may not fold the clock into a constant, may not rely on an input
 //! that ends, and may leave only operators that [`crate::stream::lower`] knows.
 
+mod keys;
 mod optimize;
 mod relation;
 mod unnest;
 
+pub use keys::{DropRepeated, ForgetKeys};
 pub use optimize::optimize;
 pub use relation::{RelationProvider, RelationReader, RelationSource, relation_of};
 pub use unnest::UnnestSubqueries;

@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 
 use arrow::datatypes::DataType;
 use datafusion::sql::sqlparser::ast::{
-    Cte, Distinct, Expr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, OrderByKind, Query, Select,
-    SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
-    Visitor, VisitorMut,
+    Cte, Distinct, Expr, GroupByExpr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, OrderByKind,
+    Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableAliasColumnDef, TableFactor,
+    TableWithJoins, Visitor, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Location;
 use flow::{Error, SqlState};
@@ -69,7 +69,10 @@ impl VisitorMut for Lists<'_> {
             order_by_place(query);
         }
         self.scopes.push(HashMap::new());
-        let Some(with) = &mut query.with else { return ControlFlow::Continue(()) };
+        let Some(with) = &mut query.with else {
+            self.group_by_key(query);
+            return ControlFlow::Continue(());
+        };
         for cte in &mut with.cte_tables {
             let name = names::fold(&cte.alias.name);
             if self.scopes.last().is_some_and(|scope| scope.contains_key(&name)) {
@@ -81,6 +84,7 @@ impl VisitorMut for Lists<'_> {
                 scope.insert(name, columns);
             }
         }
+        self.group_by_key(query);
         ControlFlow::Continue(())
     }
 
@@ -91,22 +95,16 @@ impl VisitorMut for Lists<'_> {
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Box<Error>> {
         let mut from: Vec<Named> = Vec::new();
-        let mut pending: Vec<&TableWithJoins> = select.from.iter().rev().collect();
-        while let Some(tables) = pending.pop() {
-            for factor in std::iter::once(&tables.relation).chain(tables.joins.iter().map(|j| &j.relation)) {
-                if let TableFactor::NestedJoin { table_with_joins, alias: None } = factor {
-                    pending.push(table_with_joins);
-                }
-                let Some((name, at)) = shown_name(factor) else { continue };
-                // Tables of different schemas may share a name; then only their full names refer to them.
-                let qualified = matches!(factor, TableFactor::Table { name, alias: None, .. } if name.0.len() > 1);
-                if !qualified && from.iter().any(|n| n.name == name) {
-                    let message = format!("table name \"{name}\" specified more than once");
-                    return self.fail(Error::new(SqlState::DuplicateAlias, message), at);
-                }
-                let columns = self.factor(factor);
-                from.push(Named { name, columns });
+        for factor in factors(&select.from) {
+            let Some((name, at)) = shown_name(factor) else { continue };
+            // Tables of different schemas may share a name; then only their full names refer to them.
+            let qualified = matches!(factor, TableFactor::Table { name, alias: None, .. } if name.0.len() > 1);
+            if !qualified && from.iter().any(|n| n.name == name) {
+                let message = format!("table name \"{name}\" specified more than once");
+                return self.fail(Error::new(SqlState::DuplicateAlias, message), at);
             }
+            let columns = self.factor(factor);
+            from.push(Named { name, columns });
         }
         self.check_having(select, &from)?;
         self.froms.push(from);
@@ -241,6 +239,39 @@ impl VisitorMut for Rename {
     }
 }
 
+/// The relations of a FROM clause.
+fn factors(from: &[TableWithJoins]) -> Vec<&TableFactor> {
+    let mut found = Vec::new();
+    let mut pending: Vec<&TableWithJoins> = from.iter().rev().collect();
+    while let Some(tables) = pending.pop() {
+        for factor in std::iter::once(&tables.relation).chain(tables.joins.iter().map(|j| &j.relation)) {
+            match factor {
+                TableFactor::NestedJoin { table_with_joins, alias: None } => pending.push(table_with_joins),
+                factor => found.push(factor),
+            }
+        }
+    }
+    found
+}
+
+/// The names of columns that a query mentions anywhere.
+#[derive(Default)]
+struct Mentioned(BTreeSet<String>);
+
+impl Visitor for Mentioned {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        let last = match expr {
+            Expr::Identifier(ident) => Some(ident),
+            Expr::CompoundIdentifier(parts) => parts.last(),
+            _ => None,
+        };
+        self.0.extend(last.map(names::fold));
+        ControlFlow::Continue(())
+    }
+}
+
 /// Finds a bare name outside subqueries.
 struct FindName {
     names: BTreeSet<String>,
@@ -299,6 +330,77 @@ fn order_by_place(query: &mut Query) {
 }
 
 impl Lists<'_> {
+    /// Who groups by a table's primary key may use its other columns; those that the query reads join the grouping.
+    fn group_by_key(&mut self, query: &mut Query) {
+        let SetExpr::Select(select) = query.body.as_ref() else { return };
+        let GroupByExpr::Expressions(keys, modifiers) = &select.group_by else { return };
+        if keys.is_empty() || !modifiers.is_empty() {
+            return;
+        }
+        let factors: Vec<&TableFactor> = factors(&select.from);
+        let all: Vec<(Option<String>, Option<Vec<String>>)> =
+            factors.iter().map(|f| (shown_name(f).map(|(name, _)| name), self.factor(f))).collect();
+        // Unqualified, a name means a column that only one relation has.
+        let owner = |column: &str| {
+            let mut having =
+                all.iter().filter(|(_, columns)| columns.as_ref().is_none_or(|c| c.iter().any(|n| n == column)));
+            match (having.next(), having.next()) {
+                (Some((name, _)), None) => name.clone(),
+                _ => None,
+            }
+        };
+        let is = |expr: &Expr, table: &str, column: &str| match expr {
+            Expr::Identifier(ident) => names::fold(ident) == column && owner(column).as_deref() == Some(table),
+            Expr::CompoundIdentifier(parts) => match parts.as_slice() {
+                [.., qualifier, ident] => names::fold(qualifier) == table && names::fold(ident) == column,
+                _ => false,
+            },
+            _ => false,
+        };
+        let mut added = Vec::new();
+        for factor in factors {
+            let (Some((table, _)), Some(columns)) = (shown_name(factor), self.keyed_columns(factor)) else { continue };
+            if !columns.iter().filter(|(_, key)| *key).all(|(c, _)| keys.iter().any(|k| is(k, &table, c))) {
+                continue;
+            }
+            let wildcard = |i: &SelectItem| matches!(i, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+            let all_columns = select.projection.iter().any(wildcard);
+            let mut mentioned = Mentioned::default();
+            query.walk(&mut mentioned);
+            let others = columns.into_iter().filter(|(_, key)| !key).map(|(column, _)| column);
+            let read = others.filter(|column| {
+                all_columns || mentioned.0.contains(column) && !keys.iter().any(|k| is(k, &table, column))
+            });
+            let column = |name: String| {
+                Expr::CompoundIdentifier(vec![Ident::with_quote('"', &table), Ident::with_quote('"', name)])
+            };
+            added.extend(read.map(column));
+        }
+        if let SetExpr::Select(select) = query.body.as_mut()
+            && let GroupByExpr::Expressions(keys, _) = &mut select.group_by
+        {
+            keys.extend(added);
+        }
+    }
+
+    /// The columns of a table with a primary key, and whether they belong to it.
+    fn keyed_columns(&self, factor: &TableFactor) -> Option<Vec<(String, bool)>> {
+        let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
+        if let [part] = name.0.as_slice() {
+            let name = names::fold(part.as_ident()?);
+            if self.scopes.iter().any(|scope| scope.contains_key(&name)) {
+                return None;
+            }
+        }
+        let relation = self.resolver.relation(&names::relation_name(name, self.source).ok()?)?;
+        if relation.primary_key.is_empty() {
+            return None;
+        }
+        let own = relation.columns.iter().map(|c| c.name.clone()).collect();
+        let shown = renamed(Some(own), alias.as_ref())?;
+        Some((0..).zip(shown).map(|(i, name)| (name, relation.primary_key.contains(&i))).collect())
+    }
+
     /// A name that several relations nearby have does not mean a column of a query around.
     fn check_ambiguous(&self, ident: &Ident) -> ControlFlow<Box<Error>> {
         let Some((nearest, outer)) = self.froms.split_last() else { return ControlFlow::Continue(()) };

@@ -6,9 +6,10 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::optimizer::Optimizer;
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
+use plan::table::{DropRepeated, ForgetKeys};
 
 /// Rows in a batch of an ad-hoc query.
 const BATCH_ROWS: usize = 8_192;
@@ -54,8 +55,16 @@ pub(crate) fn shared_options(zone: &str) -> Arc<ConfigOptions> {
 pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) -> SessionState {
     let config =
         SessionConfig::from(options(zone)).with_target_partitions(partitions.max(1)).with_batch_size(BATCH_ROWS);
-    // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
-    let rules = Optimizer::new().rules.into_iter().filter(|r| r.name() != "single_distinct_aggregation_to_group_by");
+    let mut rules: Vec<Arc<dyn OptimizerRule + Send + Sync>> = Vec::new();
+    for rule in Optimizer::new().rules {
+        match rule.name() {
+            // It splits DISTINCT into two aggregates, and a sum of sums is of another type than the sum.
+            "single_distinct_aggregation_to_group_by" => {}
+            "eliminate_duplicated_expr" => rules.push(Arc::new(DropRepeated)),
+            "optimize_projections" => rules.extend([Arc::new(ForgetKeys), rule]),
+            _ => rules.push(rule),
+        }
+    }
     // What can be pushed down was pushed down in the logical plan. This one finds columns by name where two inputs of a
     // join have columns of the same name.
     let mut physical = PhysicalOptimizer::new().rules;
@@ -65,7 +74,7 @@ pub fn session_state(runtime: Arc<RuntimeEnv>, partitions: usize, zone: &str) ->
         .with_config(config)
         .with_runtime_env(runtime)
         .with_analyzer_rules(Vec::new())
-        .with_optimizer_rules(rules.collect())
+        .with_optimizer_rules(rules)
         // The optimiser looks this one up by name, for DISTINCT ON.
         .with_aggregate_functions(plan::functions::aggregate("first_value").into_iter().collect())
         .with_physical_optimizer_rules(physical)

@@ -11,7 +11,6 @@ use datafusion::optimizer::common_subexpr_eliminate::CommonSubexprEliminate;
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
 use datafusion::optimizer::eliminate_cross_join::EliminateCrossJoin;
-use datafusion::optimizer::eliminate_duplicated_expr::EliminateDuplicatedExpr;
 use datafusion::optimizer::eliminate_filter::EliminateFilter;
 use datafusion::optimizer::eliminate_group_by_constant::EliminateGroupByConstant;
 use datafusion::optimizer::eliminate_limit::EliminateLimit;
@@ -27,6 +26,7 @@ use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerConfig, OptimizerRule};
 use flow::{Error, Result};
 
+use super::keys::{DropRepeated, ForgetKeys};
 use crate::error::from_datafusion_error;
 
 /// The optimised plan of a standing query.
@@ -62,6 +62,7 @@ fn without_order(plan: LogicalPlan) -> Result<LogicalPlan> {
 /// - the limit rules (`PushDownLimit`): they move an unordered LIMIT below joins, which would change the rows that our
 ///   order by row bytes picks;
 /// - `SingleDistinctToGroupBy` and `ReplaceDistinctWithAggregate`: DISTINCT and DISTINCT ON have operators of their own;
+/// - `EliminateDuplicatedExpr`, and what keys OptimizeProjections would read: see [`keys`](super::keys);
 /// - `FilterNullJoinKeys`: the join keeps no rows with NULL keys that cannot match;
 /// - `UnionsToFilter`, `ExtractLeafExpressions`, `EliminateJoin`: made for scans of files, or for statistics that a
 ///   standing query does not have.
@@ -74,7 +75,7 @@ fn rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
         Arc::new(ScalarSubqueryToJoin::new()),
         Arc::new(DecorrelateLateralJoin::new()),
         Arc::new(ExtractEquijoinPredicate::new()),
-        Arc::new(EliminateDuplicatedExpr::new()),
+        Arc::new(DropRepeated),
         Arc::new(EliminateFilter::new()),
         Arc::new(EliminateCrossJoin::new()),
         Arc::new(EliminateLimit::new()),
@@ -83,6 +84,7 @@ fn rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
         Arc::new(PushDownFilter::new()),
         Arc::new(EliminateGroupByConstant::new()),
         Arc::new(CommonSubexprEliminate::new()),
+        Arc::new(ForgetKeys),
         Arc::new(OptimizeProjections::new()),
     ]
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Constraint, Constraints};
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableSource, TableType};
 use datafusion::physical_plan::ExecutionPlan;
@@ -29,7 +28,6 @@ pub struct RelationSource {
     pub distribution: Distribution,
     /// Whether the relation's input ends.
     pub bounded: bool,
-    constraints: Constraints,
 }
 
 impl RelationSource {
@@ -45,35 +43,15 @@ impl RelationSource {
     ) -> RelationSource {
         let width = schema.fields().len();
         unique_keys.retain(|key| key.iter().all(|c| *c < width));
-        // DataFusion reads a unique key with nullable columns as "several NULLs allowed", which is weaker than our law,
-        // and has no word for "at most one row".
-        let constraints = unique_keys.iter().filter(|key| !key.is_empty()).map(|key| {
-            match key.iter().all(|c| !schema.field(*c).is_nullable()) {
-                true => Constraint::PrimaryKey(key.clone()),
-                false => Constraint::Unique(key.clone()),
-            }
-        });
-        let constraints = Constraints::new_unverified(constraints.collect());
-        RelationSource {
-            relation,
-            name: name.into(),
-            schema,
-            change_kind,
-            unique_keys,
-            distribution,
-            bounded,
-            constraints,
-        }
+        RelationSource { relation, name: name.into(), schema, change_kind, unique_keys, distribution, bounded }
     }
 }
 
+// DataFusion is not told of keys: through joins and aggregates it takes "a key determines the row" for "determines all
+// that stands beside it", and then drops sort and grouping columns that matter.
 impl TableSource for RelationSource {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
-    }
-
-    fn constraints(&self) -> Option<&Constraints> {
-        Some(&self.constraints)
     }
 }
 
@@ -106,10 +84,6 @@ pub struct RelationProvider {
 impl TableProvider for RelationProvider {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.source.schema)
-    }
-
-    fn constraints(&self) -> Option<&Constraints> {
-        Some(&self.source.constraints)
     }
 
     fn table_type(&self) -> TableType {
