@@ -13,9 +13,9 @@ use tracing::debug;
 use crate::clock::{Clock, Event, Started};
 
 /// Rows of one chunk over all slots: small, so that a job that lives elsewhere on the slot does not wait long.
-const CHUNK_ROWS: usize = 8192;
-/// Rows of one batch.
-const BATCH_ROWS: usize = 2048;
+const CHUNK_ROWS: usize = 4096;
+/// Rows of one batch: a change of another job waits for one of them at each slot that it passes.
+const BATCH_ROWS: usize = 1024;
 /// Chunks that may be under way at once.
 const CHUNKS_AHEAD: u32 = 2;
 

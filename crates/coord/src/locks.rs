@@ -9,6 +9,7 @@
 //! wait for each other without need, which is harmless. The locks are taken for a whole batch under one short mutex.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,9 +40,31 @@ struct State {
     ends: HashMap<OwnerId, watch::Receiver<()>>,
 }
 
+/// A row's hash is one already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type RowLocks = HashMap<u64, OwnerId, BuildHasherDefault<AsIs>>;
+
 #[derive(Default)]
 struct TableLocks {
-    rows: HashMap<u64, OwnerId>,
+    rows: RowLocks,
     /// Transactions that write the table.
     writers: HashSet<OwnerId>,
     exclusive: Option<OwnerId>,
@@ -214,12 +237,13 @@ impl Drop for Owner {
         let state = &mut *self.locks.state.lock();
         for (table, rows) in &self.rows {
             if let Some(locks) = state.tables.get_mut(table) {
-                for row in rows {
-                    locks.rows.remove(row);
-                }
-                // Memory of a large transaction is given back.
-                if locks.rows.is_empty() {
-                    locks.rows = HashMap::new();
+                // All of them, where nobody else writes.
+                if locks.rows.len() > rows.len() {
+                    for row in rows {
+                        locks.rows.remove(row);
+                    }
+                } else {
+                    locks.rows = RowLocks::default();
                 }
             }
         }

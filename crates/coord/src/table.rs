@@ -7,7 +7,6 @@
 //! commit applies to the stores in the open epoch, is logged, and only then joins the epoch's input; if the log refuses
 //! it, the stores are put back.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use catalog::{CatalogChange, ColumnSource, OnConflict, Relation};
 use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
+use hashbrown::{HashMap, HashSet};
 use indexmap::IndexMap;
 use query::RelationRows;
 use query::read::{Changes, RowIterator};

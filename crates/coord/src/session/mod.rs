@@ -384,7 +384,11 @@ impl Session {
             Statement::Show(show) => self.show(show).await,
             Statement::Explain(explain) => self.explain(explain, parsed).await,
             Statement::Flush => {
-                self.refuse_in_transaction("FLUSH")?;
+                if self.transaction_status() == transaction::Status::InTransaction {
+                    self.refuse_in_transaction("FLUSH")?;
+                }
+                // What stands before it in the same query string is to be seen.
+                self.end_implicit(true).await?;
                 let epoch = self.engine.flush().await?;
                 self.written = self.written.max(epoch);
                 Ok(Outcome::Done("FLUSH".into()))

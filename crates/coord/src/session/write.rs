@@ -1,6 +1,5 @@
 //! DML: INSERT, UPDATE, DELETE, TRUNCATE, and the rows of COPY.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
@@ -13,6 +12,7 @@ use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use flow::keys::KeyEncoder;
 use flow::{Error, RelationId, Result, SqlState};
+use hashbrown::HashSet;
 use sql::statement::{Name, Parsed, Statement};
 use sql::{ConflictPlan, ConflictUpdatePlan, DeletePlan, InsertPlan, Joined, Planner, Returning, UpdatePlan};
 

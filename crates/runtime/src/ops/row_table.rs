@@ -25,10 +25,64 @@ fn tag(hash: u64) -> u32 {
     (hash >> 24) as u32
 }
 
+/// Entries from which on an index is split.
+const SPLIT_AT: usize = 1 << 16;
+/// Parts of a split index.
+const PARTS: usize = 64;
+
+/// Row numbers by hash. A large one is split: a hash table grows at a stroke, which would hold up everything else on its
+/// slot for as long as moving a million entries takes.
+struct Index {
+    /// One, or [`PARTS`].
+    parts: Vec<HashTable<Entry>>,
+}
+
+/// The lowest bits choose the part, the highest are those of few vnodes: tables get the middle ones first.
+#[inline(always)]
+fn table_hash(hash: u64) -> u64 {
+    hash.rotate_left(32)
+}
+
+impl Index {
+    fn new() -> Index {
+        Index { parts: vec![HashTable::new()] }
+    }
+
+    #[inline(always)]
+    fn part(&mut self, hash: u64) -> &mut HashTable<Entry> {
+        let part = hash as usize & (self.parts.len() - 1);
+        &mut self.parts[part]
+    }
+
+    /// Splits the index if it is large by now. `hashes` are the rows' by number.
+    fn split(&mut self, hashes: &[u64]) {
+        let [whole] = self.parts.as_mut_slice() else { return };
+        if whole.len() < SPLIT_AT {
+            return;
+        }
+        let whole = std::mem::take(whole);
+        self.parts = (0..PARTS).map(|_| HashTable::with_capacity(2 * SPLIT_AT / PARTS)).collect();
+        for entry in whole {
+            let hash = hashes[entry.id as usize];
+            self.part(hash).insert_unique(table_hash(hash), entry, |e| table_hash(hashes[e.id as usize]));
+        }
+    }
+
+    fn remove(&mut self, hash: u64, id: u32) {
+        if let Ok(entry) = self.part(hash).find_entry(table_hash(hash), |e| e.id == id) {
+            entry.remove();
+        }
+    }
+
+    fn allocation_size(&self) -> usize {
+        self.parts.iter().map(HashTable::allocation_size).sum()
+    }
+}
+
 /// See the module. With `index` the rows are distinct; without it every added row gets a number of its own.
 pub struct RowTable {
     columns: Vec<Cells>,
-    index: Option<HashTable<Entry>>,
+    index: Option<Index>,
     /// By row number; empty without an index.
     hashes: Vec<u64>,
     free: Vec<u32>,
@@ -104,7 +158,7 @@ impl RowTable {
     pub fn new<'a>(types: impl IntoIterator<Item = &'a DataType>, indexed: bool) -> RowTable {
         RowTable {
             columns: types.into_iter().map(Cells::new).collect(),
-            index: indexed.then(HashTable::new),
+            index: indexed.then(Index::new),
             hashes: Vec::new(),
             free: Vec::new(),
             size: 0,
@@ -135,6 +189,7 @@ impl RowTable {
         let Some(index) = index else {
             return Err(Error::internal("a row table without an index was searched"));
         };
+        index.split(stored);
         let mut state = IndexState { index, stored, free, size };
         match (columns.as_mut_slice(), batch) {
             ([column], [only]) => match column.plain64(only) {
@@ -179,10 +234,8 @@ impl RowTable {
 
     /// Removes row `id`, which is present; its number may come back for another row.
     pub fn remove(&mut self, id: u32) {
-        if let Some(index) = &mut self.index
-            && let Ok(entry) = index.find_entry(self.hashes[id as usize], |e| e.id == id)
-        {
-            entry.remove();
+        if let Some(index) = &mut self.index {
+            index.remove(self.hashes[id as usize], id);
         }
         for column in &mut self.columns {
             column.clear(id as usize);
@@ -207,14 +260,14 @@ impl RowTable {
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         self.columns.iter().map(Cells::bytes).sum::<usize>()
-            + self.index.as_ref().map_or(0, |i| i.allocation_size())
+            + self.index.as_ref().map_or(0, Index::allocation_size)
             + self.hashes.capacity() * 8
             + self.free.capacity() * 4
     }
 }
 
 struct IndexState<'a> {
-    index: &'a mut HashTable<Entry>,
+    index: &'a mut Index,
     stored: &'a mut Vec<u64>,
     free: &'a mut Vec<u32>,
     size: &'a mut usize,
@@ -226,7 +279,8 @@ impl IndexState<'_> {
         let IndexState { index, stored, free, size } = self;
         ids.reserve(hashes.len());
         for (i, hash) in hashes.iter().enumerate() {
-            let found = index.find(*hash, |e| e.tag == tag(*hash) && rows.equal(e.id as usize, i));
+            let part = index.part(*hash);
+            let found = part.find(table_hash(*hash), |e| e.tag == tag(*hash) && rows.equal(e.id as usize, i));
             let id = match found {
                 Some(e) => e.id,
                 None => {
@@ -242,7 +296,8 @@ impl IndexState<'_> {
                         }
                     };
                     rows.write(id as usize, i);
-                    index.insert_unique(*hash, Entry { tag: tag(*hash), id }, |e| stored[e.id as usize]);
+                    let entry = Entry { tag: tag(*hash), id };
+                    part.insert_unique(table_hash(*hash), entry, |e| table_hash(stored[e.id as usize]));
                     fresh.push(i as u32);
                     id
                 }
