@@ -48,6 +48,12 @@ impl Options {
 
 pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
+/// An error with its causes; a driver's own text is only "db error".
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Runs the named benchmarks, or all, and prints a table and CSV.
 pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String> {
     let mut names: Vec<String> = Vec::new();
@@ -83,6 +89,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         eprintln!("== {name}");
         let outcome = runtime.block_on(one(name, &options, &mut report));
         if let Err(error) = outcome {
+            let error = told(error.as_ref());
             eprintln!("{name} failed: {error}");
             failures.push(format!("{name}: {error}"));
         }
