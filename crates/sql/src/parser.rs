@@ -305,11 +305,11 @@ impl<'a> Reader<'a> {
     /// A query, or SELECT … INTO.
     fn select(&mut self) -> Read<Statement> {
         let query = self.query()?;
-        self.into_table(query)
+        self.creates_table(query)
     }
 
     /// SELECT … INTO is CREATE TABLE … AS.
-    fn into_table(&self, mut query: Box<ast::Query>) -> Read<Statement> {
+    fn creates_table(&self, mut query: Box<ast::Query>) -> Read<Statement> {
         let ast::SetExpr::Select(select) = query.body.as_mut() else { return Ok(Statement::Query(query)) };
         let Some(into) = select.into.take() else { return Ok(Statement::Query(query)) };
         let name = names::relation_name(&into.name, self.source)?;

@@ -314,7 +314,7 @@ pub enum AlterAction {
     SetDefault {
         name: String,
         /// `None` is DROP DEFAULT.
-        default: Option<DefaultExpr>,
+        default: Option<Box<DefaultExpr>>,
     },
     SetNotNull {
         name: String,

@@ -126,23 +126,20 @@ pub fn by_name(name: &str) -> Option<Arc<ScalarUDF>> {
     (!steps.is_empty()).then(|| Arc::new(ScalarUDF::from(Chain::new(steps))))
 }
 
-/// `left op right` as a chain if `left` is one already or a tall tree; else the operands as they were.
-pub fn grow(op: Op, left: Expr, right: Expr, schema: &DFSchema) -> std::result::Result<Expr, (Expr, Expr)> {
-    if !is_tall(&left) {
-        return Err((left, right));
+/// `left op right` as a chain, made of the operands, if `left` is one already or a tall tree.
+pub fn grow(op: Op, left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Option<Expr> {
+    if !is_tall(left) {
+        return None;
     }
-    let (Ok(before), Ok(operand)) = (left.get_type(schema), right.get_type(schema)) else { return Err((left, right)) };
-    match arithmetic::types(op, &before, &operand) {
-        // A step that converts what is before it begins a new chain.
-        Some(types) if types.left == before => {}
-        _ => return Err((left, right)),
-    }
+    let (before, operand) = (left.get_type(schema).ok()?, right.get_type(schema).ok()?);
+    // A step that converts what is before it begins a new chain.
+    arithmetic::types(op, &before, &operand).filter(|types| types.left == before)?;
     let (mut steps, mut operands) = (Vec::new(), Vec::new());
-    unroll(left, schema, &mut steps, &mut operands);
+    unroll(std::mem::take(left), schema, &mut steps, &mut operands);
     steps.push(op);
-    operands.push(right);
+    operands.push(std::mem::take(right));
     let chain = ScalarUDF::from(Chain::new(steps));
-    Ok(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(chain), operands)))
+    Some(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(chain), operands)))
 }
 
 fn is_tall(expr: &Expr) -> bool {

@@ -81,10 +81,9 @@ impl ExprPlanner for ArithmeticPlanner {
         if let Some(folded) = fold(op, &left, &right) {
             return Ok(PlannerResult::Planned(folded));
         }
-        let (left, right) = match chain::grow(op, left, right, schema) {
-            Ok(grown) => return Ok(PlannerResult::Planned(grown)),
-            Err(operands) => operands,
-        };
+        if let Some(chain) = chain::grow(op, &mut left, &mut right, schema) {
+            return Ok(PlannerResult::Planned(chain));
+        }
         match call(op.sign(), vec![left, right]) {
             Some(call) => Ok(PlannerResult::Planned(call)),
             None => datafusion::common::internal_err!("operator {} is not registered", op.sign()),

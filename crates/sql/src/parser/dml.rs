@@ -37,7 +37,7 @@ impl Reader<'_> {
                 Ok(Statement::Delete(Box::new(delete)))
             }
             ast::SetExpr::Merge(_) => self.refuse("MERGE is not supported", "Use INSERT … ON CONFLICT."),
-            body => self.into_table(Box::new(ast::Query { with, body: Box::new(body), ..*query })),
+            body => self.creates_table(Box::new(ast::Query { with, body: Box::new(body), ..*query })),
         }
     }
 

@@ -127,7 +127,7 @@ impl Reader<'_> {
                     let start = self.byte();
                     let expr = self.default_expr()?;
                     let default = Some(DefaultExpr { expr, text: self.text_from(start) });
-                    return Ok(AlterAction::SetDefault { name, default });
+                    return Ok(AlterAction::SetDefault { name, default: default.map(Box::new) });
                 }
                 if self.words(&["DROP", "DEFAULT"]) {
                     return Ok(AlterAction::SetDefault { name, default: None });
