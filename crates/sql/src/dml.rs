@@ -644,7 +644,8 @@ fn join(select: &mut ast::Select, table: &Relation, alias: &str, from: &[ast::Ta
         return;
     }
     if table.primary_key.is_empty() {
-        let number = row_number();
+        let expr = rewrite::row_number(Vec::new());
+        let number = SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', NUMBER) };
         let items = vec![SelectItem::Wildcard(ast::WildcardAdditionalOptions::default()), number];
         let numbered = rewrite::select_from(object_name(table), None, items, None);
         select.from[0].relation = ast::TableFactor::Derived {
@@ -777,21 +778,6 @@ fn number_of(alias: &str) -> SelectItem {
         Ident::with_quote('"', alias),
         Ident::with_quote('"', NUMBER),
     ]))
-}
-
-/// `row_number() OVER ()` under the number's name.
-fn row_number() -> SelectItem {
-    let over = ast::WindowType::WindowSpec(ast::WindowSpec {
-        window_name: None,
-        partition_by: Vec::new(),
-        order_by: Vec::new(),
-        window_frame: None,
-    });
-    let mut expr = rewrite::call("row_number", Vec::new());
-    if let ast::Expr::Function(function) = &mut expr {
-        function.over = Some(over);
-    }
-    SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', NUMBER) }
 }
 
 /// The value for a column, under a name that its old value does not have.

@@ -17,7 +17,7 @@ use flow::{Error, Result, SqlState};
 
 use crate::names;
 use crate::planner::Planner;
-use crate::rewrite::{call, query_of, select_from, shown, table_alias};
+use crate::rewrite::{call, query_of, row_number, select_from, shown, table_alias};
 use crate::statement::Name;
 use crate::walk::Walk;
 
@@ -131,15 +131,7 @@ impl Merger<'_> {
         let mut side = |body: SetExpr| {
             let alias = self.fresh_alias();
             let column = |name: &String| Expr::Identifier(Ident::with_quote('"', name));
-            let mut numbered = call("row_number", Vec::new());
-            if let Expr::Function(function) = &mut numbered {
-                function.over = Some(ast::WindowType::WindowSpec(ast::WindowSpec {
-                    window_name: None,
-                    partition_by: inner.iter().map(column).collect(),
-                    order_by: Vec::new(),
-                    window_frame: None,
-                }));
-            }
+            let numbered = row_number(inner.iter().map(column).collect());
             let mut projection: Vec<SelectItem> = inner.iter().map(|c| SelectItem::UnnamedExpr(column(c))).collect();
             projection.push(SelectItem::ExprWithAlias { expr: numbered, alias: Ident::with_quote('"', "copy") });
             select_over(query_of(body), &alias, &inner, projection)

@@ -447,6 +447,16 @@ pub(crate) fn negation(expr: Expr) -> Expr {
     Expr::UnaryOp { op: ast::UnaryOperator::Not, expr: Box::new(expr) }
 }
 
+/// `row_number() OVER (PARTITION BY …)`.
+pub(crate) fn row_number(partition_by: Vec<Expr>) -> Expr {
+    let over = ast::WindowSpec { window_name: None, partition_by, order_by: Vec::new(), window_frame: None };
+    let mut number = call("row_number", Vec::new());
+    if let Expr::Function(function) = &mut number {
+        function.over = Some(ast::WindowType::WindowSpec(over));
+    }
+    number
+}
+
 pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
     Expr::Function(ast::Function {
         name: ObjectName::from(vec![Ident::with_quote('"', name)]),

@@ -357,19 +357,23 @@ impl Lists<'_> {
             },
             _ => false,
         };
+        let wildcard = |i: &SelectItem| matches!(i, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        let all_columns = select.projection.iter().any(wildcard);
+        let mut mentioned = None;
         let mut added = Vec::new();
         for factor in factors {
             let (Some((table, _)), Some(columns)) = (shown_name(factor), self.keyed_columns(factor)) else { continue };
             if !columns.iter().filter(|(_, key)| *key).all(|(c, _)| keys.iter().any(|k| is(k, &table, c))) {
                 continue;
             }
-            let wildcard = |i: &SelectItem| matches!(i, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
-            let all_columns = select.projection.iter().any(wildcard);
-            let mut mentioned = Mentioned::default();
-            query.walk(&mut mentioned);
+            let mentioned = mentioned.get_or_insert_with(|| {
+                let mut names = Mentioned::default();
+                query.walk(&mut names);
+                names.0
+            });
             let others = columns.into_iter().filter(|(_, key)| !key).map(|(column, _)| column);
             let read = others.filter(|column| {
-                all_columns || mentioned.0.contains(column) && !keys.iter().any(|k| is(k, &table, column))
+                all_columns || mentioned.contains(column) && !keys.iter().any(|k| is(k, &table, column))
             });
             let column = |name: String| {
                 Expr::CompoundIdentifier(vec![Ident::with_quote('"', &table), Ident::with_quote('"', name)])

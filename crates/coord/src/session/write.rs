@@ -15,11 +15,12 @@ use flow::{Error, RelationId, Result, SqlState};
 use hashbrown::HashSet;
 use sql::statement::{Name, Parsed, Statement};
 use sql::{ConflictPlan, ConflictUpdatePlan, DeletePlan, InsertPlan, Joined, Planner, Returning, UpdatePlan};
+use tokio::sync::OwnedMutexGuard;
 
 use super::names::{scanned, writable};
 use super::read::{conform, values};
 use super::{Outcome, Session, rows_outcome};
-use crate::table::{Refused, Table, TableWrites};
+use crate::table::{Mark, Refused, Table, TableWrites};
 
 /// A planned INSERT, UPDATE or DELETE.
 pub struct WritePlan {
@@ -153,16 +154,19 @@ impl Session {
             let latch = table.latch().await;
             match self.write(&table, write, values).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(refused) => {
-                    // A failed statement has changed nothing, whatever becomes of its transaction.
-                    self.writes()?.undo(&mark);
-                    drop(latch);
-                    match refused {
-                        Refused::Failed(error) => return Err(error),
-                        Refused::Busy(busy) => self.wait(busy).await?,
-                    }
-                }
+                Err(refused) => self.give_way(&mark, latch, refused).await?,
             }
+        }
+    }
+
+    /// Takes back what a refused statement did, and waits for the lock in its way. A failed one has changed nothing, whatever
+    /// becomes of its transaction.
+    async fn give_way(&mut self, mark: &Mark, latch: OwnedMutexGuard<()>, refused: Refused) -> Result<()> {
+        self.writes()?.undo(mark);
+        drop(latch);
+        match refused {
+            Refused::Failed(error) => Err(error),
+            Refused::Busy(busy) => self.wait(busy).await,
         }
     }
 
@@ -374,14 +378,7 @@ impl Session {
             let latch = table.latch().await;
             match self.insert_batches(&table, relation, batches) {
                 Ok(count) => return Ok(count),
-                Err(refused) => {
-                    self.writes()?.undo(&mark);
-                    drop(latch);
-                    match refused {
-                        Refused::Failed(error) => return Err(error),
-                        Refused::Busy(busy) => self.wait(busy).await?,
-                    }
-                }
+                Err(refused) => self.give_way(&mark, latch, refused).await?,
             }
         }
     }

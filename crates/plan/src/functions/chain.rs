@@ -118,6 +118,11 @@ impl ScalarUDFImpl for Chain {
     }
 }
 
+/// Whether a function is a chain.
+pub fn is_chain(function: &ScalarUDF) -> bool {
+    function.inner().downcast_ref::<Chain>().is_some()
+}
+
 /// The chain of this name.
 pub fn by_name(name: &str) -> Option<Arc<ScalarUDF>> {
     let signs = name.strip_prefix(PREFIX)?;
@@ -146,7 +151,7 @@ fn is_tall(expr: &Expr) -> bool {
     let mut node = expr;
     for _ in 0..LEVELS_MIN {
         let Expr::ScalarFunction(call) = node else { return false };
-        if call.func.inner().downcast_ref::<Chain>().is_some() {
+        if is_chain(&call.func) {
             return true;
         }
         match (call.func.inner().downcast_ref::<Arithmetic>(), call.args.first()) {

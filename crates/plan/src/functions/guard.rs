@@ -81,7 +81,7 @@ fn can_fail(expr: &Arc<dyn PhysicalExpr>) -> Result<bool> {
             library::of(call.fun()).is_some()
                 || name == arithmetic::Negate::NAME
                 || name == single_row::NAME
-                || chain::by_name(name).is_some()
+                || chain::is_chain(call.fun())
                 || arithmetic::Op::ALL.iter().any(|op| op.sign() == name)
                 || cast::TARGETS.iter().any(|(target, _)| *target == name)
         }))
