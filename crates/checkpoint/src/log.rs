@@ -2,7 +2,9 @@
 //!
 //! Layout of a segment `NNNNNNNNNN.log`: an 8-byte magic, then records of `length u32 · crc32 u32 · payload`, little
 //! endian, then zeros up to the preallocated size. Space is preallocated *before* a record is written, so that a full
-//! disk refuses the record (`53100`) instead of losing it at sync time.
+//! disk refuses the record (`53100`) instead of losing it at sync time. Small records go to blocks that already hold
+//! zeros: a block's first write changes metadata, and a sync would then wait for the file system's journal and so, on
+//! ext4, for the pages that anybody else has just written.
 //!
 //! A crash can tear only the tail that was never synced. On opening, the first record that does not check out ends the
 //! log, unless a whole record follows it: then synced data is damaged, and opening fails with `XX001` rather than
@@ -24,6 +26,8 @@ const MAGIC: &[u8; 8] = b"MSLOG\x00\x00\x01";
 const HEADER_BYTES: usize = 8;
 /// Space taken from the file system at a time.
 const PREALLOCATE_BYTES: u64 = 16 << 20;
+/// Bytes filled with zeros at a time, ahead of small records.
+const ZEROED_BYTES: u64 = 256 << 10;
 /// A record above this is refused: it could not be read back into memory with certainty.
 pub const RECORD_BYTES_MAX: usize = 1 << 30;
 
@@ -46,6 +50,8 @@ struct Tail {
     end: u64,
     /// File size obtained so far.
     allocated: u64,
+    /// Blocks before this have been written.
+    written: u64,
 }
 
 impl Log {
@@ -72,7 +78,7 @@ impl Log {
         }
         let log = Log {
             path,
-            tail: Mutex::new(Tail { end, allocated: end }),
+            tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
             file,
@@ -99,7 +105,7 @@ impl Log {
         Ok(Log {
             path,
             file,
-            tail: Mutex::new(Tail { end, allocated: end }),
+            tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
         })
@@ -143,7 +149,7 @@ impl Log {
         Ok(Log {
             path,
             file,
-            tail: Mutex::new(Tail { end, allocated: end }),
+            tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
         })
@@ -165,6 +171,13 @@ impl Log {
             tail.allocated += size;
         }
         let start = tail.end;
+        if start + total > tail.written && total <= ZEROED_BYTES {
+            let from = tail.written.max(start);
+            let to = (start + total).max(from + ZEROED_BYTES).min(tail.allocated);
+            let zeros = vec![0; (to - from) as usize];
+            self.file.write_all_at(&zeros, from).map_err(|e| io_error("extend", &self.path, &e))?;
+            tail.written = to;
+        }
         let written = (|| {
             // The header goes last: until it is there, the bytes after it mean nothing.
             let mut at = start + HEADER_BYTES as u64;
@@ -180,6 +193,7 @@ impl Log {
             return Err(io_error("append to", &self.path, &e));
         }
         tail.end = start + total;
+        tail.written = tail.written.max(tail.end);
         Ok(Position(tail.end))
     }
 

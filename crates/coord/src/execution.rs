@@ -37,15 +37,6 @@ pub struct Threads {
     clock: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What a thread whose work nobody waits for adds to its nice value: it runs in what slots and sessions leave over, and
-/// gets a tenth of a core where they leave nothing.
-const BACKGROUND_NICE: i32 = 10;
-
-/// Makes the calling thread one of the background. Where the system refuses, it works at the priority of the others.
-pub fn stand_back() {
-    let _ = rustix::process::nice(BACKGROUND_NICE);
-}
-
 impl Threads {
     /// Threads whose messages pass through `wire`.
     pub fn over(wire: Arc<dyn Wire>) -> Threads {
@@ -73,7 +64,7 @@ impl Execution for Threads {
         std::thread::Builder::new()
             .name(feeder.name())
             .spawn(move || {
-                stand_back();
+                runtime::stand_back();
                 feeder.run();
             })
             .map(|_| ())

@@ -84,7 +84,7 @@ impl Sinks {
         let handle = std::thread::Builder::new()
             .name(format!("sink-{relation}"))
             .spawn(move || {
-                crate::execution::stand_back();
+                runtime::stand_back();
                 if let Err(error) = thread.run(&receiver) {
                     warn!(relation = relation.0, %error, "sink stopped");
                     clock.send(Event::StopJob { relation, error });

@@ -1,4 +1,5 @@
-//! One job's tasks on one slot: queues by level, barrier alignment, and dispatch of what the tasks emit.
+//! One job on one slot: its face, which the slot speaks to, and its machine, which holds queues by level, aligns barriers
+//! and dispatches what the tasks emit. The machine can be lent to the slot's background thread; see `crate::background`.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -125,7 +126,7 @@ struct Output {
     exchange: Exchange,
 }
 
-/// The instance of a deployment on one slot.
+/// The instance of a deployment on one slot, as its slot sees it.
 pub struct Job {
     pub deployment: DeploymentId,
     pub end: End,
@@ -134,6 +135,18 @@ pub struct Job {
     pub leaves: Vec<Leaf>,
     /// Bytes charged to the budget for this instance.
     pub charged: usize,
+    slot: usize,
+    task_levels: Vec<usize>,
+    queued: Arc<QueueBytes>,
+    /// Absent while it is lent.
+    machine: Option<Box<Machine>>,
+    /// Work that has arrived while the machine is lent.
+    waiting: Vec<Work>,
+    next_timer: Option<i64>,
+}
+
+/// What does a job's work on one slot: the tasks with their state and their queues.
+pub struct Machine {
     slot: usize,
     slots: usize,
     tasks: Vec<TaskInstance>,
@@ -232,6 +245,14 @@ impl Job {
             });
         }
         let level_count = task_levels.iter().max().map_or(1, |l| l + 1);
+        let machine = Box::new(Machine {
+            slot: slot.0 as usize,
+            slots,
+            tasks,
+            levels: (0..level_count).map(|_| VecDeque::new()).collect(),
+            queued: Arc::clone(&queued),
+            stashed: 0,
+        });
         Ok(Job {
             deployment,
             end: end.ok_or_else(|| Error::internal("plan has no terminal task"))?,
@@ -239,35 +260,79 @@ impl Job {
             leaves,
             charged: 0,
             slot: slot.0 as usize,
-            slots,
-            tasks,
-            levels: (0..level_count).map(|_| VecDeque::new()).collect(),
+            task_levels,
             queued,
-            stashed: 0,
+            next_timer: machine.next_timer(),
+            machine: Some(machine),
+            waiting: Vec::new(),
         })
     }
 
     /// Puts work into its queue. `counted` says that its bytes were already added by the sender.
     pub fn enqueue(&mut self, work: Work, counted: bool) {
-        let Some(task) = self.tasks.get(work.task) else { return };
-        let level = task.level;
+        let Some(level) = self.task_levels.get(work.task).copied() else { return };
         if let (WorkKind::Rows(changes), false) = (&work.kind, counted) {
             self.queued.add(self.slot, level, changes.bytes());
         }
-        self.levels[level].push_back(work);
+        match &mut self.machine {
+            Some(machine) => machine.levels[level].push_back(work),
+            None => self.waiting.push(work),
+        }
     }
 
     /// The level of `task`, for the sender's byte count.
     pub fn level(&self, task: usize) -> usize {
-        self.tasks[task].level
+        self.task_levels[task]
     }
 
     pub fn queue_bytes(&self) -> &Arc<QueueBytes> {
         &self.queued
     }
 
+    /// The machine, unless it is lent.
+    pub fn machine(&mut self) -> Option<&mut Machine> {
+        self.machine.as_deref_mut()
+    }
+
+    /// Lends the machine if it has something to do.
+    pub fn lend(&mut self) -> Option<Box<Machine>> {
+        self.machine.take_if(|machine| machine.runnable())
+    }
+
+    /// The machine for good, unless it is lent.
+    pub fn into_machine(self) -> Option<Box<Machine>> {
+        self.machine
+    }
+
+    /// Takes the machine back and hands it what has arrived meanwhile.
+    pub fn put_back(&mut self, mut machine: Box<Machine>) {
+        for work in self.waiting.drain(..) {
+            machine.levels[self.task_levels[work.task]].push_back(work);
+        }
+        self.machine = Some(machine);
+    }
+
+    /// Notes what the slot wants to know of the machine after it has worked. Returns the bytes it holds.
+    pub fn note(&mut self) -> usize {
+        let Some(machine) = &self.machine else { return self.charged };
+        self.next_timer = machine.next_timer();
+        machine.state_bytes()
+    }
+
+    /// The earliest timer of any task, as of the last work done.
+    pub fn next_timer(&self) -> Option<i64> {
+        self.next_timer
+    }
+
+    /// Rows of state touched so far, over all tasks. `None` while the machine is lent.
+    pub fn rows_touched(&self) -> Option<u64> {
+        self.machine.as_ref().map(|machine| machine.rows_touched())
+    }
+}
+
+impl Machine {
     /// Bytes that the tasks hold and that wait for them on this slot: the change log of a job that lags counts too.
-    pub fn state_bytes(&self) -> usize {
+    fn state_bytes(&self) -> usize {
         let queued: usize =
             (0..self.levels.len()).map(|level| self.queued.cell(self.slot, level).load(Ordering::Relaxed)).sum();
         queued
@@ -275,34 +340,36 @@ impl Job {
             + self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.state_bytes()).sum::<usize>()
     }
 
-    /// The earliest timer of any task.
-    pub fn next_timer(&self) -> Option<i64> {
+    fn next_timer(&self) -> Option<i64> {
         self.tasks.iter().filter_map(|t| t.function.as_ref()).filter_map(|f| f.next_timer()).min()
     }
 
-    /// Rows of state touched so far, over all tasks.
-    pub fn rows_touched(&self) -> u64 {
+    fn rows_touched(&self) -> u64 {
         self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.rows_touched()).sum()
     }
 
-    /// Does one piece of work, downstream first. Returns false when nothing can run now; `freed` is set when a queue
-    /// got room that other slots may be waiting for.
+    /// The level whose work comes next, downstream first.
+    fn next_level(&self) -> Option<usize> {
+        (0..self.levels.len()).rev().find(|level| !self.levels[*level].is_empty() && !self.queued.full_above(*level))
+    }
+
+    fn runnable(&self) -> bool {
+        self.next_level().is_some()
+    }
+
+    /// Does one piece of work. Returns false when nothing can run now; `freed` is set when a queue got room that other
+    /// slots may be waiting for.
     pub fn step(&mut self, out: &mut Vec<Outgoing>, freed: &mut bool) -> Result<bool> {
-        for level in (0..self.levels.len()).rev() {
-            if self.levels[level].is_empty() || self.queued.full_above(level) {
-                continue;
-            }
-            let Some(work) = self.levels[level].pop_front() else { continue };
-            if let WorkKind::Rows(changes) = &work.kind {
-                *freed |= self.queued.remove(self.slot, level, changes.bytes());
-            }
-            // A bug in a kernel stops this job, not the slot.
-            return match catch_unwind(AssertUnwindSafe(|| self.run(work, out))) {
-                Ok(done) => done.map(|()| true),
-                Err(panic) => Err(panic_error(panic)),
-            };
+        let Some(level) = self.next_level() else { return Ok(false) };
+        let Some(work) = self.levels[level].pop_front() else { return Ok(false) };
+        if let WorkKind::Rows(changes) = &work.kind {
+            *freed |= self.queued.remove(self.slot, level, changes.bytes());
         }
-        Ok(false)
+        // A bug in a kernel stops this job, not the slot.
+        match catch_unwind(AssertUnwindSafe(|| self.run(work, out))) {
+            Ok(done) => done.map(|()| true),
+            Err(panic) => Err(panic_error(panic)),
+        }
     }
 
     fn run(&mut self, work: Work, out: &mut Vec<Outgoing>) -> Result<()> {

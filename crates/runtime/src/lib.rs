@@ -2,11 +2,13 @@
 //!
 //! [`message`] is everything that coordinator and slots say to each other; [`slot`] is one slot as a state machine that
 //! can be stepped without a thread; [`job`] is one job's tasks on one slot, with barrier alignment; [`ops`] are the
-//! operators; [`terminal`] is where a job ends; [`worker`] runs slots as threads or hands them to a test to step.
+//! operators; [`terminal`] is where a job ends; [`background`] takes what may wait off the slot's thread; [`worker`] runs
+//! slots as threads or hands them to a test to step.
 //!
 //! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
 //! after that. So what leaves a job for an epoch is exactly a function of what entered it up to that epoch.
 
+pub mod background;
 pub mod budget;
 pub mod job;
 pub mod message;
@@ -15,6 +17,7 @@ pub mod slot;
 pub mod terminal;
 pub mod worker;
 
+pub use background::stand_back;
 pub use budget::Budget;
 pub use message::{DeploymentId, FromSlot, Tick, ToSlot};
 pub use slot::Slot;

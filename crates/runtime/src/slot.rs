@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crossbeam_channel::Receiver;
-use flow::{ChangeBatch, RelationId, SlotId};
+use crossbeam_channel::{Receiver, select};
+use flow::{ChangeBatch, RelationId, Result, SlotId};
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
+use crate::background::{Background, Lent};
 use crate::budget::Budget;
-use crate::job::{End, Job, Outgoing, QueueBytes, Work, WorkKind, levels, task_id};
+use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Work, WorkKind, levels, task_id};
 use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
 use crate::terminal::Stores;
 use crate::worker::Outbox;
@@ -18,7 +19,7 @@ use crate::worker::Outbox;
 /// Receives what slots report.
 pub type Reports = Arc<dyn Fn(FromSlot) + Send + Sync>;
 
-/// While attached jobs are busy, a detached job gets one step after this many.
+/// Without a background: while attached jobs are busy, a detached job gets one step after this many.
 const DETACHED_SHARE: u32 = 8;
 
 /// What the slots of one worker share.
@@ -58,6 +59,8 @@ pub struct Slot {
     inbox: Receiver<ToSlot>,
     peers: Vec<Outbox>,
     reports: Reports,
+    /// Works for detached jobs and takes what is thrown away. Slots that a test steps do it all themselves.
+    background: Option<Background>,
     jobs: BTreeMap<DeploymentId, Job>,
     /// Readers of each relation: (deployment, leaf task).
     readers: HashMap<RelationId, Vec<(DeploymentId, usize)>>,
@@ -74,13 +77,21 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(id: SlotId, shared: Shared, inbox: Receiver<ToSlot>, peers: Vec<Outbox>, reports: Reports) -> Slot {
+    pub fn new(
+        id: SlotId,
+        shared: Shared,
+        inbox: Receiver<ToSlot>,
+        peers: Vec<Outbox>,
+        reports: Reports,
+        background: Option<Background>,
+    ) -> Slot {
         Slot {
             id,
             shared,
             inbox,
             peers,
             reports,
+            background,
             jobs: BTreeMap::new(),
             readers: HashMap::new(),
             newest: None,
@@ -107,6 +118,9 @@ impl Slot {
             worked = true;
             self.receive(message);
         }
+        if self.background.is_some() {
+            worked |= self.exchange_with_background();
+        }
         if self.run_one() {
             return true;
         }
@@ -116,12 +130,47 @@ impl Slot {
 
     /// Blocks until a message arrives and takes it. Returns false when nobody can send any more.
     pub fn wait(&mut self) -> bool {
-        match self.inbox.recv() {
-            Ok(message) => {
-                self.receive(message);
-                true
+        let Some(background) = &self.background else {
+            return self.inbox.recv().map(|message| self.receive(message)).is_ok();
+        };
+        select! {
+            recv(self.inbox) -> message => message.map(|message| self.receive(message)).is_ok(),
+            recv(background.returned()) -> lent => lent.map(|lent| self.take_back(lent)).is_ok(),
+        }
+    }
+
+    /// Takes back the machines that have done their turn, and lends those of detached jobs that have work. Returns whether
+    /// one came back.
+    fn exchange_with_background(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(lent) = self.background.as_ref().and_then(|b| b.returned().try_recv().ok()) {
+            worked = true;
+            self.take_back(lent);
+        }
+        if let Some(background) = &self.background {
+            for (deployment, job) in self.jobs.iter_mut().filter(|(_, job)| !job.attached) {
+                if let Some(machine) = job.lend() {
+                    background.run(*deployment, machine);
+                }
             }
-            Err(_) => false,
+        }
+        worked
+    }
+
+    fn take_back(&mut self, lent: Lent) {
+        match self.jobs.get_mut(&lent.deployment) {
+            Some(job) => {
+                job.put_back(lent.machine);
+                self.after_step(lent.deployment, lent.stepped, lent.out, lent.freed);
+            }
+            None => self.throw_away(lent.machine),
+        }
+    }
+
+    /// Freeing a large state takes long; it is nothing that other jobs should wait for.
+    fn throw_away(&self, machine: Box<Machine>) {
+        if let Some(background) = &self.background {
+            background.drop_machine(machine);
         }
     }
 
@@ -233,6 +282,9 @@ impl Slot {
     fn remove(&mut self, deployment: DeploymentId) {
         if let Some(job) = self.jobs.remove(&deployment) {
             let _ = self.shared.budget.change(job.charged, 0);
+            if let Some(machine) = job.into_machine() {
+                self.throw_away(machine);
+            }
         }
         self.readers.values_mut().for_each(|readers| readers.retain(|(d, _)| *d != deployment));
         self.readers.retain(|_, readers| !readers.is_empty());
@@ -281,8 +333,12 @@ impl Slot {
         }
     }
 
-    /// One step of one job: attached jobs in turn, then detached ones, which also get a small share under load.
+    /// One step of one job: attached jobs in turn, then detached ones, which also get a small share under load. The jobs
+    /// of the background are not looked at: the system shares the processor between the two threads.
     fn run_one(&mut self) -> bool {
+        if self.background.is_some() {
+            return self.run_class(true);
+        }
         self.steps = self.steps.wrapping_add(1);
         let detached_first = self.steps.is_multiple_of(DETACHED_SHARE);
         self.run_class(!detached_first) || self.run_class(detached_first)
@@ -303,11 +359,18 @@ impl Slot {
     }
 
     fn run_job(&mut self, deployment: DeploymentId) -> bool {
-        let Some(job) = self.jobs.get_mut(&deployment) else { return false };
+        let Some(machine) = self.jobs.get_mut(&deployment).and_then(Job::machine) else { return false };
         let mut out = Vec::new();
         let mut freed = false;
-        let stepped = job.step(&mut out, &mut freed).and_then(|worked| {
-            let held = if worked { job.state_bytes() } else { job.charged };
+        let stepped = machine.step(&mut out, &mut freed);
+        self.after_step(deployment, stepped, out, freed)
+    }
+
+    /// Accounts for what a machine has done, on this thread or another. Returns whether it did something.
+    fn after_step(&mut self, deployment: DeploymentId, stepped: Result<bool>, out: Vec<Outgoing>, freed: bool) -> bool {
+        let Some(job) = self.jobs.get_mut(&deployment) else { return false };
+        let stepped = stepped.and_then(|worked| {
+            let held = if worked { job.note() } else { job.charged };
             let before = std::mem::replace(&mut job.charged, held);
             self.shared.budget.change(before, held).map(|()| worked)
         });
@@ -384,8 +447,7 @@ impl Slot {
     }
 
     fn count_touched(&mut self, deployment: DeploymentId) {
-        let Some(job) = self.jobs.get(&deployment) else { return };
-        let now = job.rows_touched();
+        let Some(now) = self.jobs.get(&deployment).and_then(Job::rows_touched) else { return };
         let before = self.touched.insert(deployment, now).unwrap_or(0);
         if now != before {
             *self.shared.touched.lock().entry(deployment).or_default() += now - before;

@@ -7,6 +7,7 @@ use crossbeam_channel::{Sender, unbounded};
 use flow::{Error, Result, SlotId};
 use parking_lot::Mutex;
 
+use crate::background::Background;
 use crate::message::{FromSlot, ToSlot};
 use crate::slot::{Reports, Shared, Slot};
 
@@ -58,7 +59,8 @@ fn make_slots(
     shared: &Shared,
     reports: &Reports,
     wire: Option<&Arc<dyn Wire>>,
-) -> (Vec<Outbox>, Vec<Slot>) {
+    mut background: impl FnMut(SlotId) -> Result<Option<Background>>,
+) -> Result<(Vec<Outbox>, Vec<Slot>)> {
     let reports: Reports = match wire {
         Some(wire) => {
             let (wire, reports) = (Arc::clone(wire), Arc::clone(reports));
@@ -73,12 +75,18 @@ fn make_slots(
         .collect();
     let states = channels
         .into_iter()
-        .map(|(slot, (_, inbox))| Slot::new(slot, shared.clone(), inbox, peers.clone(), Arc::clone(&reports)))
-        .collect();
-    (peers, states)
+        .map(|(slot, (_, inbox))| {
+            let background = background(slot)?;
+            Ok(Slot::new(slot, shared.clone(), inbox, peers.clone(), Arc::clone(&reports), background))
+        })
+        .collect::<Result<Vec<Slot>>>()?;
+    Ok((peers, states))
 }
 
-/// One thread per slot.
+/// Expressions are evaluated by recursion over their tree.
+const STACK_BYTES: usize = 16 << 20;
+
+/// One thread per slot, and one beside it for its background.
 pub struct ThreadWorker {
     shared: Shared,
     peers: Vec<Outbox>,
@@ -93,13 +101,16 @@ impl ThreadWorker {
         reports: &Reports,
         wire: Option<&Arc<dyn Wire>>,
     ) -> Result<ThreadWorker> {
-        let (peers, states) = make_slots(slots, &shared, reports, wire);
         let mut threads = Vec::new();
+        let (peers, states) = make_slots(slots, &shared, reports, wire, |slot| {
+            let (background, thread) = Background::start(slot, STACK_BYTES)?;
+            threads.push(thread);
+            Ok(Some(background))
+        })?;
         for (i, mut slot) in states.into_iter().enumerate() {
             let thread = std::thread::Builder::new()
                 .name(format!("slot-{i}"))
-                // Expressions are evaluated by recursion over their tree.
-                .stack_size(16 << 20)
+                .stack_size(STACK_BYTES)
                 .spawn(move || {
                     while !slot.stopped() {
                         if !slot.step() && !slot.wait() {
@@ -146,9 +157,9 @@ pub struct SteppedWorker {
 }
 
 impl SteppedWorker {
-    pub fn new(slots: usize, shared: Shared, reports: &Reports, wire: Option<&Arc<dyn Wire>>) -> SteppedWorker {
-        let (peers, states) = make_slots(slots, &shared, reports, wire);
-        SteppedWorker { shared, peers, states: Mutex::new(states) }
+    pub fn new(slots: usize, shared: Shared, reports: &Reports, wire: Option<&Arc<dyn Wire>>) -> Result<SteppedWorker> {
+        let (peers, states) = make_slots(slots, &shared, reports, wire, |_| Ok(None))?;
+        Ok(SteppedWorker { shared, peers, states: Mutex::new(states) })
     }
 
     /// Steps one slot; false when it had nothing to do.

@@ -12,7 +12,7 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column as DfColumn, DFSchema, DFSchemaRef, DataFusionError, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder, Union};
+use datafusion::logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Union};
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
 use flow::{Error, RelationId, Result, SqlState};
@@ -377,6 +377,15 @@ pub(crate) fn type_parameters(
                     Expr::Cast(cast) => {
                         if let Expr::Placeholder(Placeholder { id, field: None }) = cast.expr.as_ref() {
                             known.entry(id.clone()).or_insert_with(|| canonical(cast.field.data_type()));
+                        }
+                    }
+                    // `x = ANY ($1)`
+                    Expr::ScalarFunction(call) if call.func.name() == "array_has" => {
+                        if let [Expr::Placeholder(Placeholder { id, field: None }), element] = call.args.as_slice()
+                            && let Some(input) = node.inputs().first()
+                        {
+                            let element = canonical(&element.get_type(input.schema())?);
+                            known.entry(id.clone()).or_insert_with(|| DataType::new_list(element, true));
                         }
                     }
                     _ => {}

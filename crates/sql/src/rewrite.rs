@@ -57,6 +57,34 @@ impl Rewriter<'_> {
         }
     }
 
+    /// `x = ANY ('{1,2}')` as `x IN ('1', '2')`, whose literals get the type of `x`; `x <> ALL (…)` as its negation.
+    fn list_of_literal(&self, expr: &mut Expr) -> Step {
+        let (left, right, negated) = match expr {
+            Expr::AnyOp { left, right, .. } => (left, right, false),
+            Expr::AllOp { left, right, .. } => (left, right, true),
+            _ => return ControlFlow::Continue(()),
+        };
+        let mut literal = right.as_ref();
+        while let Expr::Nested(inner) = literal {
+            literal = inner;
+        }
+        let Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(array), span }) = literal else {
+            return ControlFlow::Continue(());
+        };
+        let elements = match plan::functions::parse::array_elements(array) {
+            Ok(elements) => elements,
+            Err(e) => return ControlFlow::Break(Box::new(e.with_position(self.source.position(span.start)))),
+        };
+        if elements.is_empty() {
+            *expr = Expr::Value(Value::Boolean(negated).into());
+            return ControlFlow::Continue(());
+        }
+        let list = elements.iter().map(|e| e.as_deref().map_or_else(null, text)).collect();
+        let tested = std::mem::replace(left.as_mut(), null());
+        *expr = Expr::InList { expr: Box::new(tested), list, negated };
+        ControlFlow::Continue(())
+    }
+
     fn refuse(&self, message: &str, hint: &str, span: datafusion::sql::sqlparser::tokenizer::Span) -> Step {
         let error = Error::unsupported(message).with_hint(hint);
         ControlFlow::Break(Box::new(if span.start.line > 0 {
@@ -250,6 +278,8 @@ impl VisitorMut for Rewriter<'_> {
                 let any = Expr::Nested(Box::new(any));
                 *expr = if negated { negation(any) } else { any };
             }
+            Expr::AnyOp { compare_op: BinaryOperator::Eq, .. } => return self.list_of_literal(expr),
+            Expr::AllOp { compare_op: BinaryOperator::NotEq, .. } => return self.list_of_literal(expr),
             Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, data_type, .. } => {
                 if let Some(limit) = types::character_limit(data_type) {
                     // An explicit cast cuts off what is too long.

@@ -41,9 +41,11 @@ fn every_message_survives_as_bytes() {
         let wire = Arc::clone(&bytes) as Arc<dyn Wire>;
         let problems = runtime.block_on(async {
             let path = file.clone();
-            tokio::spawn(async move { check_file(&path, seed() + n as u64, Arc::new(Threads::over(wire))).await })
-                .await
-                .unwrap()
+            tokio::spawn(async move {
+                check_file(&path, seed() + n as u64, || Arc::new(Threads::over(Arc::clone(&wire)))).await
+            })
+            .await
+            .unwrap()
         });
         assert!(problems.is_empty(), "{}: {problems:#?}", name_of(&file));
         assert_eq!(bytes.problems(), [""; 0], "{}", name_of(&file));

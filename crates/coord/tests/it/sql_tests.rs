@@ -322,15 +322,18 @@ async fn check_standing(
                 }
             }
             Ok(Answer::Tag(_)) => problems.push(format!("line {}: no rows", query.line)),
-            Err(e) => problems.push(format!("line {}: view stopped: {e}\n  {}", query.line, query.sql)),
+            Err(e) => problems.push(format!("line {}: {STOPPED}: {e}\n  {}", query.line, query.sql)),
         }
     }
     instance.close().await;
     problems
 }
 
-/// Runs a file in both ways, its standing queries on an engine that runs as `execution` lets it; returns what went wrong.
-pub async fn check_file(path: &Path, seed: u64, execution: Arc<dyn Execution>) -> Vec<String> {
+/// What a problem says when a view has stopped with an error.
+const STOPPED: &str = "view stopped";
+
+/// Runs a file in both ways, its standing queries on engines that run as `execution` lets them; returns what went wrong.
+pub async fn check_file(path: &Path, seed: u64, execution: impl Fn() -> Arc<dyn Execution> + Send) -> Vec<String> {
     let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut runner = sqllogictest::Runner::new(|| async { Ok(Db(instance.session())) });
@@ -347,9 +350,12 @@ pub async fn check_file(path: &Path, seed: u64, execution: Arc<dyn Execution>) -
     drop(runner);
     instance.close().await;
     if !queries.is_empty() {
-        // Where values are wrong on purpose, a row put together from two may rightly stop a view.
-        let decoys = !name_of(path).starts_with("errors/");
-        problems.extend(check_standing(&contents, &queries, decoys, seed, execution).await);
+        let mut found = check_standing(&contents, &queries, true, seed, execution()).await;
+        // A row put together from two may rightly stop a view, where a filter is there to keep an error away.
+        if found.iter().any(|problem| problem.contains(STOPPED)) {
+            found = check_standing(&contents, &queries, false, seed, execution()).await;
+        }
+        problems.extend(found);
     }
     problems
 }
@@ -375,7 +381,7 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
         let file = path.clone();
         // On a thread of the runtime, whose stack is large.
         let checked = runtime.block_on(async {
-            let check = tokio::spawn(async move { check_file(&file, seed, Arc::new(Threads::default())).await });
+            let check = tokio::spawn(async move { check_file(&file, seed, || Arc::new(Threads::default())).await });
             tokio::time::timeout(FILE_TIME_MAX, check).await
         });
         let problems = match checked {

@@ -41,7 +41,7 @@ struct Stepped {
 
 impl Execution for Stepped {
     fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>> {
-        let worker = Arc::new(SteppedWorker::new(slots, shared, &reports, Some(&self.wire)));
+        let worker = Arc::new(SteppedWorker::new(slots, shared, &reports, Some(&self.wire))?);
         *self.worker.lock() = Some(Arc::clone(&worker));
         Ok(worker)
     }

@@ -1,0 +1,107 @@
+//! A second thread of each slot, for jobs that still back-fill and for state that is thrown away.
+//!
+//! A step on a slot's own thread makes every other job there wait until it is over, and a table that doubles makes a step
+//! long. So the machine of a detached job is lent to this thread, which works at a lower priority: when the slot's own
+//! thread wakes up, the system lets it go first, in the middle of a step. Messages stay with the slot; a machine that is
+//! lent gets them when it is back.
+
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use flow::{Error, Result, SlotId};
+
+use crate::job::{Machine, Outgoing};
+use crate::message::DeploymentId;
+
+/// Priority of threads whose work may wait, as the difference in niceness from the others.
+const NICE: i32 = 10;
+/// Steps of one turn: what arrives for the job meanwhile waits as long.
+const STEPS: usize = 8;
+
+/// Makes the calling thread one of the background. Where the system refuses, it works at the priority of the others.
+pub fn stand_back() {
+    let _ = rustix::process::nice(NICE);
+}
+
+/// A machine that has done its turn.
+pub struct Lent {
+    pub deployment: DeploymentId,
+    pub machine: Box<Machine>,
+    /// Whether it did something, or why its job must stop.
+    pub stepped: Result<bool>,
+    pub out: Vec<Outgoing>,
+    /// See [`Machine::step`].
+    pub freed: bool,
+}
+
+enum Errand {
+    Run(DeploymentId, Box<Machine>),
+    Drop(Box<Machine>),
+}
+
+/// The slot's end of its background thread, which ends when this is dropped.
+pub struct Background {
+    errands: Sender<Errand>,
+    returned: Receiver<Lent>,
+}
+
+impl Background {
+    /// Starts the thread of `slot`.
+    pub fn start(slot: SlotId, stack_bytes: usize) -> Result<(Background, JoinHandle<()>)> {
+        let (errands, todo) = unbounded();
+        let (done, returned) = unbounded();
+        let thread = std::thread::Builder::new()
+            .name(format!("slot-{}-back", slot.0))
+            .stack_size(stack_bytes)
+            .spawn(move || {
+                stand_back();
+                for errand in todo {
+                    match errand {
+                        Errand::Run(deployment, machine) => {
+                            if done.send(turn(deployment, machine)).is_err() {
+                                // The slot is gone: nobody waits for what is left.
+                                return;
+                            }
+                        }
+                        Errand::Drop(machine) => drop(machine),
+                    }
+                }
+            })
+            .map_err(|e| Error::internal(format!("cannot start a slot's background thread: {e}")))?;
+        Ok((Background { errands, returned }, thread))
+    }
+
+    /// Lets `machine` do some steps; it comes back by [`returned`](Background::returned).
+    pub fn run(&self, deployment: DeploymentId, machine: Box<Machine>) {
+        let _ = self.errands.send(Errand::Run(deployment, machine));
+    }
+
+    pub fn drop_machine(&self, machine: Box<Machine>) {
+        let _ = self.errands.send(Errand::Drop(machine));
+    }
+
+    pub fn returned(&self) -> &Receiver<Lent> {
+        &self.returned
+    }
+}
+
+/// Steps until the machine has something to say, has nothing to do, or has had its share.
+fn turn(deployment: DeploymentId, mut machine: Box<Machine>) -> Lent {
+    let mut out = Vec::new();
+    let mut freed = false;
+    let mut stepped = Ok(false);
+    for _ in 0..STEPS {
+        match machine.step(&mut out, &mut freed) {
+            Ok(true) => stepped = Ok(true),
+            Ok(false) => break,
+            Err(e) => {
+                stepped = Err(e);
+                break;
+            }
+        }
+        if !out.is_empty() || freed {
+            break;
+        }
+    }
+    Lent { deployment, machine, stepped, out, freed }
+}
