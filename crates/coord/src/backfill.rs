@@ -12,9 +12,9 @@ use tracing::debug;
 
 use crate::clock::{Clock, Event, Started};
 
-/// Rows of one chunk over all slots: small, so that a job that lives elsewhere on the slot does not wait long.
+/// Rows of one chunk over all slots: small, so that progress shows and little memory is under way.
 const CHUNK_ROWS: usize = 4096;
-/// Rows of one batch: a change of another job waits for one of them at each slot that it passes.
+/// Rows of one batch, which is one step of the slot's background: messages of the job wait as long.
 const BATCH_ROWS: usize = 1024;
 /// Chunks that may be under way at once.
 const CHUNKS_AHEAD: u32 = 2;
