@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("doors") => doors::check(),
         Some("bench") => bench::run(args),
-        _ => Err(format!("usage: cargo xtask ci | cargo xtask doors | {}", bench::USAGE)),
+        _ => Err(format!("usage: cargo xtask ci | cargo xtask doors | {} | {}", bench::USAGE, bench::NEXMARK_USAGE)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

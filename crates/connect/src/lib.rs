@@ -14,8 +14,12 @@ pub mod source;
 
 pub mod format;
 
+mod random;
+
 pub mod blackhole;
+pub mod datagen;
 pub mod file;
+pub mod nexmark;
 
 pub use options::{OptionSpec, Options};
 pub use sink::{SinkConnector, SinkRequest, SinkWriter};
@@ -25,7 +29,8 @@ pub use source::{
 
 use flow::{Error, Result, SqlState};
 
-static SOURCES: &[&dyn SourceConnector] = &[&file::FileConnector];
+static SOURCES: &[&dyn SourceConnector] =
+    &[&file::FileConnector, &nexmark::NexmarkConnector, &datagen::DatagenConnector];
 static SINKS: &[&dyn SinkConnector] = &[&file::FileConnector, &blackhole::BlackholeConnector];
 
 /// The source connector of this name, as in `WITH (connector = '…')`. Errors: `42704` with the names that exist.

@@ -185,6 +185,12 @@ impl<'a> OptionReader<'a> {
         }
     }
 
+    /// A whole number within the bounds.
+    pub fn number(&self, name: &str, least: u64, most: u64) -> Result<u64> {
+        let number = self.text(name).trim().parse().ok().filter(|n| (least..=most).contains(n));
+        number.ok_or_else(|| self.invalid(name))
+    }
+
     /// `22023`: the option's value cannot be used.
     pub fn invalid(&self, name: &str) -> Error {
         let values = self.spec(name).map_or("", |s| s.values);

@@ -124,8 +124,24 @@ pub trait Source: Send + Sync {
 
     fn on_error(&self) -> OnError;
 
+    /// What [`Progress`] counts, in the plural.
+    fn unit(&self) -> &'static str {
+        "bytes"
+    }
+
     /// How long to wait after [`ReadState::CaughtUp`].
     fn poll_interval(&self) -> Duration;
+
+    /// How many offsets of each split become due in a second of real time; `None`: whatever there is can be read. Whoever
+    /// drives a reader has the clock, and passes what is due as the limit.
+    fn pace(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether a reader without a limit would never see an end: the source makes its rows.
+    fn endless(&self) -> bool {
+        false
+    }
 
     /// All splits now, ordered by name; never empty. A split never disappears.
     fn splits(&self) -> Result<Vec<Split>>;

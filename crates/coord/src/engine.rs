@@ -125,7 +125,7 @@ impl Engine {
         let shared = Shared::new(budget.clone(), config.batch_rows);
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
-        let sources = Arc::new(Sources::new(Arc::clone(&clock)));
+        let sources = Arc::new(Sources::new(Arc::clone(&clock), config.time.clone()));
         let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
 
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use connect::{Offset, ReadState, Source, SourceReader, Split};
+use connect::{Offset, Progress, ReadState, Source, SourceReader, Split};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
 use parking_lot::{Condvar, Mutex};
 use tracing::{info, warn};
 
 use crate::backfill::Rows;
 use crate::clock::{Clock, Event};
+use crate::time::Time;
 
 /// Input that may wait for the next cut before readers pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
@@ -51,8 +52,8 @@ struct State {
     failed: Option<Error>,
     skipped: u64,
     rows: u64,
-    /// Bytes read and known, over all splits.
-    progress: (u64, u64),
+    /// What is read and known, over all splits, in the connector's unit.
+    progress: Progress,
 }
 
 /// What `SHOW SOURCES` and the script runner want to know.
@@ -60,7 +61,9 @@ struct State {
 pub struct SourceStatus {
     pub rows: u64,
     pub skipped: u64,
-    pub bytes: (u64, u64),
+    pub progress: Progress,
+    /// What `progress` counts.
+    pub unit: &'static str,
     pub bounded: bool,
     pub consumers: usize,
     /// The reader has not been let go yet.
@@ -80,7 +83,8 @@ impl SourceHandle {
         SourceStatus {
             rows: state.rows,
             skipped: state.skipped,
-            bytes: state.progress,
+            progress: state.progress,
+            unit: self.source.unit(),
             bounded: self.source.bounded(),
             consumers: state.consumers.len(),
             waiting: state.paused,
@@ -102,8 +106,14 @@ impl SourceHandle {
         }
     }
 
-    /// The rows of the source up to `until`, or everything there is now when it has not been read yet.
+    /// The rows of the source up to `until`, or everything there is now when it has not been read yet. Errors: `0A000`
+    /// without `until` for a source that never ends.
     pub fn rows_until(&self, until: Option<Positions>, columns: Option<&[usize]>) -> Result<Rows> {
+        if until.is_none() && self.source.endless() {
+            return Err(Error::unsupported("a source that never ends cannot be read to its end")
+                .with_detail("No view or sink reads the source yet, so there is no moment to read it as of.")
+                .with_hint("Read it through a materialized view, or bound the source."));
+        }
         let splits = match &until {
             Some(positions) => positions.keys().cloned().collect(),
             None => self.source.splits()?,
@@ -162,14 +172,15 @@ impl Iterator for RangeRows {
 /// All sources.
 pub struct Sources {
     clock: Arc<Clock>,
+    time: Time,
     handles: Mutex<HashMap<RelationId, Arc<SourceHandle>>>,
     /// New sources start paused.
     paused: Mutex<bool>,
 }
 
 impl Sources {
-    pub fn new(clock: Arc<Clock>) -> Sources {
-        Sources { clock, handles: Mutex::default(), paused: Mutex::new(false) }
+    pub fn new(clock: Arc<Clock>, time: Time) -> Sources {
+        Sources { clock, time, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
     pub fn add(&self, relation: RelationId, source: Box<dyn Source>) {
@@ -217,10 +228,10 @@ impl Sources {
         };
         handle.wake.notify_all();
         if start {
-            let clock = Arc::clone(&self.clock);
+            let (clock, time) = (Arc::clone(&self.clock), self.time.clone());
             std::thread::Builder::new()
                 .name(format!("source-{relation}"))
-                .spawn(move || run(&handle, &clock))
+                .spawn(move || run(&handle, &clock, &time))
                 .map_err(|e| Error::internal(format!("cannot start a source thread: {e}")))?;
         }
         Ok(())
@@ -234,8 +245,8 @@ impl Sources {
     }
 }
 
-fn run(handle: &Arc<SourceHandle>, clock: &Clock) {
-    if let Err(error) = read_all(handle, clock) {
+fn run(handle: &Arc<SourceHandle>, clock: &Clock, time: &Time) {
+    if let Err(error) = read_all(handle, clock, time) {
         warn!(relation = handle.relation.0, %error, "source stopped");
         let consumers: Vec<RelationId> = {
             let mut state = handle.state.lock();
@@ -255,28 +266,59 @@ struct OpenSplit {
     ended: bool,
 }
 
-/// Waits until the source may read; false when it is dropped.
-fn wait_turn(handle: &SourceHandle, clock: &Clock) -> bool {
+/// Which offsets of a paced source are due. Time in which nobody reads the source does not count; time in which the flow
+/// cannot take more does, so that the rate holds over a stall.
+struct Pace {
+    /// Offsets a second.
+    rate: u64,
+    /// What was due at `since_us`.
+    due: f64,
+    since_us: i64,
+}
+
+impl Pace {
+    fn due(&mut self, now_us: i64) -> Offset {
+        let elapsed_us = now_us.saturating_sub(self.since_us).max(0);
+        self.due += elapsed_us as f64 * self.rate as f64 / 1e6;
+        self.since_us = now_us;
+        Offset(self.due as u64)
+    }
+}
+
+/// Whether a reader may go on.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Read,
+    /// As `Read`, after a time in which nobody wanted rows.
+    Resume,
+    Stop,
+}
+
+/// Waits until the source may read.
+fn wait_turn(handle: &SourceHandle, clock: &Clock) -> Turn {
+    let mut turn = Turn::Read;
     {
         let mut state = handle.state.lock();
         while !state.stopped && (state.paused || state.consumers.is_empty()) {
+            turn = Turn::Resume;
             handle.wake.wait(&mut state);
         }
         if state.stopped {
-            return false;
+            return Turn::Stop;
         }
     }
     while clock.pending_bytes() > PENDING_BYTES_MAX {
         std::thread::sleep(BACK_PRESSURE_WAIT);
         if handle.state.lock().stopped {
-            return false;
+            return Turn::Stop;
         }
     }
-    true
+    turn
 }
 
-fn read_all(handle: &Arc<SourceHandle>, clock: &Clock) -> Result<()> {
+fn read_all(handle: &Arc<SourceHandle>, clock: &Clock, time: &Time) -> Result<()> {
     let mut open: Vec<OpenSplit> = Vec::new();
+    let mut pace = handle.source.pace().map(|rate| Pace { rate, due: 0.0, since_us: time.now_us() });
     loop {
         for split in handle.source.splits()? {
             if !open.iter().any(|o| o.split == split) {
@@ -289,15 +331,30 @@ fn read_all(handle: &Arc<SourceHandle>, clock: &Clock) -> Result<()> {
             if open[n].ended {
                 continue;
             }
-            if !wait_turn(handle, clock) {
+            let turn = wait_turn(handle, clock);
+            if turn == Turn::Stop {
                 return Ok(());
             }
-            let OpenSplit { reader, at, .. } = &mut open[n];
-            let outcome = reader.read(*at, READ_ROWS, READ_BYTES, None)?;
+            let due = pace.as_mut().map(|pace| {
+                let now_us = time.now_us();
+                if turn == Turn::Resume {
+                    pace.since_us = now_us;
+                }
+                pace.due(now_us)
+            });
+            let OpenSplit { reader, at, ended, .. } = &mut open[n];
+            if due.is_some_and(|due| due <= *at) {
+                continue;
+            }
+            let outcome = reader.read(*at, READ_ROWS, READ_BYTES, due)?;
             *at = outcome.next;
-            open[n].ended = outcome.state == ReadState::End;
+            // What ends before its limit has ended; what reaches it waits for the next.
+            *ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
             more |= outcome.state == ReadState::More;
-            let progress = open.iter().map(|o| o.reader.progress()).fold((0, 0), |a, p| (a.0 + p.done, a.1 + p.total));
+            let progress = open
+                .iter()
+                .map(|o| o.reader.progress())
+                .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
             let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
             let rows = outcome.batch.num_rows();
             if !outcome.errors.is_empty() {

@@ -78,7 +78,9 @@ impl SystemSource for EngineStatus {
                     relation: handle.relation,
                     state: state.into(),
                     rows_read: status.rows as i64,
-                    bytes_read: status.bytes.0 as i64,
+                    progress: status.progress.done as i64,
+                    total: status.progress.total as i64,
+                    unit: status.unit.into(),
                     error: status.failed.map(|e| e.to_string()),
                 }
             })

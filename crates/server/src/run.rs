@@ -111,7 +111,7 @@ async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
 async fn finish_inputs(engine: &Arc<Engine>, quiet: bool) -> Result<()> {
     engine.sources.pause(false);
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}")
+    let style = ProgressStyle::with_template("{bar:30} {percent:>3} % {msg}, {eta} to go")
         .map_err(|e| Error::internal(format!("progress style: {e}")))?;
     bar.set_style(style);
     let done = engine.wait_bounded();
@@ -133,7 +133,7 @@ fn show_progress(engine: &Engine, bar: &ProgressBar) {
     for source in engine.sources.all() {
         let status = source.status();
         if status.consumers > 0 {
-            sum = (sum.0 + status.bytes.0, sum.1 + status.bytes.1, sum.2 + status.rows);
+            sum = (sum.0 + status.progress.done, sum.1 + status.progress.total, sum.2 + status.rows);
         }
     }
     bar.set_length(sum.1);

@@ -315,9 +315,20 @@ fn push_options(text: &mut String, before: &str, options: &[(String, String)]) {
     if options.is_empty() {
         return;
     }
-    let options: Vec<String> =
-        options.iter().map(|(name, value)| format!("{name} = '{}'", value.replace('\'', "''"))).collect();
+    let options: Vec<String> = options
+        .iter()
+        .map(|(name, value)| format!("{} = '{}'", option_name(name), value.replace('\'', "''")))
+        .collect();
     let _ = write!(text, "{before} ({})", options.join(", "));
+}
+
+/// An option's name as the parser reads it back: words with dots as they are, anything else as a string.
+fn option_name(name: &str) -> String {
+    let plain = name.split('.').all(|word| {
+        word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            && word.bytes().next().is_some_and(|b| !b.is_ascii_digit())
+    });
+    if plain { name.to_string() } else { format!("'{}'", name.replace('\'', "''")) }
 }
 
 fn push_format(text: &mut String, format: Option<&crate::statement::Format>) {

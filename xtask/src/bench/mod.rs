@@ -9,6 +9,7 @@ mod isolation;
 mod kill;
 mod load;
 mod measure;
+mod nexmark;
 mod reads;
 mod server;
 mod transfers;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use measure::Report;
+pub use nexmark::USAGE as NEXMARK_USAGE;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
@@ -58,7 +60,10 @@ fn told(error: &(dyn std::error::Error + 'static)) -> String {
 pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String> {
     let mut names: Vec<String> = Vec::new();
     let (mut binary, mut rows, mut rounds, mut scratch, mut csv) = (None, None, None, None, None);
-    let mut args = args;
+    let mut args = args.peekable();
+    if args.next_if(|first| first == "nexmark").is_some() {
+        return nexmark::run(args);
+    }
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value; usage: {USAGE}"));
         match arg.as_str() {

@@ -1,16 +1,23 @@
-//! The documentation page lists exactly the options that there are.
+//! Each documentation page lists exactly the options that there are.
 
 use connect::OptionSpec;
 
 #[test]
-fn the_page_of_the_file_connector_lists_its_options() {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/connectors/file.md");
-    let page = std::fs::read_to_string(page).unwrap();
-    for (heading, specs) in [("## Source", connect::file::SOURCE_OPTIONS), ("## Sink", connect::file::SINK_OPTIONS)] {
-        let section = page.split("\n## ").find(|s| heading[3..] == *s.lines().next().unwrap_or("")).unwrap();
-        let rows: Vec<&str> = section.lines().filter(|l| l.starts_with("| `")).collect();
+fn the_pages_of_the_connectors_list_their_options() {
+    let pages = [
+        ("file.md", "## Source", connect::file::SOURCE_OPTIONS),
+        ("file.md", "## Sink", connect::file::SINK_OPTIONS),
+        ("nexmark.md", "## Source", connect::nexmark::OPTIONS),
+        ("datagen.md", "## Source", connect::datagen::OPTIONS),
+    ];
+    for (page, heading, specs) in pages {
+        let path = format!("{}/../../docs/connectors/{page}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let section = text.split("\n## ").find(|s| heading[3..] == *s.lines().next().unwrap_or("")).unwrap();
+        let table = section.split("\n### ").next().unwrap_or("");
+        let rows: Vec<&str> = table.lines().filter(|l| l.starts_with("| `")).collect();
         let want: Vec<String> = specs.iter().map(row).collect();
-        assert_eq!(rows, want, "\nthe table under \"{heading}\" should be:\n{}\n", want.join("\n"));
+        assert_eq!(rows, want, "\nthe table under \"{heading}\" of {page} should be:\n{}\n", want.join("\n"));
     }
 }
 

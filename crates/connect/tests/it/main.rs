@@ -1,7 +1,9 @@
 //! The connectors through their public contract. One binary: linking is the cost.
 
+mod datagen;
 mod docs;
 mod follow;
+mod nexmark;
 mod round_trip;
 mod sink;
 mod source;

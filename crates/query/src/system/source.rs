@@ -62,7 +62,10 @@ pub struct SourceInfo {
     pub relation: RelationId,
     pub state: String,
     pub rows_read: i64,
-    pub bytes_read: i64,
+    /// How far the reader is, how far it can come now, and what the two count: bytes, events, rows.
+    pub progress: i64,
+    pub total: i64,
+    pub unit: String,
     pub error: Option<String>,
 }
 

@@ -75,7 +75,9 @@ fn sources(s: &Snapshot, rows: &mut Rows) {
             ("options", option_texts(&connector.options).into()),
             ("state", info.map(|i| i.state.as_str()).into()),
             ("rows_read", info.map(|i| i.rows_read).into()),
-            ("bytes_read", info.map(|i| i.bytes_read).into()),
+            ("progress", info.map(|i| i.progress).into()),
+            ("total", info.map(|i| i.total).into()),
+            ("unit", info.map(|i| i.unit.as_str()).into()),
             ("error", info.and_then(|i| i.error.as_deref()).into()),
         ]);
     }

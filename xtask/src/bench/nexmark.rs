@@ -1,0 +1,222 @@
+//! The queries of `sql-tests/nexmark` over the nexmark generator into a blackhole, each in a process of its own.
+//!
+//! Every number is of the whole process from its start to its end: user and system CPU of all threads, planning included.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::measure::{ms_since, now};
+use super::{Result, number};
+
+const EVENTS: u64 = 10_000_000;
+const EVENT_RATES: [u64; 2] = [10_000, 10_000_000];
+const RUNS: u64 = 3;
+/// How often the process is looked at; its last moments before the end may go unseen in the memory.
+const SAMPLE: Duration = Duration::from_millis(5);
+/// Ticks of a second in `/proc/PID/stat`.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--binary PATH] [--csv FILE]";
+
+/// What the command line chooses.
+struct Choice {
+    queries: Vec<String>,
+    events: u64,
+    event_rates: Vec<u64>,
+    slots: Vec<u64>,
+    runs: u64,
+    binary: Option<PathBuf>,
+    csv: Option<PathBuf>,
+}
+
+/// One run of one query.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    wall_s: f64,
+    cpu_s: f64,
+    peak_mb: u64,
+    written_mb: f64,
+}
+
+/// The generator alone: every column of every event, and nothing else.
+const GENERATOR: &str = "generator";
+
+pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String> {
+    let mut choice = Choice {
+        queries: Vec::new(),
+        events: EVENTS,
+        event_rates: EVENT_RATES.to_vec(),
+        slots: vec![1],
+        runs: RUNS,
+        binary: None,
+        csv: None,
+    };
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{arg} needs a value; usage: {USAGE}"))?;
+        let numbers = || value.split(',').map(number).collect::<std::result::Result<Vec<u64>, String>>();
+        match arg.as_str() {
+            "--query" => choice.queries = value.split(',').map(str::to_string).collect(),
+            "--events" => choice.events = number(&value)?,
+            "--event-rate" => choice.event_rates = numbers()?,
+            "--slots" => choice.slots = numbers()?,
+            "--runs" => choice.runs = number(&value)?.max(1),
+            "--binary" => choice.binary = Some(value.into()),
+            "--csv" => choice.csv = Some(value.into()),
+            _ => return Err(format!("there is no option \"{arg}\"; usage: {USAGE}")),
+        }
+    }
+    let binary = match choice.binary.take() {
+        Some(binary) => binary,
+        None => super::release_build()?,
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql-tests/nexmark");
+    if choice.queries.is_empty() {
+        choice.queries = all_queries(&folder).map_err(|e| e.to_string())?;
+    }
+    choice.queries.insert(0, GENERATOR.to_string());
+    let csv = measure(&choice, &binary, &folder).map_err(|e| super::told(e.as_ref()))?;
+    println!("{csv}");
+    if let Some(file) = &choice.csv {
+        std::fs::write(file, csv).map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// The queries of the folder by number.
+fn all_queries(folder: &Path) -> Result<Vec<String>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(number) = name.strip_prefix('q').and_then(|n| n.strip_suffix(".sql")) {
+            numbers.push(number.parse::<u32>()?);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers.into_iter().map(|n| format!("q{n}")).collect())
+}
+
+fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
+    let mut csv = "query,events,event_rate,slots,runs,events_per_s,events_per_cpu_s,events_per_cpu_s_min,events_per_cpu_s_max,wall_s,cpu_s,peak_rss_mb,written_mb\n".to_string();
+    println!(
+        "{:<10} {:>10} {:>5} {:>12} {:>14} {:>29} {:>8} {:>8} {:>10}",
+        "query", "event rate", "slots", "events/s", "events/cpu-s", "min – max", "cpu s", "peak MB", "written MB"
+    );
+    for event_rate in &choice.event_rates {
+        for slots in &choice.slots {
+            for query in &choice.queries {
+                let script = script(query, folder, choice.events, *event_rate)?;
+                let mut runs = Vec::new();
+                for _ in 0..choice.runs {
+                    runs.push(one(binary, &script, *slots)?);
+                }
+                runs.sort_by(|a, b| a.cpu_s.total_cmp(&b.cpu_s));
+                let (best, median, worst) = (runs[0], runs[runs.len() / 2], runs[runs.len() - 1]);
+                let events = choice.events as f64;
+                let range = format!("{:.0} – {:.0}", events / worst.cpu_s, events / best.cpu_s);
+                println!(
+                    "{query:<10} {event_rate:>10} {slots:>5} {:>12.0} {:>14.0} {range:>29} {:>8.2} {:>8} {:>10.1}",
+                    events / median.wall_s,
+                    events / median.cpu_s,
+                    median.cpu_s,
+                    median.peak_mb,
+                    median.written_mb
+                );
+                csv.push_str(&format!(
+                    "{query},{},{event_rate},{slots},{},{:.0},{:.0},{:.0},{:.0},{:.3},{:.2},{},{:.1}\n",
+                    choice.events,
+                    choice.runs,
+                    events / median.wall_s,
+                    events / median.cpu_s,
+                    events / worst.cpu_s,
+                    events / best.cpu_s,
+                    median.wall_s,
+                    median.cpu_s,
+                    median.peak_mb,
+                    median.written_mb
+                ));
+            }
+        }
+    }
+    Ok(csv)
+}
+
+/// The script of a query: only the sources that it names, so that no run makes events that nobody reads.
+fn script(query: &str, folder: &Path, events: u64, event_rate: u64) -> Result<String> {
+    let mut script = String::new();
+    let source = |table: &str| {
+        format!(
+            "CREATE SOURCE {table} WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate});\n"
+        )
+    };
+    if query == GENERATOR {
+        for table in ["person", "auction", "bid"] {
+            script.push_str(&source(table));
+            script.push_str(&format!("CREATE SINK {table}_out FROM {table} WITH (connector = 'blackhole');\n"));
+        }
+        return Ok(script);
+    }
+    let path = folder.join(format!("{query}.sql"));
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let reads = |table: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == table);
+    for table in ["person", "auction", "bid"] {
+        // `auction` is a column, too.
+        if reads(table) && (text.contains(&format!("FROM {table}")) || text.contains(&format!("JOIN {table}"))) {
+            script.push_str(&source(table));
+        }
+    }
+    if reads("side_input") {
+        script.push_str(
+            "CREATE TABLE side_input (key bigint PRIMARY KEY, value text NOT NULL);\n\
+             INSERT INTO side_input SELECT n, 'value ' || n FROM generate_series(0, 9999) AS s(n);\n",
+        );
+    }
+    script.push_str(&format!("CREATE SINK out AS {text} WITH (connector = 'blackhole');\n"));
+    Ok(script)
+}
+
+fn one(binary: &Path, script: &str, slots: u64) -> Result<Run> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("query.sql");
+    std::fs::write(&file, script)?;
+    let log = std::fs::File::create(folder.path().join("log"))?;
+    let start = now();
+    let mut process = Command::new(binary)
+        .args(["run", "--quiet", "--slots", &slots.to_string()])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let (run, failed) = watch(&mut process, start)?;
+    if failed {
+        let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+        return Err(format!("{log}\nin\n{script}").into());
+    }
+    Ok(run)
+}
+
+/// Waits for the end of the process. An ended process keeps its CPU times until it is waited for, its memory not.
+fn watch(process: &mut Child, start: std::time::Instant) -> Result<(Run, bool)> {
+    let id = process.id();
+    let mut run = Run { wall_s: 0.0, cpu_s: 0.0, peak_mb: 0, written_mb: 0.0 };
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no command in stat")?.1.split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+        run.cpu_s = (ticks(11) + ticks(12)) / TICKS_PER_SECOND;
+        if fields.first() == Some(&"Z") {
+            run.wall_s = ms_since(start) / 1e3;
+            return Ok((run, !process.wait()?.success()));
+        }
+        let number_of = |file: &str, name: &str| -> u64 {
+            let text = std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+            let line = text.lines().find_map(|l| l.strip_prefix(name));
+            line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        run.peak_mb = run.peak_mb.max(number_of("status", "VmHWM:") / 1024);
+        run.written_mb = run.written_mb.max(number_of("io", "write_bytes:") as f64 / 1e6);
+        std::thread::sleep(SAMPLE);
+    }
+}
