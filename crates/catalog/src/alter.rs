@@ -51,8 +51,12 @@ impl Catalog {
             Ok(relation) => relation,
             Err(skipped) => return Ok(skipped),
         };
+        self.refuse_side(relation.oid, "rename", |_| false)?;
         let name = names::checked_identifier(new_name)?;
         self.check_free(&relation.database, &relation.schema, &name)?;
+        for (_, side) in self.sides(relation.oid) {
+            self.check_free(&relation.database, &relation.schema, &side.table_name(&name))?;
+        }
         Ok(Planned::change(CatalogChange::Rename { relation: relation.oid, name, queries }))
     }
 
@@ -134,6 +138,7 @@ impl Catalog {
             Ok(relation) => relation,
             Err(skipped) => return Ok(skipped),
         };
+        self.refuse_side(relation.oid, "move", |_| false)?;
         let (schema, name) = self.creation_place(scope, &[schema, &relation.name])?;
         if schema == relation.schema {
             return Ok(Planned::default());

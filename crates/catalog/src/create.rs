@@ -131,7 +131,7 @@ impl Catalog {
                 .with_hint("Run the statement again."));
         }
         if let Some(old) = existing {
-            let downstream = self.dependants(old.oid);
+            let downstream = self.foreign_dependants(old.oid);
             if depends_on.iter().any(|oid| *oid == old.oid || downstream.contains(oid)) {
                 return Err(Error::new(
                     SqlState::InvalidTableDefinition,

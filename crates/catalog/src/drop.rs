@@ -47,10 +47,16 @@ impl Catalog {
         if roots.is_empty() {
             return Ok(Planned { change: None, notices });
         }
+        for root in &roots {
+            self.refuse_side(*root, "drop", |of| roots.contains(&of))?;
+        }
+        let named = roots.len();
+        let sides: Vec<RelationId> = roots.iter().flat_map(|root| self.sides(*root)).map(|(oid, _)| oid).collect();
+        roots.extend(sides);
         let order = self.drop_order(&roots);
         let extra: Vec<RelationId> = order.iter().rev().copied().filter(|oid| !roots.contains(oid)).collect();
         if !extra.is_empty() && !cascade {
-            let subject = match roots[..] {
+            let subject = match roots[..named] {
                 [one] => self.relation(one).map_or_else(String::new, |r| describe(scope, r)),
                 _ => "desired object(s)".to_string(),
             };
@@ -113,6 +119,21 @@ impl Catalog {
             schemas: self.schemas(name).map(|s| s.oid).collect(),
             databases: vec![database.oid],
         }))
+    }
+
+    /// `2BP01` for a side table, unless `with` says that its relation is meant, too.
+    pub(crate) fn refuse_side(&self, oid: RelationId, verb: &str, with: impl Fn(RelationId) -> bool) -> Result<()> {
+        let Some(table) = self.relation(oid) else { return Ok(()) };
+        let Some(of) = table.side().filter(|side| !with(side.of)).and_then(|side| self.relation(side.of)) else {
+            return Ok(());
+        };
+        let (noun, name) = (of.kind().noun(), flow::identifier::quote(&of.name));
+        let table = flow::identifier::quote(&table.name);
+        Err(Error::new(
+            SqlState::DependentObjectsExist,
+            format!("cannot {verb} table {table} because {noun} {name} requires it"),
+        )
+        .with_hint(format!("The table belongs to {noun} {name}: {verb} that instead.")))
     }
 
     /// The relation that `parts` names, if there is one; `42809` when it is of another kind. `verb` completes the hint.

@@ -24,8 +24,8 @@ pub use alter::ObjectRef;
 pub use change::{CatalogChange, ColumnSource, Commented, Database, Role, Schema};
 pub use create::{IfExists, NewRelation};
 pub use relation::{
-    Column, Connector, Definition, Format, OnConflict, PrimaryKey, Query, Relation, RelationKind, Sink, SinkInput,
-    Table,
+    Column, Connector, Definition, Format, OnConflict, PrimaryKey, Query, Relation, RelationKind, Side, SideKind, Sink,
+    SinkInput, Source, Table, Watermark,
 };
 pub use resolve::Scope;
 pub use settings::Settings;

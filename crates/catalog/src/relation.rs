@@ -110,6 +110,9 @@ pub struct Query {
     /// Relation names as the text writes them, folded and joined by dots (`orders`, `sales.orders`), to what they meant.
     #[serde(default)]
     pub references: BTreeMap<String, RelationId>,
+    /// `EMIT ON WINDOW CLOSE`: only final rows, each once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emit_on_close: bool,
 }
 
 /// What an INSERT does with a key that is there already.
@@ -173,6 +176,60 @@ pub enum SinkInput {
     Query(Query),
 }
 
+/// What makes a column of a relation its event time: `WATERMARK FOR column AS column - delay`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    /// Position of the column, a timestamp.
+    pub column: usize,
+    /// SQL text behind AS, for `SHOW CREATE`.
+    pub expression: String,
+    /// How far the watermark stays behind the newest event time of a split, in microseconds.
+    pub delay_us: i64,
+    /// After so long without rows a split does not hold the watermark back any more; `None`: it always does.
+    #[serde(default)]
+    pub idle_timeout_us: Option<i64>,
+    /// Rows that are so little behind the watermark are not late yet.
+    #[serde(default)]
+    pub allowed_lateness_us: i64,
+}
+
+/// A source's own properties.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    #[serde(flatten)]
+    pub connector: Connector,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<Watermark>,
+}
+
+/// What a side table keeps of its relation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SideKind {
+    /// Rows that came behind the watermark.
+    Late,
+    /// Records that could not be turned into rows.
+    Errors,
+}
+
+impl SideKind {
+    pub const ALL: [SideKind; 2] = [SideKind::Late, SideKind::Errors];
+
+    /// The name of the side table of a relation of this name.
+    pub fn table_name(self, relation: &str) -> String {
+        match self {
+            SideKind::Late => format!("{relation}$late"),
+            SideKind::Errors => format!("{relation}$errors"),
+        }
+    }
+}
+
+/// Whose side table a table is. It is made, renamed and dropped with that relation, and written by nobody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Side {
+    pub of: RelationId,
+    pub kind: SideKind,
+}
+
 /// A table's primary key: a constraint with an index of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrimaryKey {
@@ -195,6 +252,10 @@ pub struct Table {
     /// A table fed by a connector.
     #[serde(default)]
     pub connector: Option<Connector>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<Watermark>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side: Option<Side>,
 }
 
 /// A sink's own properties.
@@ -212,7 +273,7 @@ pub struct Sink {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Definition {
     Table(Table),
-    Source(Connector),
+    Source(Source),
     View(Query),
     MaterializedView(Query),
     Sink(Sink),
@@ -249,7 +310,7 @@ impl Definition {
     /// The connector of a source, a sink or a table that has one.
     pub fn connector(&self) -> Option<&Connector> {
         match self {
-            Definition::Source(c) => Some(c),
+            Definition::Source(s) => Some(&s.connector),
             Definition::Sink(s) if s.into.is_none() => Some(&s.connector),
             Definition::Table(t) => t.connector.as_ref(),
             _ => None,
@@ -309,6 +370,20 @@ impl Relation {
             Definition::Table(t) => Some(t),
             _ => None,
         }
+    }
+
+    /// The event time of a source or an append-only table that declares one.
+    pub fn watermark(&self) -> Option<&Watermark> {
+        match &self.definition {
+            Definition::Source(s) => s.watermark.as_ref(),
+            Definition::Table(t) => t.watermark.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whose side table this is, if it is one.
+    pub fn side(&self) -> Option<Side> {
+        self.table().and_then(|t| t.side)
     }
 
     /// What a relation name in this object's query text means, if the text was pinned. `name` is folded and dotted.

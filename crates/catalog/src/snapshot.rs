@@ -7,7 +7,7 @@ use flow::{Error, RelationId, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::change::{self, CatalogChange, Commented, Database, Role, Schema};
-use crate::relation::{Relation, RelationKind};
+use crate::relation::{Relation, RelationKind, SideKind};
 
 /// The first OID given to an object of a user; smaller ones belong to the system, as in PostgreSQL.
 pub const FIRST_USER_OID: u32 = 16_384;
@@ -128,6 +128,12 @@ impl State {
             }
         }
         Ok(relation)
+    }
+
+    fn sides(&self, oid: RelationId) -> Vec<(RelationId, SideKind)> {
+        let readers = self.readers.get(&oid).into_iter().flatten();
+        let side = |r: &RelationId| self.relations.get(r)?.side().filter(|s| s.of == oid).map(|s| (*r, s.kind));
+        readers.filter_map(side).collect()
     }
 
     fn use_oid(&mut self, oid: u32) -> Result<()> {
@@ -377,6 +383,11 @@ impl Catalog {
                 });
             }
             CatalogChange::Rename { relation, name, queries } => {
+                for (oid, side) in next.sides(*relation) {
+                    let mut renamed = Relation::clone(&*next.unindex(oid)?);
+                    renamed.name = side.table_name(name);
+                    next.index(Arc::new(renamed));
+                }
                 let mut renamed = Relation::clone(&*next.unindex(*relation)?);
                 renamed.name = name.clone();
                 next.index(Arc::new(renamed));
@@ -390,6 +401,14 @@ impl Catalog {
                 let columns = &mut Arc::make_mut(found).columns;
                 columns.get_mut(*column).ok_or_else(|| misfit(format!("column {column} does not exist")))?.name =
                     name.clone();
+                // A table of late rows begins with the columns of its relation.
+                for (oid, _) in next.sides(*relation).into_iter().filter(|(_, kind)| *kind == SideKind::Late) {
+                    if let Some(side) = next.relations.get_mut(&oid)
+                        && let Some(column) = Arc::make_mut(side).columns.get_mut(*column)
+                    {
+                        column.name = name.clone();
+                    }
+                }
                 next.set_query(queries)?;
             }
             CatalogChange::RenameSchema { schema, name } => {
@@ -426,9 +445,12 @@ impl Catalog {
                 })?;
             }
             CatalogChange::SetSchema { relation, schema } => {
-                let mut moved = Relation::clone(&*next.unindex(*relation)?);
-                moved.schema = schema.clone();
-                next.index(Arc::new(moved));
+                let sides = next.sides(*relation).into_iter().map(|(oid, _)| oid);
+                for oid in sides.chain([*relation]) {
+                    let mut moved = Relation::clone(&*next.unindex(oid)?);
+                    moved.schema = schema.clone();
+                    next.index(Arc::new(moved));
+                }
             }
             CatalogChange::SetOwner { relation, owner } => {
                 next.ensure_role(owner)?;
@@ -518,6 +540,18 @@ impl Catalog {
     /// What reads this relation directly (or writes into it), by OID.
     pub fn readers(&self, oid: RelationId) -> impl Iterator<Item = RelationId> + '_ {
         self.state.readers.get(&oid).into_iter().flatten().copied()
+    }
+
+    /// The side tables of a relation.
+    pub fn sides(&self, oid: RelationId) -> Vec<(RelationId, SideKind)> {
+        self.state.sides(oid)
+    }
+
+    /// [`dependants`](Self::dependants) without the side tables of `oid`, which come and go with it.
+    pub fn foreign_dependants(&self, oid: RelationId) -> Vec<RelationId> {
+        let mut others = self.dependants(oid);
+        others.retain(|other| self.relation(*other).and_then(|r| r.side()).is_none_or(|side| side.of != oid));
+        others
     }
 
     /// Everything that directly or indirectly reads `oid`, without `oid` itself, in drop order: each before what it reads.

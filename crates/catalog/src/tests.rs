@@ -86,6 +86,7 @@ fn query() -> Query {
         sql: "SELECT id, name FROM t".to_string(),
         search_path: vec!["public".to_string()],
         references: BTreeMap::from([("t".to_string(), RelationId(16_384))]),
+        emit_on_close: false,
     }
 }
 
@@ -360,7 +361,12 @@ fn options_keep_their_order_and_comments_go_with_their_object() {
     let options: IndexMap<String, String> =
         [("path", "x.csv"), ("connector", "file"), ("follow", "true")].map(|(k, v)| (k.into(), v.into())).into();
     let format = Some(Format { format: "PLAIN".into(), encode: "CSV".into(), options: IndexMap::new() });
-    let source = s.create(&["src"], two_columns(), Definition::Source(Connector { options, format }), &[]);
+    let source = s.create(
+        &["src"],
+        two_columns(),
+        Definition::Source(Source { connector: Connector { options, format }, watermark: None }),
+        &[],
+    );
     s.run(|c, s| c.plan_comment(s, ObjectRef::Column(&["src"], "name"), Some("who"))).unwrap();
     s.run(|c, s| c.plan_comment(s, ObjectRef::Relation(RelationKind::Source, &["src"]), Some("all"))).unwrap();
     s.run(|c, s| c.plan_comment(s, ObjectRef::Schema("public"), Some("main"))).unwrap();

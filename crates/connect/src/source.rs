@@ -146,6 +146,11 @@ pub trait Source: Send + Sync {
     /// All splits now, ordered by name; never empty. A split never disappears.
     fn splits(&self) -> Result<Vec<Split>>;
 
+    /// A split as users know it: the path of a file.
+    fn split_text(&self, split: &Split) -> String {
+        split.0.clone()
+    }
+
     /// A reader of one split that decodes only `columns` (indices into [`schema`](Self::schema), in the order wanted;
     /// `None`: all). With [`OnError::Skip`] the other columns are checked too, so that readers with different
     /// columns leave out the same records; with [`OnError::Stop`] a value that no one reads is not looked at.

@@ -18,6 +18,7 @@ use runtime::{DeploymentId, FromSlot, Tick, ToSlot, Worker};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::gate::Gate;
 use crate::job::{JobBoard, JobState, Phase};
 use crate::time::Time;
 
@@ -95,6 +96,7 @@ pub struct Durable {
 
 /// The side of the clock that sessions, sources and sinks touch.
 pub struct Clock {
+    pub time: Time,
     open: RwLock<Epoch>,
     pending: Mutex<Pending>,
     events: Sender<Event>,
@@ -106,6 +108,8 @@ pub struct Clock {
     /// By relation whose rows can be taken away: the columns by which its rows are spread over the slots. A row's deletion
     /// must reach the slot that has seen its insertion.
     routes: RwLock<HashMap<RelationId, Arc<[usize]>>>,
+    /// The gates of the relations that declare a watermark; they move at every cut.
+    gates: RwLock<BTreeMap<RelationId, Arc<Gate>>>,
 }
 
 #[derive(Default)]
@@ -118,10 +122,11 @@ struct Pending {
 
 impl Clock {
     /// A clock whose first epoch is `first`, and the receiver that its event loop reads.
-    pub fn new(first: Epoch) -> (Arc<Clock>, Receiver<Event>) {
+    pub fn new(first: Epoch, time: Time) -> (Arc<Clock>, Receiver<Event>) {
         let (events, receiver) = crossbeam_channel::unbounded();
         let before = Epoch(first.0 - 1);
         let clock = Clock {
+            time,
             open: RwLock::new(first),
             pending: Mutex::default(),
             events,
@@ -130,6 +135,7 @@ impl Clock {
             acknowledged: AtomicU64::new(0),
             board: JobBoard::default(),
             routes: RwLock::default(),
+            gates: RwLock::default(),
         };
         (Arc::new(clock), receiver)
     }
@@ -175,6 +181,25 @@ impl Clock {
     /// The columns by which the rows of `relation` are spread over the slots.
     pub fn route(&self, relation: RelationId) -> Option<Arc<[usize]>> {
         self.routes.read().get(&relation).cloned()
+    }
+
+    /// Moves this gate at every cut from now on.
+    pub fn add_gate(&self, gate: Arc<Gate>) {
+        self.gates.write().insert(gate.relation, gate);
+    }
+
+    pub fn remove_gate(&self, relation: RelationId) {
+        self.gates.write().remove(&relation);
+    }
+
+    /// The gate of a relation that declares a watermark.
+    pub fn gate(&self, relation: RelationId) -> Option<Arc<Gate>> {
+        self.gates.read().get(&relation).cloned()
+    }
+
+    /// When a split of any gate falls idle next.
+    fn next_idle_us(&self) -> Option<i64> {
+        self.gates.read().values().filter_map(|g| g.next_idle_us()).min()
     }
 
     /// Bytes of input that wait for the next cut.
@@ -304,7 +329,7 @@ impl ClockLoop {
     /// How long nothing can become due; `None` for ever.
     fn wait(&self) -> Option<Duration> {
         let now = self.time.now_us();
-        let mut due = self.timers.iter().flatten().copied().min();
+        let mut due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
             let cut_at = self.last_cut_us + CUT_INTERVAL.as_micros() as i64;
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
@@ -371,7 +396,7 @@ impl ClockLoop {
     /// Cuts the open epoch if there is a reason to and room for it.
     pub fn try_cut(&mut self) {
         let now = self.time.now_us();
-        let timer_due = self.timers.iter().flatten().any(|at| *at <= now);
+        let timer_due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).any(|at| at <= now);
         if !(self.has_input() || timer_due) {
             return;
         }
@@ -386,12 +411,15 @@ impl ClockLoop {
         if self.clock.durable.borrow().failed.is_some() {
             return;
         }
-        let pending = {
+        let (pending, watermarks) = {
             let mut open = self.clock.open.write();
             let epoch = *open;
             *open = epoch.next();
             self.cut = epoch;
-            std::mem::take(&mut *self.clock.pending.lock())
+            // Within the lease: the rows of the next epoch are measured by what is promised here.
+            let watermarks: Vec<(RelationId, i64)> =
+                self.clock.gates.read().values().map(|gate| (gate.relation, gate.advance(now_us))).collect();
+            (std::mem::take(&mut *self.clock.pending.lock()), watermarks)
         };
         let epoch = self.cut;
         if let Err(failed) = self.make_durable(epoch, pending.logged) {
@@ -410,7 +438,7 @@ impl ClockLoop {
                 }
             }
         }
-        self.worker.broadcast(&ToSlot::Barrier { epoch, now_us });
+        self.worker.broadcast(&ToSlot::Barrier { epoch, now_us, watermarks: Arc::new(watermarks) });
         self.advance();
     }
 

@@ -2,6 +2,7 @@
 
 use arrow::datatypes::SchemaRef;
 use catalog::Connector;
+use connect::options::{OptionReader, OptionSpec};
 use connect::{Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 
@@ -19,6 +20,44 @@ pub fn options(connector: &Connector) -> Result<Options> {
         None => Ok(options),
         Some(format) => options.with_encode(&format.format, &format.encode, &format.options),
     }
+}
+
+/// The options of `WITH (…)` that belong to the watermark and not to the connector.
+static WATERMARK_OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "idle_timeout",
+        values: "a time from 1ms to 24h",
+        default: None,
+        required: false,
+        meaning: "After so long without rows a split does not hold the watermark back.",
+    },
+    OptionSpec {
+        name: "allowed_lateness",
+        values: "a time from 1ms to 24h",
+        default: None,
+        required: false,
+        meaning: "Rows that are so little behind the watermark are not late yet.",
+    },
+];
+
+/// Takes the options of the watermark out of `options`: (idle timeout, allowed lateness) in microseconds.
+pub fn take_watermark_options(options: &mut Vec<(String, String)>) -> Result<(Option<i64>, Option<i64>)> {
+    let is_own = |name: &str| WATERMARK_OPTIONS.iter().any(|spec| spec.name == name);
+    let own = Options::new(options.iter().filter(|(name, _)| is_own(name)).map(|(k, v)| (k, v)))?;
+    options.retain(|(name, _)| !is_own(name));
+    let reader = OptionReader::new("a watermark", &own, WATERMARK_OPTIONS)?;
+    let given = |name: &str| -> Result<Option<i64>> {
+        reader.given(name).map(|_| reader.duration(name)).transpose().map(|d| d.map(|d| d.as_micros() as i64))
+    };
+    Ok((given("idle_timeout")?, given("allowed_lateness")?))
+}
+
+/// The options of a watermark as they are written.
+pub fn watermark_options(watermark: &catalog::Watermark) -> Vec<(String, String)> {
+    let text = |name: &str, us: i64| (name.to_string(), format!("{} ms", us / 1_000));
+    let lateness = (watermark.allowed_lateness_us > 0).then_some(watermark.allowed_lateness_us);
+    let idle = watermark.idle_timeout_us.map(|us| text("idle_timeout", us));
+    idle.into_iter().chain(lateness.map(|us| text("allowed_lateness", us))).collect()
 }
 
 /// Opens a source, checking everything that can be checked.

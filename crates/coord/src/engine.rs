@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind};
+use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SideKind};
 use checkpoint::{DataDirectory, Log};
 use flow::{Epoch, Error, JobId, RelationId, Result, SqlState};
 use parking_lot::{Mutex, RwLock};
 use plan::process::{Terminal, ViewTraits};
-use plan::stream::{ChangeKind, Distribution};
+use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode};
 use runtime::slot::Shared;
@@ -31,7 +31,7 @@ use crate::locks::Locks;
 use crate::record;
 use crate::sessions::Sessions;
 use crate::sinks::Sinks;
-use crate::sources::Sources;
+use crate::sources::{Sides, Sources};
 use crate::table::Table;
 use crate::time::Time;
 
@@ -116,16 +116,17 @@ impl Engine {
             // A table that no longer fits must still be readable: the limit then refuses growth.
             let _ = budget.change(0, table.store.bytes());
         }
-        let (clock, events) = Clock::new(first);
+        let (clock, events) = Clock::new(first, config.time.clone());
         for relation in recovered.catalog.relations().filter(|r| r.kind() == RelationKind::Table) {
             clock.set_route(relation.oid, route(relation));
+            set_gate(relation, &recovered.catalog, &recovered.tables, &clock)?;
         }
         let sender = Arc::clone(&clock);
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let shared = Shared::new(budget.clone(), config.batch_rows);
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
-        let sources = Arc::new(Sources::new(Arc::clone(&clock), config.time.clone()));
+        let sources = Arc::new(Sources::new(Arc::clone(&clock), shared.clone()));
         let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
 
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
@@ -184,7 +185,10 @@ impl Engine {
         let connector =
             relation.definition.connector().ok_or_else(|| Error::internal("a source without a connector"))?;
         let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()))?;
-        self.sources.add(relation.oid, source);
+        let sides = self.catalog().sides(relation.oid);
+        let side = |kind: SideKind| sides.iter().find(|(_, k)| *k == kind).and_then(|(oid, _)| self.table(*oid));
+        let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors));
+        self.sources.add(relation.oid, source, relation.watermark().cloned(), sides);
         Ok(())
     }
 
@@ -250,6 +254,7 @@ impl Engine {
     pub fn relation_source(&self, relation: &Relation, traits: Option<&ViewTraits>) -> RelationSource {
         let schema = Arc::new(relation.arrow_schema());
         let name = relation.name.clone();
+        let times = relation.watermark().map(|w| TimeColumn::declared(w.column)).into_iter().collect();
         match &relation.definition {
             Definition::Table(table) => {
                 let kind = if table.append_only { ChangeKind::AppendOnly } else { ChangeKind::Retract };
@@ -258,12 +263,13 @@ impl Engine {
                     ([key], false) => Distribution::Hash(key.clone()),
                     _ => Distribution::Arbitrary,
                 };
-                RelationSource::new(relation.oid, name, schema, kind, keys, distribution, false)
+                RelationSource::new(relation.oid, name, schema, kind, keys, distribution, false).with_times(times)
             }
             Definition::Source(_) => {
                 let bounded = self.sources.get(relation.oid).is_some_and(|s| s.source.bounded());
                 let kind = ChangeKind::AppendOnly;
                 RelationSource::new(relation.oid, name, schema, kind, vec![], Distribution::Arbitrary, bounded)
+                    .with_times(times)
             }
             _ => match traits.cloned().or_else(|| self.view_traits(relation.oid)) {
                 Some(t) => RelationSource::new(
@@ -274,7 +280,8 @@ impl Engine {
                     t.unique_keys,
                     t.distribution,
                     t.bounded,
-                ),
+                )
+                .with_times(t.times),
                 None => RelationSource::new(
                     relation.oid,
                     name,
@@ -303,6 +310,7 @@ impl Engine {
         let mut tables = self.tables.write();
         for oid in gone {
             self.clock.set_route(*oid, None);
+            self.clock.remove_gate(*oid);
             if let Some(old) = tables.remove(oid) {
                 let _ = self.budget.change(old.store.bytes(), 0);
             }
@@ -315,6 +323,13 @@ impl Engine {
             let _ = self.budget.change(0, table.store.bytes());
             if let Some(old) = tables.insert(table.relation, Arc::clone(table)) {
                 let _ = self.budget.change(old.store.bytes(), 0);
+            }
+        }
+        for table in changed {
+            if let Some(relation) = next.relation(table.relation)
+                && let Err(error) = set_gate(relation, next, &tables, &self.clock)
+            {
+                error!(table = relation.name, %error, "the table's watermark cannot be set");
             }
         }
         *catalog = next.clone();
@@ -574,6 +589,22 @@ impl Engine {
         *self.directory.lock() = None;
         info!("engine stopped");
     }
+}
+
+/// Puts the gate before a table that declares a watermark.
+fn set_gate(
+    relation: &Relation,
+    catalog: &Catalog,
+    tables: &HashMap<RelationId, Arc<Table>>,
+    clock: &Arc<Clock>,
+) -> Result<()> {
+    let Some(watermark) = relation.table().and_then(|t| t.watermark.as_ref()) else { return Ok(()) };
+    let late = catalog.sides(relation.oid).into_iter().find(|(_, kind)| *kind == SideKind::Late);
+    let late = late.and_then(|(oid, _)| tables.get(&oid));
+    let (Some(table), Some(late)) = (tables.get(&relation.oid), late) else {
+        return Err(Error::internal("a table with a watermark has no table of late rows"));
+    };
+    table.set_gate(watermark, Arc::clone(late), clock)
 }
 
 /// The columns by which a table's rows are spread over the slots; `None` for rows that never go.

@@ -4,19 +4,25 @@
 //! epoch *e*" is the range from its start to those positions, and reading that range again gives the same rows: that is
 //! how a later view back-fills and how an ad-hoc SELECT agrees with the views.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
-use connect::{Offset, Progress, ReadState, Source, SourceReader, Split};
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use catalog::Watermark;
+use connect::{BadRecord, Offset, Progress, ReadOutcome, ReadState, Source, SourceReader, Split};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
 use parking_lot::{Condvar, Mutex};
+use runtime::slot::Shared;
 use tracing::{info, warn};
 
 use crate::backfill::Rows;
 use crate::clock::{Clock, Event};
-use crate::time::Time;
+use crate::gate::Gate;
+use crate::sides::{self, SideTable};
+use crate::table::Table;
 
 /// Input that may wait for the next cut before readers pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
@@ -33,8 +39,25 @@ pub type Positions = BTreeMap<Split, Offset>;
 pub struct SourceHandle {
     pub relation: RelationId,
     pub source: Arc<dyn Source>,
+    /// Before every reader, if the source declares a watermark.
+    pub gate: Option<Arc<Gate>>,
+    sides: Mutex<Sides>,
     state: Mutex<State>,
     wake: Condvar,
+}
+
+/// Where the source's late rows and malformed records go.
+#[derive(Default)]
+pub struct Sides {
+    pub late: Option<SideTable>,
+    pub errors: Option<SideTable>,
+}
+
+impl Sides {
+    /// The side tables of a relation.
+    pub fn new(late: Option<Arc<Table>>, errors: Option<Arc<Table>>) -> Sides {
+        Sides { late: late.map(SideTable::new), errors: errors.map(SideTable::new) }
+    }
 }
 
 #[derive(Default)]
@@ -73,9 +96,16 @@ pub struct SourceStatus {
 }
 
 impl SourceHandle {
-    fn new(relation: RelationId, source: Box<dyn Source>, paused: bool) -> SourceHandle {
+    fn new(
+        relation: RelationId,
+        source: Box<dyn Source>,
+        gate: Option<Arc<Gate>>,
+        sides: Sides,
+        paused: bool,
+    ) -> SourceHandle {
         let state = Mutex::new(State { paused, ..State::default() });
-        SourceHandle { relation, source: Arc::from(source), state, wake: Condvar::new() }
+        let (source, sides) = (Arc::from(source), Mutex::new(sides));
+        SourceHandle { relation, source, gate, sides, state, wake: Condvar::new() }
     }
 
     pub fn status(&self) -> SourceStatus {
@@ -118,44 +148,72 @@ impl SourceHandle {
             Some(positions) => positions.keys().cloned().collect(),
             None => self.source.splits()?,
         };
-        let mut readers = Vec::new();
+        let late = self.gate.as_ref().filter(|_| until.is_some()).map(|g| g.late_rows()).unwrap_or_default();
+        let mut ranges = VecDeque::new();
         for split in splits {
             let limit = until.as_ref().and_then(|p| p.get(&split).copied());
             if limit != Some(Offset::START) {
-                readers.push((self.source.reader(&split, columns)?, limit));
+                let reader = self.source.reader(&split, columns)?;
+                let late = late.get(&split).cloned().unwrap_or_default();
+                ranges.push_back(Range { reader, at: Offset::START, limit, late, rows: 0, late_before: 0 });
             }
         }
-        Ok(Box::new(RangeRows { readers: readers.into_iter(), current: None }))
+        Ok(Box::new(RangeRows { ranges }))
     }
 }
 
 /// Reads ranges of splits, one after the other.
 struct RangeRows {
-    readers: std::vec::IntoIter<(Box<dyn SourceReader>, Option<Offset>)>,
-    current: Option<(Box<dyn SourceReader>, Offset, Option<Offset>)>,
+    ranges: VecDeque<Range>,
+}
+
+/// What is left to read of one split.
+struct Range {
+    reader: Box<dyn SourceReader>,
+    at: Offset,
+    limit: Option<Offset>,
+    /// Rows to leave out, by their number in the split.
+    late: Arc<Vec<u64>>,
+    /// Rows read so far, and how many of them were late.
+    rows: u64,
+    late_before: usize,
+}
+
+impl Range {
+    /// `rows` without those that were late when they came.
+    fn without_late(&mut self, rows: RecordBatch) -> Result<RecordBatch> {
+        let first = self.rows;
+        self.rows += rows.num_rows() as u64;
+        let left = &self.late[self.late_before..];
+        let here = left.partition_point(|n| *n < self.rows);
+        self.late_before += here;
+        if here == 0 {
+            return Ok(rows);
+        }
+        let mut on_time = vec![true; rows.num_rows()];
+        for number in &left[..here] {
+            on_time[(number - first) as usize] = false;
+        }
+        Ok(filter_record_batch(&rows, &BooleanArray::from(on_time))?)
+    }
 }
 
 impl RangeRows {
     fn read(&mut self) -> Result<Option<RecordBatch>> {
         loop {
-            let Some((reader, at, limit)) = &mut self.current else {
-                match self.readers.next() {
-                    None => return Ok(None),
-                    Some((reader, limit)) => self.current = Some((reader, Offset::START, limit)),
-                }
-                continue;
-            };
-            if limit.is_some_and(|l| *at >= l) {
-                self.current = None;
+            let Some(range) = self.ranges.front_mut() else { return Ok(None) };
+            if range.limit.is_some_and(|l| range.at >= l) {
+                self.ranges.pop_front();
                 continue;
             }
-            let outcome = reader.read(*at, READ_ROWS, READ_BYTES, *limit)?;
-            *at = outcome.next;
+            let outcome = range.reader.read(range.at, READ_ROWS, READ_BYTES, range.limit)?;
+            range.at = outcome.next;
+            let rows = range.without_late(outcome.batch)?;
             if outcome.state != ReadState::More {
-                self.current = None;
+                self.ranges.pop_front();
             }
-            if outcome.batch.num_rows() > 0 {
-                return Ok(Some(outcome.batch));
+            if rows.num_rows() > 0 {
+                return Ok(Some(rows));
             }
         }
     }
@@ -172,19 +230,24 @@ impl Iterator for RangeRows {
 /// All sources.
 pub struct Sources {
     clock: Arc<Clock>,
-    time: Time,
+    shared: Shared,
     handles: Mutex<HashMap<RelationId, Arc<SourceHandle>>>,
     /// New sources start paused.
     paused: Mutex<bool>,
 }
 
 impl Sources {
-    pub fn new(clock: Arc<Clock>, time: Time) -> Sources {
-        Sources { clock, time, handles: Mutex::default(), paused: Mutex::new(false) }
+    pub fn new(clock: Arc<Clock>, shared: Shared) -> Sources {
+        Sources { clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
-    pub fn add(&self, relation: RelationId, source: Box<dyn Source>) {
-        let handle = SourceHandle::new(relation, source, *self.paused.lock());
+    /// Takes an opened source. `watermark` is what its relation declares.
+    pub fn add(&self, relation: RelationId, source: Box<dyn Source>, watermark: Option<Watermark>, sides: Sides) {
+        let gate = watermark.map(|w| Arc::new(Gate::new(relation, w, self.clock.time.now_us())));
+        if let Some(gate) = &gate {
+            self.clock.add_gate(Arc::clone(gate));
+        }
+        let handle = SourceHandle::new(relation, source, gate, sides, *self.paused.lock());
         self.handles.lock().insert(relation, Arc::new(handle));
     }
 
@@ -201,6 +264,7 @@ impl Sources {
         if let Some(handle) = self.handles.lock().remove(&relation) {
             handle.state.lock().stopped = true;
             handle.wake.notify_all();
+            self.clock.remove_gate(relation);
         }
     }
 
@@ -228,10 +292,10 @@ impl Sources {
         };
         handle.wake.notify_all();
         if start {
-            let (clock, time) = (Arc::clone(&self.clock), self.time.clone());
+            let driver = Driver { handle, clock: Arc::clone(&self.clock), shared: self.shared.clone() };
             std::thread::Builder::new()
                 .name(format!("source-{relation}"))
-                .spawn(move || run(&handle, &clock, &time))
+                .spawn(move || driver.run())
                 .map_err(|e| Error::internal(format!("cannot start a source thread: {e}")))?;
         }
         Ok(())
@@ -241,20 +305,6 @@ impl Sources {
     pub fn unsubscribe(&self, job: RelationId) {
         for handle in self.all() {
             handle.state.lock().consumers.remove(&job);
-        }
-    }
-}
-
-fn run(handle: &Arc<SourceHandle>, clock: &Clock, time: &Time) {
-    if let Err(error) = read_all(handle, clock, time) {
-        warn!(relation = handle.relation.0, %error, "source stopped");
-        let consumers: Vec<RelationId> = {
-            let mut state = handle.state.lock();
-            state.failed = Some(error.clone());
-            state.consumers.iter().copied().collect()
-        };
-        for relation in consumers {
-            clock.send(Event::StopJob { relation, error: error.clone() });
         }
     }
 }
@@ -294,112 +344,181 @@ enum Turn {
     Stop,
 }
 
-/// Waits until the source may read.
-fn wait_turn(handle: &SourceHandle, clock: &Clock) -> Turn {
-    let mut turn = Turn::Read;
-    {
-        let mut state = handle.state.lock();
-        while !state.stopped && (state.paused || state.consumers.is_empty()) {
-            turn = Turn::Resume;
-            handle.wake.wait(&mut state);
-        }
-        if state.stopped {
-            return Turn::Stop;
-        }
-    }
-    while clock.pending_bytes() > PENDING_BYTES_MAX {
-        std::thread::sleep(BACK_PRESSURE_WAIT);
-        if handle.state.lock().stopped {
-            return Turn::Stop;
-        }
-    }
-    turn
+/// Reads one source for as long as it lives.
+struct Driver {
+    handle: Arc<SourceHandle>,
+    clock: Arc<Clock>,
+    shared: Shared,
 }
 
-fn read_all(handle: &Arc<SourceHandle>, clock: &Clock, time: &Time) -> Result<()> {
-    let mut open: Vec<OpenSplit> = Vec::new();
-    let mut pace = handle.source.pace().map(|rate| Pace { rate, due: 0.0, since_us: time.now_us() });
-    loop {
-        for split in handle.source.splits()? {
-            if !open.iter().any(|o| o.split == split) {
-                let reader = handle.source.reader(&split, None)?;
-                open.push(OpenSplit { split, reader, at: Offset::START, ended: false });
+impl Driver {
+    fn run(self) {
+        let handle = &self.handle;
+        if let Err(error) = self.read_all() {
+            warn!(relation = handle.relation.0, %error, "source stopped");
+            let consumers: Vec<RelationId> = {
+                let mut state = handle.state.lock();
+                state.failed = Some(error.clone());
+                state.consumers.iter().copied().collect()
+            };
+            for relation in consumers {
+                self.clock.send(Event::StopJob { relation, error: error.clone() });
             }
         }
-        let mut more = false;
-        for n in 0..open.len() {
-            if open[n].ended {
-                continue;
+    }
+
+    /// Waits until the source may read.
+    fn wait_turn(&self) -> Turn {
+        let handle = &self.handle;
+        let mut turn = Turn::Read;
+        {
+            let mut state = handle.state.lock();
+            while !state.stopped && (state.paused || state.consumers.is_empty()) {
+                turn = Turn::Resume;
+                handle.wake.wait(&mut state);
             }
-            let turn = wait_turn(handle, clock);
-            if turn == Turn::Stop {
+            if state.stopped {
+                return Turn::Stop;
+            }
+        }
+        while self.clock.pending_bytes() > PENDING_BYTES_MAX {
+            std::thread::sleep(BACK_PRESSURE_WAIT);
+            if handle.state.lock().stopped {
+                return Turn::Stop;
+            }
+        }
+        turn
+    }
+
+    fn read_all(&self) -> Result<()> {
+        let (handle, source) = (&self.handle, &self.handle.source);
+        let mut open: Vec<OpenSplit> = Vec::new();
+        let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
+        loop {
+            for split in source.splits()? {
+                if !open.iter().any(|o| o.split == split) {
+                    if let Some(gate) = &handle.gate {
+                        gate.add_split(&split, self.clock.time.now_us());
+                    }
+                    let reader = source.reader(&split, None)?;
+                    open.push(OpenSplit { split, reader, at: Offset::START, ended: false });
+                }
+            }
+            let mut more = false;
+            for n in 0..open.len() {
+                if open[n].ended {
+                    continue;
+                }
+                let turn = self.wait_turn();
+                if turn == Turn::Stop {
+                    return Ok(());
+                }
+                let due = pace.as_mut().map(|pace| {
+                    let now_us = self.clock.time.now_us();
+                    if turn == Turn::Resume {
+                        pace.since_us = now_us;
+                    }
+                    pace.due(now_us)
+                });
+                if due.is_some_and(|due| due <= open[n].at) {
+                    continue;
+                }
+                let OpenSplit { reader, at, ended, .. } = &mut open[n];
+                let outcome = reader.read(*at, READ_ROWS, READ_BYTES, due)?;
+                *at = outcome.next;
+                // What ends before its limit has ended; what reaches it waits for the next.
+                *ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
+                more |= outcome.state == ReadState::More;
+                self.deliver(&open, n, outcome)?;
+            }
+            if open.iter().all(|o| o.ended) {
+                // An epoch of its own, so that waiting for it is waiting for everything before it.
+                self.clock.commit(true, |epoch| {
+                    handle.state.lock().ended = Some(epoch);
+                    Ok(Vec::new())
+                })?;
+                info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
                 return Ok(());
             }
-            let due = pace.as_mut().map(|pace| {
-                let now_us = time.now_us();
-                if turn == Turn::Resume {
-                    pace.since_us = now_us;
-                }
-                pace.due(now_us)
-            });
-            let OpenSplit { reader, at, ended, .. } = &mut open[n];
-            if due.is_some_and(|due| due <= *at) {
-                continue;
-            }
-            let outcome = reader.read(*at, READ_ROWS, READ_BYTES, due)?;
-            *at = outcome.next;
-            // What ends before its limit has ended; what reaches it waits for the next.
-            *ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
-            more |= outcome.state == ReadState::More;
-            let progress = open
-                .iter()
-                .map(|o| o.reader.progress())
-                .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
-            let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
-            let rows = outcome.batch.num_rows();
-            if !outcome.errors.is_empty() {
-                metrics::counter!("millstream_source_skipped_rows").increment(outcome.errors.len() as u64);
-                for bad in outcome.errors.iter().take(10) {
-                    warn!(
-                        relation = handle.relation.0,
-                        line = bad.line,
-                        reason = bad.reason,
-                        "malformed record skipped"
-                    );
-                }
-            }
-            metrics::counter!("millstream_source_rows").increment(rows as u64);
-            let commit = |epoch: Epoch| {
+            if !more {
                 let mut state = handle.state.lock();
-                state.history.insert(epoch, positions);
-                state.rows += rows as u64;
-                state.skipped += outcome.errors.len() as u64;
-                state.progress = progress;
-                let changes = ChangeBatch::insert(outcome.batch);
-                Ok(if rows > 0 { vec![(handle.relation, changes)] } else { Vec::new() })
-            };
-            if rows > 0 || !outcome.errors.is_empty() {
-                clock.commit(false, commit)?;
+                if state.stopped {
+                    return Ok(());
+                }
+                handle.wake.wait_for(&mut state, source.poll_interval());
+                if state.stopped {
+                    return Ok(());
+                }
             }
         }
-        if open.iter().all(|o| o.ended) {
-            // An epoch of its own, so that waiting for it is waiting for everything before it.
-            clock.commit(true, |epoch| {
-                handle.state.lock().ended = Some(epoch);
-                Ok(Vec::new())
-            })?;
-            info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
+    }
+
+    /// Hands what was read of split `n` to the flow, in the epoch that is open.
+    fn deliver(&self, open: &[OpenSplit], n: usize, outcome: ReadOutcome) -> Result<()> {
+        let handle = &self.handle;
+        let (rows, errors) = (outcome.batch.num_rows() as u64, outcome.errors.len() as u64);
+        let ended = open[n].ended;
+        if rows == 0 && errors == 0 {
+            if let (true, Some(gate)) = (ended, &handle.gate) {
+                gate.end_split(&open[n].split);
+            }
             return Ok(());
         }
-        if !more {
+        self.tell(&outcome.errors);
+        metrics::counter!("millstream_source_rows").increment(rows);
+        let progress = open
+            .iter()
+            .map(|o| o.reader.progress())
+            .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
+        let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
+        let split = &open[n];
+        let mut sides = handle.sides.lock();
+        self.clock.commit(false, |epoch| {
+            let mut inputs = Vec::new();
+            let shown = handle.source.split_text(&split.split);
+            let on_time = match &handle.gate {
+                None => outcome.batch,
+                Some(gate) => {
+                    let passed = gate.measure(outcome.batch)?;
+                    let first_row = gate.admit(&split.split, &passed, self.clock.time.now_us())?;
+                    if ended {
+                        gate.end_split(&split.split);
+                    }
+                    if let (Some(late), Some(side)) = (passed.late, &mut sides.late) {
+                        let rows = sides::late_rows(&side.table, &late, &shown, first_row)?;
+                        inputs.push((side.table.relation, side.add(rows, epoch, &self.shared.budget)?));
+                    }
+                    passed.on_time
+                }
+            };
+            if let (false, Some(side)) = (outcome.errors.is_empty(), &mut sides.errors) {
+                let rows = sides::error_rows(&side.table, &outcome.errors, &shown)?;
+                inputs.push((side.table.relation, side.add(rows, epoch, &self.shared.budget)?));
+            }
             let mut state = handle.state.lock();
-            if state.stopped {
-                return Ok(());
+            state.history.insert(epoch, positions);
+            state.rows += rows;
+            state.skipped += errors;
+            state.progress = progress;
+            if on_time.num_rows() > 0 {
+                inputs.push((handle.relation, ChangeBatch::insert(on_time)));
             }
-            handle.wake.wait_for(&mut state, handle.source.poll_interval());
-            if state.stopped {
-                return Ok(());
-            }
+            Ok(inputs)
+        })?;
+        let floor = Epoch(self.shared.floor.load(Ordering::Acquire));
+        for side in [&sides.late, &sides.errors].into_iter().flatten() {
+            side.maintain(floor, &self.shared.budget)?;
+        }
+        Ok(())
+    }
+
+    /// Counts malformed records, and logs the first of them.
+    fn tell(&self, errors: &[BadRecord]) {
+        const LOGGED: usize = 10;
+        metrics::counter!("millstream_source_skipped_rows").increment(errors.len() as u64);
+        for bad in errors.iter().take(LOGGED) {
+            let relation = self.handle.relation.0;
+            warn!(relation, line = bad.line, reason = bad.reason, "malformed record skipped");
         }
     }
 }

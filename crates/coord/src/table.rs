@@ -7,14 +7,15 @@
 //! commit applies to the stores in the open epoch, is logged, and only then joins the epoch's input; if the log refuses
 //! it, the stores are put back.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{interleave_record_batch, take, take_record_batch};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use catalog::{CatalogChange, ColumnSource, OnConflict, Relation};
+use catalog::{CatalogChange, ColumnSource, OnConflict, Relation, Watermark};
+use connect::Split;
 use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
@@ -28,8 +29,10 @@ use state::{Identity, Snapshot, Store};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::Clock;
+use crate::gate::{Gate, Passed};
 use crate::locks::{Busy, Locks, Owner};
 use crate::record;
+use crate::sides::{self, SideTable};
 
 /// Rows copied at a time when a table changes its shape.
 const RESHAPE_ROWS: usize = 65_536;
@@ -78,20 +81,38 @@ pub struct Table {
     pub store: Arc<Store>,
     latch: Arc<Mutex<()>>,
     locks: Arc<Locks>,
+    /// Set once, when the table becomes visible, if it declares a watermark.
+    gate: OnceLock<TableGate>,
 }
+
+/// The gate of a table, and where its late rows go.
+pub struct TableGate {
+    gate: Arc<Gate>,
+    late: parking_lot::Mutex<SideTable>,
+}
+
+/// A table is one split.
+const SPLIT: &str = "0";
 
 impl Table {
     /// An empty table as `relation` declares it.
     pub fn new(relation: &Relation, locks: &Arc<Locks>) -> Result<Table> {
         let schema = Arc::new(relation.arrow_schema());
-        let append_only = relation.table().is_some_and(|t| t.append_only);
+        // Rows of a side table leave it when newer ones come.
+        let append_only = relation.table().is_some_and(|t| t.append_only && t.side.is_none());
         let identity = match relation.primary_key() {
             [] if append_only => Identity::Unindexed,
             [] => Identity::Row,
             key => Identity::Key(key.to_vec()),
         };
         let store = Store::with_identity(schema, identity, 1)?;
-        Ok(Table { relation: relation.oid, store, latch: Arc::default(), locks: Arc::clone(locks) })
+        Ok(Table {
+            relation: relation.oid,
+            store,
+            latch: Arc::default(),
+            locks: Arc::clone(locks),
+            gate: OnceLock::new(),
+        })
     }
 
     /// The table in a new shape, with the rows of its head, seen by every reader. Nobody may write meanwhile, and every
@@ -105,6 +126,23 @@ impl Table {
         Ok(table)
     }
 
+    /// Puts a gate before the table: rows that are there already have come through it. `late` is its side table.
+    pub fn set_gate(&self, watermark: &Watermark, late: Arc<Table>, clock: &Clock) -> Result<()> {
+        let now_us = clock.time.now_us();
+        let gate = Arc::new(Gate::new(self.relation, watermark.clone(), now_us));
+        let split = Split(SPLIT.into());
+        gate.add_split(&split, now_us);
+        // Late rows are older than the newest that was on time, so the table alone gives back where the watermark was.
+        for rows in self.store.head()?.scan(None, RESHAPE_ROWS)? {
+            gate.admit(&split, &gate.measure(rows?)?, now_us)?;
+        }
+        gate.advance(now_us);
+        clock.add_gate(Arc::clone(&gate));
+        let late = parking_lot::Mutex::new(SideTable::recovered(late)?);
+        let _ = self.gate.set(TableGate { gate, late });
+        Ok(())
+    }
+
     /// Takes the latch: the head stands still while it is held.
     pub async fn latch(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.latch).lock_owned().await
@@ -113,6 +151,57 @@ impl Table {
     /// [`latch`](Self::latch) for a thread without a runtime.
     pub fn latch_blocking(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.latch).blocking_lock_owned()
+    }
+}
+
+/// Rows of one table on their way through its gate.
+struct Through<'a> {
+    gate: &'a TableGate,
+    passed: Passed,
+    /// As the side table will have them.
+    late: Option<RecordBatch>,
+}
+
+/// Takes the late rows out of `net`, whose tables are `tables`.
+fn measure<'a>(net: &mut [(RelationId, ChangeBatch)], tables: &'a [Arc<Table>]) -> Result<Vec<Through<'a>>> {
+    let mut through = Vec::new();
+    for ((_, changes), table) in net.iter_mut().zip(tables) {
+        let Some(gate) = table.gate.get() else { continue };
+        let passed = gate.gate.measure(single_rows(changes)?)?;
+        *changes = ChangeBatch::insert(passed.on_time.clone());
+        let first = gate.gate.rows(&Split(SPLIT.into()));
+        let side = gate.late.lock();
+        let late = passed.late.as_ref().map(|l| sides::late_rows(&side.table, l, SPLIT, first)).transpose()?;
+        drop(side);
+        through.push(Through { gate, passed, late });
+    }
+    Ok(through)
+}
+
+/// The rows of an insertion, each as often as it is added.
+fn single_rows(changes: &ChangeBatch) -> Result<RecordBatch> {
+    if changes.diff == flow::Diff::Insert {
+        return Ok(changes.rows.clone());
+    }
+    let times = |row: usize| usize::try_from(changes.weight(row)).unwrap_or(0);
+    let rows = (0..changes.num_rows()).flat_map(|row| std::iter::repeat_n(row as u32, times(row)));
+    Ok(take_record_batch(&changes.rows, &UInt32Array::from_iter_values(rows))?)
+}
+
+impl Through<'_> {
+    /// What the log keeps of the late rows.
+    fn late_change(&self) -> Option<(RelationId, ChangeBatch)> {
+        let rows = self.late.clone()?;
+        Some((self.gate.late.lock().table.relation, ChangeBatch::insert(rows)))
+    }
+
+    /// The rows are in the log: counts them, and adds the late ones to the side table. Gives what its readers get.
+    fn admit(self, epoch: Epoch, now_us: i64, budget: &Budget) -> Result<Option<(RelationId, ChangeBatch)>> {
+        self.gate.gate.admit(&Split(SPLIT.into()), &self.passed, now_us)?;
+        let Some(rows) = self.late else { return Ok(None) };
+        let mut side = self.gate.late.lock();
+        let change = side.add(rows, epoch, budget)?;
+        Ok(Some((side.table.relation, change)))
     }
 }
 
@@ -759,8 +848,17 @@ impl WriteSet {
         if net.is_empty() && catalog_changes.is_empty() {
             return Ok(None);
         }
-        let record = record::transaction(catalog_changes, &net, origin)?;
+        // What is late depends on the epoch that the rows join.
+        let gated = tables.iter().any(|t| t.gate.get().is_some());
+        let mut record = if gated { Vec::new() } else { record::transaction(catalog_changes, &net, origin)? };
         let epoch = clock.commit(true, |epoch| {
+            let mut through = Vec::new();
+            if gated {
+                through = measure(&mut net, &tables)?;
+                let late = through.iter().filter_map(|t| t.late_change()).collect::<Vec<_>>();
+                let logged: Vec<_> = net.iter().cloned().chain(late).collect();
+                record = record::transaction(catalog_changes, &logged, origin)?;
+            }
             let mut applied = 0;
             let mut outcome = Ok(());
             for ((_, changes), table) in net.iter().zip(&tables) {
@@ -790,6 +888,10 @@ impl WriteSet {
             if let Some(catalog) = &mut catalog {
                 (catalog.publish)();
             }
+            for through in through {
+                net.extend(through.admit(epoch, clock.time.now_us(), budget)?);
+            }
+            net.retain(|(_, changes)| changes.num_rows() > 0);
             Ok(net)
         })?;
         for table in &tables {

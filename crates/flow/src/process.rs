@@ -26,6 +26,11 @@ pub struct Declaration {
     pub timers: bool,
 }
 
+/// The watermark of an input that promises nothing.
+pub const WATERMARK_START: i64 = i64::MIN;
+/// The watermark of an input that has ended.
+pub const WATERMARK_END: i64 = i64::MAX;
+
 /// Takes the output of a process function.
 pub trait Collector {
     /// Sends `batch` to everything downstream. Empty batches are dropped.
@@ -58,6 +63,13 @@ pub trait ProcessFunction: Send {
     /// All input of `epoch` has been processed: emit what waited for the epoch's end. Dirty keys are emitted here, once,
     /// as old → new, and not at all when old equals new.
     fn finish_epoch(&mut self, epoch: Epoch, out: &mut dyn Collector) -> Result<()>;
+
+    /// What input `port` is promised from the end of this epoch on: no row with a time below `watermark_us` follows, and
+    /// none at all after [`WATERMARK_END`]. Called before [`finish_epoch`](Self::finish_epoch), only when the promise has
+    /// grown.
+    fn on_watermark(&mut self, _port: usize, _watermark_us: i64) -> Result<()> {
+        Ok(())
+    }
 
     /// The earliest timer of this instance in microseconds since the Unix epoch, if one is set. The clock opens an epoch
     /// when it is due.

@@ -5,14 +5,14 @@ use flow::{JobId, RelationId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::expr::Expr;
-use crate::stream::{AggCall, ChangeKind, JoinKind, RankKind, SortKey};
+use crate::stream::{AggCall, ChangeKind, JoinKind, RankKind, SortKey, TimeColumn};
 
 mod lower;
 
 pub use lower::{Terminal, ViewTraits, lower, view_traits};
 
 /// Raised whenever the meaning of a stored or transmitted process plan changes.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// One job: its tasks in topological order (inputs before readers). The last task is the terminal one
 /// ([`TaskOp::Materialize`] or [`TaskOp::Deliver`]). A task may have several readers, and one reader may take it on
@@ -84,6 +84,18 @@ pub enum TaskOp {
         group: Vec<usize>,
         calls: Vec<AggCall>,
         input_kind: ChangeKind,
+        /// An output column, one of the group's, by which the watermark says that a group is final and can be forgotten.
+        closes: Option<TimeColumn>,
+        /// A group comes out once, when it is final; `closes` is set.
+        on_close: bool,
+    },
+    /// One row for each element of the list in `column`, which gives way to the element; none for NULL or an empty list.
+    Unnest {
+        column: usize,
+    },
+    /// Holds each row back until its event time is final, then sends it once.
+    EmitOnClose {
+        time: TimeColumn,
     },
     /// Inputs: left, right. Output: left columns then right columns; semi and anti joins output left columns only.
     Join {
@@ -99,6 +111,9 @@ pub enum TaskOp {
         /// Whether the join keys contain a unique key of that side, so that a probe meets at most one row.
         left_unique: bool,
         right_unique: bool,
+        /// By side, a column of it by which the watermark says that a row will meet no further row of the other side, so that
+        /// it can be forgotten: of the other input, and where the side's own rows can be taken away, of both.
+        expires: [Option<TimeColumn>; 2],
         /// `NOT IN (subquery)`: with a NULL on the right nothing qualifies; a NULL left key qualifies only against an
         /// empty right side. Set only with [`JoinKind::LeftAnti`] and exactly one key pair; the right input is broadcast.
         null_aware: bool,

@@ -14,11 +14,14 @@ mod build;
 mod keys;
 mod lower;
 mod placement;
+mod time;
 mod types;
 
 pub(crate) use keys::contains_key;
 pub use lower::lower;
 pub(crate) use placement::placement;
+pub use time::TimeColumn;
+pub(crate) use time::expiries;
 pub use types::{canonical_schema, canonical_type};
 
 /// What the changes on an edge can be.
@@ -39,6 +42,8 @@ pub struct Traits {
     pub distribution: Distribution,
     /// The input ends (all leaves are bounded).
     pub bounded: bool,
+    /// Columns of event time, by column.
+    pub times: Vec<TimeColumn>,
 }
 
 /// Which slot holds a row.
@@ -78,9 +83,19 @@ pub enum StreamOp {
         predicate: Expr,
     },
     Union,
+    /// A list column gives way to its elements, one row each.
+    Unnest {
+        column: usize,
+    },
+    /// `on_close`: a group comes out once, when its window has closed.
     Aggregate {
         group: Vec<usize>,
         calls: Vec<AggCall>,
+        on_close: bool,
+    },
+    /// Holds each row back until its event time is final.
+    EmitOnClose {
+        time: TimeColumn,
     },
     Join {
         kind: JoinKind,

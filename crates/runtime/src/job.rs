@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, UInt32Array};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
+use flow::process::{WATERMARK_END, WATERMARK_START};
 use flow::{ChangeBatch, Error, ProcessFunction, RelationId, Result, SlotId, TaskId};
 use plan::{Exchange, ProcessPlan, TaskOp};
 
@@ -69,6 +70,8 @@ pub enum WorkKind {
     Barrier {
         then: Option<Tick>,
         now_us: i64,
+        /// What the channel promises from the tick's end on.
+        watermark_us: i64,
     },
 }
 
@@ -87,11 +90,17 @@ pub enum Outgoing {
         task: usize,
         port: usize,
         tick: Tick,
+        watermark_us: i64,
     },
-    /// The terminal task's net change of a tick.
+    /// Net changes of a tick by the terminal task.
     Result {
         tick: Tick,
         changes: Vec<ChangeBatch>,
+    },
+    /// The terminal task has finished the tick; what it promises from then on.
+    Finished {
+        tick: Tick,
+        watermark_us: i64,
     },
 }
 
@@ -117,6 +126,16 @@ struct TaskInstance {
 struct Port {
     channels: usize,
     arrived: usize,
+    /// The least that the channels have promised at this tick.
+    promised_us: i64,
+    /// What the function has been told.
+    watermark_us: i64,
+}
+
+impl Port {
+    fn new(channels: usize) -> Port {
+        Port { channels, arrived: 0, promised_us: WATERMARK_END, watermark_us: WATERMARK_START }
+    }
 }
 
 #[derive(Clone)]
@@ -208,7 +227,7 @@ impl Job {
                 schemas.push(Arc::clone(&upstream.schema));
                 // One slot needs no exchange at all.
                 let exchange = if slots == 1 { Exchange::Forward } else { input.exchange.clone() };
-                ports.push(Port { channels: if exchange == Exchange::Forward { 1 } else { slots }, arrived: 0 });
+                ports.push(Port::new(if exchange == Exchange::Forward { 1 } else { slots }));
                 tasks[from].outputs.push(Output { task: i, port, exchange });
             }
             let function = match &task.op {
@@ -390,7 +409,17 @@ impl Machine {
         }
         match work.kind {
             WorkKind::Rows(changes) => self.process(work.task, work.port, work.tick, changes, out),
-            WorkKind::Barrier { then, now_us } => self.barrier(work.task, work.port, work.tick, then, now_us, out),
+            WorkKind::Barrier { then, now_us, watermark_us } => {
+                let instance = &mut self.tasks[work.task];
+                if let Some(port) = instance.ports.get_mut(work.port) {
+                    port.arrived += 1;
+                    port.promised_us = port.promised_us.min(watermark_us);
+                }
+                if instance.ports.iter().any(|p| p.arrived < p.channels) {
+                    return Ok(());
+                }
+                self.finish_tick(work.task, work.tick, then, now_us, watermark_us, out)
+            }
         }
     }
 
@@ -415,25 +444,33 @@ impl Machine {
         }
     }
 
-    fn barrier(
+    /// Every channel of the task has ended the tick. `leaf_us` is the watermark of a task without inputs.
+    fn finish_tick(
         &mut self,
         task: usize,
-        port: usize,
         tick: Tick,
         then: Option<Tick>,
         now_us: i64,
+        leaf_us: i64,
         out: &mut Vec<Outgoing>,
     ) -> Result<()> {
         let instance = &mut self.tasks[task];
-        if let Some(port) = instance.ports.get_mut(port) {
-            port.arrived += 1;
+        let mut grown = Vec::new();
+        for (n, port) in instance.ports.iter_mut().enumerate() {
+            port.arrived = 0;
+            let promised_us = std::mem::replace(&mut port.promised_us, WATERMARK_END);
+            // A chunk of back-fill promises nothing, and takes nothing back.
+            if tick.is_end() && promised_us > port.watermark_us {
+                port.watermark_us = promised_us;
+                grown.push((n, promised_us));
+            }
         }
-        if instance.ports.iter().any(|p| p.arrived < p.channels) {
-            return Ok(());
-        }
-        instance.ports.iter_mut().for_each(|p| p.arrived = 0);
+        let watermark_us = instance.ports.iter().map(|p| p.watermark_us).min().unwrap_or(leaf_us);
         if let Some(function) = &mut instance.function {
             let mut emitted = Vec::new();
+            for (port, promised_us) in grown {
+                function.on_watermark(port, promised_us)?;
+            }
             if tick.is_end() && function.next_timer().is_some_and(|due| due <= now_us) {
                 function.on_timer(now_us, &mut emitted)?;
             }
@@ -454,24 +491,20 @@ impl Machine {
             self.levels[level].push_front(work);
         }
         if task + 1 == self.tasks.len() {
-            out.push(Outgoing::Result { tick, changes: Vec::new() });
+            out.push(Outgoing::Finished { tick, watermark_us });
         }
-        for output in outputs {
-            if output.exchange == Exchange::Forward {
-                self.forward_barrier(output, tick, now_us, out)?;
+        for Output { task, port, exchange } in outputs {
+            if exchange == Exchange::Forward {
+                let kind = WorkKind::Barrier { then: None, now_us, watermark_us };
+                // Through `run`, because another port of that task may still be in an earlier tick.
+                self.run(Work { task, port, tick, kind }, out)?;
             } else {
                 for slot in 0..self.slots {
-                    out.push(Outgoing::Barrier { slot, task: output.task, port: output.port, tick });
+                    out.push(Outgoing::Barrier { slot, task, port, tick, watermark_us });
                 }
             }
         }
         Ok(())
-    }
-
-    fn forward_barrier(&mut self, output: Output, tick: Tick, now_us: i64, out: &mut Vec<Outgoing>) -> Result<()> {
-        let work = Work { task: output.task, port: output.port, tick, kind: WorkKind::Barrier { then: None, now_us } };
-        // Through `run`, because another port of that task may still be in an earlier tick.
-        self.run(work, out)
     }
 
     fn dispatch(&mut self, task: usize, tick: Tick, emitted: Vec<ChangeBatch>, out: &mut Vec<Outgoing>) -> Result<()> {

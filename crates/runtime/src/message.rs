@@ -56,10 +56,12 @@ pub enum ToSlot {
         epoch: Epoch,
         changes: ChangeBatch,
     },
-    /// The epoch's input is complete; `now_us` is the clock that its timers see.
+    /// The epoch's input is complete; `now_us` is the clock that its timers see, `watermarks` what is promised of the tables
+    /// and sources that declare one, from the epoch's end on.
     Barrier {
         epoch: Epoch,
         now_us: i64,
+        watermarks: Arc<Vec<(RelationId, i64)>>,
     },
     /// Rows of one input of a job that existed before the job, in chunk `tick`.
     Backfill {
@@ -88,6 +90,7 @@ pub enum ToSlot {
         task: TaskId,
         port: u16,
         tick: Tick,
+        watermark_us: i64,
     },
     /// A queue has room again.
     Wake,

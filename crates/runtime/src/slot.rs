@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::{Receiver, select};
+use flow::process::{WATERMARK_END, WATERMARK_START};
 use flow::{ChangeBatch, RelationId, Result, SlotId};
 use parking_lot::Mutex;
 use tracing::{debug, warn};
@@ -184,13 +185,22 @@ impl Slot {
                 }
             }
             ToSlot::Input { relation, epoch, changes } => self.publish(relation, Tick::end_of(epoch), vec![changes]),
-            ToSlot::Barrier { epoch, now_us } => {
+            ToSlot::Barrier { epoch, now_us, watermarks } => {
                 let tick = Tick::end_of(epoch);
                 let then = Some(Tick::end_of(epoch.next()));
+                let watermark_of = |relation: Option<RelationId>| match relation {
+                    // Constant rows are all there from the beginning.
+                    None => WATERMARK_END,
+                    Some(relation) => {
+                        watermarks.iter().find(|(r, _)| *r == relation).map_or(WATERMARK_START, |(_, w)| *w)
+                    }
+                };
                 for job in self.jobs.values_mut() {
-                    let leaves: Vec<usize> = job.leaves.iter().filter(|l| !l.follows_view).map(|l| l.task).collect();
-                    for task in leaves {
-                        job.enqueue(Work { task, port: 0, tick, kind: WorkKind::Barrier { then, now_us } }, false);
+                    let leaves = job.leaves.iter().filter(|l| !l.follows_view);
+                    let leaves: Vec<(usize, i64)> = leaves.map(|l| (l.task, watermark_of(l.relation))).collect();
+                    for (task, watermark_us) in leaves {
+                        let kind = WorkKind::Barrier { then, now_us, watermark_us };
+                        job.enqueue(Work { task, port: 0, tick, kind }, false);
                     }
                 }
             }
@@ -211,7 +221,8 @@ impl Slot {
             ToSlot::BackfillBarrier { deployment, tick, then } => {
                 if let Some(job) = self.jobs.get_mut(&deployment) {
                     for leaf in job.leaves.clone() {
-                        let kind = WorkKind::Barrier { then: Some(then), now_us: i64::MIN };
+                        let kind =
+                            WorkKind::Barrier { then: Some(then), now_us: i64::MIN, watermark_us: WATERMARK_START };
                         job.enqueue(Work { task: leaf.task, port: 0, tick, kind }, false);
                     }
                 }
@@ -223,13 +234,18 @@ impl Slot {
                 }
                 None => self.hold_early(deployment, ToSlot::Exchange { deployment, task, port, tick, changes }),
             },
-            ToSlot::ExchangeBarrier { deployment, task, port, tick } => match self.jobs.get_mut(&deployment) {
-                Some(job) => {
-                    let kind = WorkKind::Barrier { then: None, now_us: i64::MIN };
-                    job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, false);
+            ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us } => {
+                match self.jobs.get_mut(&deployment) {
+                    Some(job) => {
+                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN, watermark_us };
+                        job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, false);
+                    }
+                    None => {
+                        let message = ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us };
+                        self.hold_early(deployment, message);
+                    }
                 }
-                None => self.hold_early(deployment, ToSlot::ExchangeBarrier { deployment, task, port, tick }),
-            },
+            }
             ToSlot::Wake => {}
             ToSlot::Shutdown => self.stopped = true,
         }
@@ -323,11 +339,12 @@ impl Slot {
     }
 
     /// Ends an epoch of a view for every leaf that reads it.
-    fn publish_barrier(&mut self, relation: RelationId, tick: Tick) {
+    fn publish_barrier(&mut self, relation: RelationId, tick: Tick, watermark_us: i64) {
         let Some(readers) = self.readers.get(&relation) else { return };
         for (deployment, task) in readers {
             if let Some(job) = self.jobs.get_mut(deployment) {
-                let kind = WorkKind::Barrier { then: Some(Tick::end_of(tick.epoch.next())), now_us: i64::MIN };
+                let then = Some(Tick::end_of(tick.epoch.next()));
+                let kind = WorkKind::Barrier { then, now_us: i64::MIN, watermark_us };
                 job.enqueue(Work { task: *task, port: 0, tick, kind }, false);
             }
         }
@@ -404,35 +421,27 @@ impl Slot {
                         self.send(slot, ToSlot::Exchange { deployment, task, port, tick, changes });
                     }
                 }
-                Outgoing::Barrier { slot, task, port, tick } => {
+                Outgoing::Barrier { slot, task, port, tick, watermark_us } => {
                     if slot == self.id.0 as usize {
                         let Some(job) = self.jobs.get_mut(&deployment) else { return };
-                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN };
+                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN, watermark_us };
                         job.enqueue(Work { task, port, tick, kind }, false);
                     } else {
                         let (task, port) = (task_id(task), port as u16);
-                        self.send(slot, ToSlot::ExchangeBarrier { deployment, task, port, tick });
+                        self.send(slot, ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us });
                     }
                 }
                 Outgoing::Result { tick, changes } => self.result(deployment, tick, changes),
+                Outgoing::Finished { tick, watermark_us } => self.finished(deployment, tick, watermark_us),
             }
         }
     }
 
-    /// A terminal task has emitted (`changes` not empty) or finished (`changes` empty) a tick.
+    /// A terminal task has emitted.
     fn result(&mut self, deployment: DeploymentId, tick: Tick, changes: Vec<ChangeBatch>) {
         let Some(job) = self.jobs.get(&deployment) else { return };
-        let ended = changes.is_empty();
         match job.end {
-            End::View(relation) if ended => {
-                if tick.is_end() {
-                    self.publish_barrier(relation, tick);
-                }
-            }
             End::View(relation) => self.publish(relation, tick, changes),
-            End::Sink(sink) if ended => {
-                (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes: None });
-            }
             End::Sink(sink) => {
                 for changes in changes {
                     let changes = Some(changes);
@@ -440,10 +449,20 @@ impl Slot {
                 }
             }
         }
-        if ended {
-            self.finished.insert(deployment, tick);
-            self.count_touched(deployment);
+    }
+
+    /// A terminal task has finished a tick.
+    fn finished(&mut self, deployment: DeploymentId, tick: Tick, watermark_us: i64) {
+        let Some(job) = self.jobs.get(&deployment) else { return };
+        match job.end {
+            End::View(relation) if tick.is_end() => self.publish_barrier(relation, tick, watermark_us),
+            End::View(_) => {}
+            End::Sink(sink) => {
+                (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes: None });
+            }
         }
+        self.finished.insert(deployment, tick);
+        self.count_touched(deployment);
     }
 
     fn count_touched(&mut self, deployment: DeploymentId) {

@@ -239,16 +239,24 @@ pub struct ColumnText {
     pub default: Option<String>,
 }
 
-/// `CREATE TABLE`.
+/// `WATERMARK FOR column AS expression` as SHOW CREATE writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatermarkText<'a> {
+    pub column: &'a str,
+    pub expression: &'a str,
+}
+
+/// `CREATE TABLE`. `options` are those of the watermark.
 pub fn create_table_text(
     name: &Name,
     columns: &[ColumnText],
     primary_key: &[String],
+    watermark: Option<WatermarkText<'_>>,
     append_only: bool,
     on_conflict: crate::statement::OnConflict,
+    options: &[(String, String)],
 ) -> String {
-    let mut text = format!("CREATE TABLE {name} ({}", columns_text(columns, primary_key));
-    text.push(')');
+    let mut text = format!("CREATE TABLE {name} ({})", columns_text(columns, primary_key, watermark));
     if append_only {
         text.push_str(" APPEND ONLY");
     }
@@ -257,6 +265,7 @@ pub fn create_table_text(
         crate::statement::OnConflict::Overwrite => text.push_str(" ON CONFLICT OVERWRITE"),
         crate::statement::OnConflict::DoNothing => text.push_str(" ON CONFLICT DO NOTHING"),
     }
+    push_options(&mut text, " WITH", options);
     text
 }
 
@@ -265,12 +274,13 @@ pub fn create_source_text(
     name: &Name,
     columns: &[ColumnText],
     primary_key: &[String],
+    watermark: Option<WatermarkText<'_>>,
     options: &[(String, String)],
     format: Option<&crate::statement::Format>,
 ) -> String {
     let mut text = format!("CREATE SOURCE {name}");
     if !columns.is_empty() {
-        let _ = write!(text, " ({})", columns_text(columns, primary_key));
+        let _ = write!(text, " ({})", columns_text(columns, primary_key, watermark));
     }
     push_options(&mut text, " WITH", options);
     push_format(&mut text, format);
@@ -295,7 +305,7 @@ pub fn create_sink_text(
     text
 }
 
-fn columns_text(columns: &[ColumnText], primary_key: &[String]) -> String {
+fn columns_text(columns: &[ColumnText], primary_key: &[String], watermark: Option<WatermarkText<'_>>) -> String {
     let mut items: Vec<String> = columns
         .iter()
         .map(|c| {
@@ -307,6 +317,9 @@ fn columns_text(columns: &[ColumnText], primary_key: &[String]) -> String {
     if !primary_key.is_empty() {
         let key: Vec<String> = primary_key.iter().map(|c| quote(c)).collect();
         items.push(format!("PRIMARY KEY ({})", key.join(", ")));
+    }
+    if let Some(WatermarkText { column, expression }) = watermark {
+        items.push(format!("WATERMARK FOR {} AS {expression}", quote(column)));
     }
     items.join(", ")
 }

@@ -51,6 +51,13 @@ impl MillstreamDialect {
     }
 }
 
+/// Whether the word just read is EMIT before `ON WINDOW CLOSE`.
+fn begins_emit_clause(parser: &Parser) -> bool {
+    let word = |token: &Token, wanted: &str| matches!(token, Token::Word(w) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(wanted));
+    word(&parser.get_current_token().token, "emit")
+        && ["on", "window", "close"].iter().enumerate().all(|(n, w)| word(&parser.peek_nth_token_ref(n).token, w))
+}
+
 macro_rules! as_in_postgres {
     ($($method:ident),* $(,)?) => { $(fn $method(&self) -> bool { self.postgres.$method() })* };
 }
@@ -145,7 +152,10 @@ impl Dialect for MillstreamDialect {
     }
 
     /// Words that Postgres takes for an alias only after AS.
-    fn is_table_alias(&self, kw: &Keyword, _: &mut Parser) -> bool {
+    fn is_table_alias(&self, kw: &Keyword, parser: &mut Parser) -> bool {
+        if begins_emit_clause(parser) {
+            return false;
+        }
         // Words that only other dialects reserve.
         !RESERVED_FOR_TABLE_ALIAS.contains(kw)
             || matches!(
@@ -173,8 +183,9 @@ impl Dialect for MillstreamDialect {
             )
     }
 
-    fn is_column_alias(&self, kw: &Keyword, _: &mut Parser) -> bool {
+    fn is_column_alias(&self, kw: &Keyword, parser: &mut Parser) -> bool {
         !RESERVED_FOR_COLUMN_ALIAS.contains(kw)
+            && !begins_emit_clause(parser)
             && !matches!(
                 kw,
                 Keyword::ARRAY

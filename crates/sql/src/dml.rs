@@ -248,6 +248,9 @@ impl Planner<'_> {
         let hint = match table.kind {
             RelationKind::Source => "A source is fed from outside; insert into a table.",
             RelationKind::System => "System tables cannot be changed.",
+            RelationKind::Side => {
+                "Its source or table writes it; copy its rows into a table of your own with CREATE SINK … INTO."
+            }
             _ => "Change the tables that the view reads.",
         };
         Err(at(Error::new(SqlState::WrongObjectType, format!("cannot change {} \"{}\"", table.kind, table.name))

@@ -36,6 +36,7 @@ pub mod definition;
 pub mod session;
 
 pub mod walk;
+mod windows;
 
 mod clock;
 mod constant;

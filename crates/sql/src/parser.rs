@@ -24,6 +24,7 @@ use crate::dialect::MillstreamDialect;
 use crate::limits::{Limits, check_text, check_tokens, with_large_stack};
 use crate::names::{self, Source};
 use crate::statement::{CreateTableAs, Name, Options, Parsed, Statement};
+use crate::windows;
 
 /// Guards inside sqlparser against recursion; [`check_tokens`] has refused anything that would reach it.
 const PARSER_RECURSION_MAX: usize = 20_000;
@@ -94,7 +95,50 @@ fn tokenize(dialect: &MillstreamDialect, source: &Source<'_>) -> Result<Vec<Toke
         };
         Error::new(SqlState::SyntaxError, message).with_position(source.position(e.location))
     })?;
-    Ok(split_operators(tokens))
+    let tokens = split_operators(tokens);
+    Ok(if windows::may_hold(source.text) { windows::without_table_words(tokens) } else { tokens })
+}
+
+/// A query written here, whose positions mean nothing.
+pub(crate) fn parse_template(text: &str) -> Result<Box<ast::Query>> {
+    let dialect = MillstreamDialect::default();
+    let parsed = Parser::new(&dialect).try_with_sql(text).and_then(|mut parser| parser.parse_query());
+    parsed.map_err(|e| Error::internal(format!("a query of our own does not parse: {e}")))
+}
+
+/// A relation in FROM.
+pub(crate) fn table_factor(name: ast::ObjectName) -> Result<ast::TableFactor> {
+    let mut query = parse_template("SELECT * FROM t")?;
+    let factor = match query.body.as_mut() {
+        ast::SetExpr::Select(select) => select.from.pop().map(|from| from.relation),
+        _ => None,
+    };
+    match factor {
+        Some(ast::TableFactor::Table {
+            alias,
+            args,
+            with_hints,
+            version,
+            with_ordinality,
+            partitions,
+            json_path,
+            sample,
+            index_hints,
+            ..
+        }) => Ok(ast::TableFactor::Table {
+            name,
+            alias,
+            args,
+            with_hints,
+            version,
+            with_ordinality,
+            partitions,
+            json_path,
+            sample,
+            index_hints,
+        }),
+        _ => Err(Error::internal("a query of our own does not read a table")),
+    }
 }
 
 /// Ends operators where Postgres ends them: one does not end in `+` or `-` unless it also holds one of ``~ ! @ # % ^ & | ` ?``.
@@ -332,7 +376,10 @@ impl<'a> Reader<'a> {
 
     pub fn query(&mut self) -> Read<Box<ast::Query>> {
         let at = self.parser.peek_token_ref().span.start;
-        let query = self.parser.parse_query()?;
+        let mut query = self.parser.parse_query()?;
+        if windows::may_hold(self.source.text) {
+            windows::expand(&mut query, self.source)?;
+        }
         if matches!(
             query.body.as_ref(),
             ast::SetExpr::Insert(_) | ast::SetExpr::Update(_) | ast::SetExpr::Delete(_) | ast::SetExpr::Merge(_)
@@ -492,11 +539,12 @@ impl<'a> Reader<'a> {
 
     /// A query that may be followed by `WITH (…)`, which sqlparser would take for a table hint of its last relation.
     /// Gives the query and its text; what follows it is left unread.
-    pub fn query_before_with(&mut self) -> Read<(Box<ast::Query>, String)> {
+    pub fn query_before_with(&mut self) -> Read<(Box<ast::Query>, String, bool)> {
         let start = self.byte();
         let Some(stop) = self.find_trailing_with() else {
             let query = self.query()?;
-            return Ok((query, self.text_from(start)));
+            let text = self.text_from(start);
+            return Ok((query, text, self.emit_on_close()));
         };
         // Parse the tokens up to WITH on their own, then step over them.
         let first = self.parser.index();
@@ -504,16 +552,19 @@ impl<'a> Reader<'a> {
         let mut part = Reader::new(self.dialect, tokens, self.source);
         part.end = self.source.byte(self.parser.token_at(stop).span.start);
         let query = match part.query() {
-            Ok(query) if part.at_end() => query,
-            Ok(_) => return Err(part.unexpected().into()),
+            Ok(query) => query,
             Err(e) => return Err(part.failure(e).into()),
         };
         let text = part.text_from(start);
+        let emit_on_close = part.emit_on_close();
+        if !part.at_end() {
+            return Err(part.unexpected().into());
+        }
         let with = self.parser.token_at(stop).span.start;
         while !self.at_end() && self.parser.peek_token_ref().span.start != with {
             self.parser.advance_token();
         }
-        Ok((query, text))
+        Ok((query, text, emit_on_close))
     }
 
     /// Index of the last `WITH (` outside any parenthesis before the statement's end.

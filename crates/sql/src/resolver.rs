@@ -54,6 +54,8 @@ pub enum RelationKind {
     MaterializedView,
     /// A system table.
     System,
+    /// A table of late rows or malformed records, which its source or table writes.
+    Side,
 }
 
 impl fmt::Display for RelationKind {
@@ -64,6 +66,7 @@ impl fmt::Display for RelationKind {
             RelationKind::View => "view",
             RelationKind::MaterializedView => "materialized view",
             RelationKind::System => "system table",
+            RelationKind::Side => "table",
         })
     }
 }

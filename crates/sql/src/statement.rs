@@ -176,6 +176,18 @@ pub struct ColumnDefinition {
     pub position: usize,
 }
 
+/// `WATERMARK FOR column AS column [- interval]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatermarkDefinition {
+    pub column: String,
+    /// The interval that is taken off, if one is.
+    pub delay: Option<Expr>,
+    /// What stands behind AS.
+    pub text: String,
+    /// 1-based character offset of the column's name.
+    pub position: usize,
+}
+
 /// A DEFAULT expression: its tree and its text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DefaultExpr {
@@ -201,6 +213,7 @@ pub struct CreateTable {
     pub columns: Vec<ColumnDefinition>,
     /// Columns of the primary key, in key order; empty without one. They are NOT NULL.
     pub primary_key: Vec<String>,
+    pub watermark: Option<WatermarkDefinition>,
     pub append_only: bool,
     pub on_conflict: OnConflict,
     /// `WITH (k = 'v', …)`.
@@ -240,6 +253,7 @@ pub struct CreateSource {
     pub columns: Vec<ColumnDefinition>,
     /// Declared key; checked by nobody, used by UPSERT formats.
     pub primary_key: Vec<String>,
+    pub watermark: Option<WatermarkDefinition>,
     pub options: Options,
     pub format: Option<Format>,
 }
@@ -260,7 +274,12 @@ pub struct CreateSink {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SinkFrom {
     Relation(Name),
-    Query { query: Box<Query>, text: String },
+    Query {
+        query: Box<Query>,
+        text: String,
+        /// `EMIT ON WINDOW CLOSE`.
+        emit_on_close: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -275,6 +294,8 @@ pub struct CreateView {
     pub query: Box<Query>,
     /// The query's text as written.
     pub query_text: String,
+    /// `EMIT ON WINDOW CLOSE`.
+    pub emit_on_close: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -352,6 +373,9 @@ pub enum Show {
         name: Name,
     },
     Jobs,
+    Watermarks,
+    /// EXPLAIN WATERMARK name.
+    WatermarkOf(Name),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

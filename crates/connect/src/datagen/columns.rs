@@ -91,6 +91,9 @@ impl<'a> Given<'a> {
     }
 }
 
+/// Text to a whole number.
+type Reads = Box<dyn Fn(&[u8]) -> Parsed<i64>>;
+
 /// A type whose values are whole numbers of something.
 struct Whole {
     least: i64,
@@ -100,8 +103,8 @@ struct Whole {
     step: i64,
     sequence: bool,
     allowed: &'static str,
-    parse: Box<dyn Fn(&[u8]) -> Parsed<i64>>,
-    parse_step: Box<dyn Fn(&[u8]) -> Parsed<i64>>,
+    parse: Reads,
+    parse_step: Reads,
 }
 
 fn whole(data_type: &DataType) -> Option<Whole> {

@@ -36,10 +36,10 @@ pub static SOURCE_OPTIONS: &[OptionSpec] = &[
     spec("null", "a text", Some(""), false, "CSV: the field without quotes that means NULL."),
     spec(
         "on_error",
-        "stop, skip",
-        Some("stop"),
+        "skip, stop",
+        Some("skip"),
         false,
-        "Whether a malformed record stops the source or is left out and counted.",
+        "Whether a malformed record is left out and kept in the table of errors, or stops the source.",
     ),
     spec("poll_interval", "a time from 1ms to 24h", Some("100ms"), false, "How often a followed file is looked at."),
 ];

@@ -82,6 +82,10 @@ impl Source for FileSource {
         Ok(vec![Split("0".into())])
     }
 
+    fn split_text(&self, _split: &Split) -> String {
+        self.options.path.display().to_string()
+    }
+
     fn reader(&self, split: &Split, columns: Option<&[usize]>) -> Result<Box<dyn SourceReader>> {
         if split.0 != "0" {
             return Err(Error::internal(format!("a file has no split \"{}\"", split.0)));

@@ -84,10 +84,10 @@ pub struct Stream {
     pub disorder: u64,
 }
 
-/// Persons among the events up to and including `n`, less one.
+/// Persons among the events up to and including `n`, less one: each cycle begins with one.
 #[inline(always)]
 fn last_person(n: u64) -> u64 {
-    n / CYCLE * PERSONS + (n % CYCLE).min(PERSONS - 1)
+    n / CYCLE
 }
 
 /// Auctions among the events up to and including `n`, less one; before the first auction: 0.

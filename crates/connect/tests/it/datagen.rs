@@ -121,7 +121,7 @@ fn wrong_options_are_refused_by_name() {
     let invalid = "invalid value for option";
     let of = "of source connector \"datagen\"";
     for (pairs, want) in [
-        (&[("row", "5")][..], format!("42704 source connector \"datagen\" has no option \"row\" | Perhaps you meant \"rows\".")),
+        (&[("row", "5")][..], "42704 source connector \"datagen\" has no option \"row\" | Perhaps you meant \"rows\".".into()),
         (&[("rows", "0")], format!("22023 {invalid} \"rows\" {of}: '0' | ")),
         (&[("fields.idd.min", "1")], "42703 source connector \"datagen\" has options for the column \"idd\", which is not declared | Perhaps you meant \"id\".".into()),
         (&[("fields.id.mn", "1")], "42704 source connector \"datagen\" has no option \"fields.id.mn\" | Perhaps you meant \"fields.id.min\".".into()),

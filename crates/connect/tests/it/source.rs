@@ -70,7 +70,7 @@ fn a_malformed_record_stops_the_source_after_the_rows_before_it() {
     let folder = Folder::new();
     let path = folder.write("a.csv", "1,a\n2,\"b\nb\"\nx3,c\n4,d\n");
     let schema = schema(&[("id", "int8"), ("t", "text")]);
-    let mut reader = reader(&path, &[("format", "csv")], &schema);
+    let mut reader = reader(&path, &[("format", "csv"), ("on_error", "stop")], &schema);
     let first = reader.read(Offset::START, 100, 1 << 20, None).unwrap();
     assert_eq!((first.batch.num_rows(), first.next, first.state), (2, Offset(12), ReadState::More));
     let e = reader.read(first.next, 100, 1 << 20, None).unwrap_err();
@@ -87,7 +87,7 @@ fn a_malformed_record_stops_the_source_after_the_rows_before_it() {
 fn a_header_that_was_not_announced_is_hinted_at() {
     let folder = Folder::new();
     let path = folder.write("a.csv", "id\n1\n");
-    let mut r = reader(&path, &[("format", "csv")], &schema(&[("id", "int8")]));
+    let mut r = reader(&path, &[("format", "csv"), ("on_error", "stop")], &schema(&[("id", "int8")]));
     let e = r.read(Offset::START, 10, 100, None).unwrap_err();
     assert_eq!(e.hint(), Some("If the first line holds column names, add header = 'true'."));
 }
@@ -280,7 +280,7 @@ fn projection_decodes_less_and_changes_nothing_else() {
     }
     // With on_error = 'stop', a value that no one reads does not matter.
     let path = folder.write("a.csv", "1,a,x\n2,b,1\n");
-    let source = open(&path, &[("format", "csv")], &schema).unwrap();
+    let source = open(&path, &[("format", "csv"), ("on_error", "stop")], &schema).unwrap();
     let mut some = source.reader(&Split("0".into()), Some(&[1])).unwrap();
     assert_eq!(table(&read_all(&mut *some).0), strings(&[&["a"], &["b"]]));
     let mut all = source.reader(&Split("0".into()), None).unwrap();
@@ -301,7 +301,7 @@ fn an_overlong_record_is_refused_and_reading_goes_on_behind_it() {
         assert_eq!((rows.num_rows(), bad.len()), if format == "csv" { (6, 2) } else { (2, 1) });
         assert_eq!((bad[0].line, &bad[0].reason[..]), (2, "the record is longer than 16777216 bytes"));
         assert_eq!(bad[0].bytes.len(), connect::source::BAD_RECORD_BYTES_MAX);
-        let mut stop = reader(&path, &[("format", format)], &s);
+        let mut stop = reader(&path, &[("format", format), ("on_error", "stop")], &s);
         let first = stop.read(Offset::START, 100, 1 << 30, None).unwrap();
         assert_eq!(first.batch.num_rows(), 1);
         assert_eq!(stop.read(first.next, 100, 1 << 30, None).unwrap_err().state().code(), "22P02");

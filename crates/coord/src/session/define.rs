@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, IntervalMonthDayNanoType, IntervalUnit, Schema, SchemaRef};
 use catalog::{
     Catalog, CatalogChange, Column, Connector, Definition, Format, IfExists, NewRelation, OnConflict, Planned,
-    Relation, RelationKind, Scope, Sink, SinkInput, Table,
+    Relation, RelationKind, Scope, Side, SideKind, Sink, SinkInput, Source, Table, Watermark,
 };
 use datafusion::logical_expr::{Cast, Expr, LogicalPlanBuilder};
 use flow::{Error, RelationId, Result, SqlState};
@@ -14,7 +15,7 @@ use futures::TryStreamExt;
 use sql::planner::Settings;
 use sql::statement::{
     Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, Drop, Name,
-    ObjectKind, Options, Parsed, Query, SinkFrom, Statement,
+    ObjectKind, Options, Parsed, Query, SinkFrom, Statement, WatermarkDefinition,
 };
 use sql::{Planner, QueryPlan};
 
@@ -74,9 +75,10 @@ fn catalog_columns(columns: &[sql::Column]) -> Vec<Column> {
 /// The standing query of a view or sink with these columns; one that writes into a table gets the table's types.
 pub fn standing_plan(query: &QueryPlan, columns: &[sql::Column], relation: &Relation) -> Result<StandingQuery> {
     let plan = query.named(columns)?;
+    let emit_on_close = relation.definition.query().is_some_and(|q| q.emit_on_close);
     let types_differ = plan.schema().fields().iter().zip(&relation.columns).any(|(f, c)| *f.data_type() != c.data_type);
     if !types_differ {
-        return standing(plan);
+        return standing(plan, emit_on_close);
     }
     let exprs = plan.schema().columns().into_iter().zip(&relation.columns).map(|(column, wanted)| {
         let name = column.name.clone();
@@ -91,7 +93,7 @@ pub fn standing_plan(query: &QueryPlan, columns: &[sql::Column], relation: &Rela
             plan::functions::rules::analyzer().execute_and_check(plan, &sql::session::options(STANDING_ZONE), |_, _| {})
         })
         .map_err(plan::error::from_datafusion_error)?;
-    standing(plan)
+    standing(plan, emit_on_close)
 }
 
 impl Session {
@@ -120,7 +122,7 @@ impl Session {
         match statement {
             Statement::CreateTable(create) => self.create_table(create, &catalog, &scope, parsed).await?,
             Statement::CreateTableAs(create) => return self.create_table_as(create, &catalog, &scope, parsed).await,
-            Statement::CreateSource(create) => self.create_source(create, &catalog, &scope)?,
+            Statement::CreateSource(create) => self.create_source(create, &catalog, &scope, parsed).await?,
             Statement::CreateView(create) if create.materialized => {
                 self.create_materialized_view(create, &catalog, &scope, parsed).await?;
             }
@@ -196,7 +198,9 @@ impl Session {
         scope: &Scope,
         parsed: &Parsed,
     ) -> Result<()> {
-        if !create.options.is_empty() || create.format.is_some() {
+        let mut options = create.options.clone();
+        let times = crate::connectors::take_watermark_options(&mut options)?;
+        if !options.is_empty() || create.format.is_some() {
             return Err(Error::unsupported("a table with a connector is not supported")
                 .with_hint("Use CREATE SOURCE, and CREATE SINK … INTO to keep its rows in a table."));
         }
@@ -224,7 +228,12 @@ impl Session {
                 "an append-only table cannot overwrite rows on conflict",
             ));
         }
-        let table = Table { primary_key, append_only: create.append_only, on_conflict, ..Table::default() };
+        let watermark = self.watermark(create.watermark.as_ref(), times, &columns, &parsed.source)?;
+        if watermark.is_some() && !create.append_only {
+            return Err(Error::new(SqlState::InvalidTableDefinition, "a watermark needs a table whose rows only come")
+                .with_hint("Add APPEND ONLY after the columns."));
+        }
+        let table = Table { primary_key, append_only: create.append_only, on_conflict, watermark, ..Table::default() };
         let existing = if_exists(create.if_not_exists, create.or_replace);
         if existing == IfExists::Replace {
             self.refuse_replaced_inputs(catalog, scope, &create.name)?;
@@ -238,11 +247,15 @@ impl Session {
         };
         let planned = catalog.plan_create(scope, new, existing)?;
         match self.carry_out(planned)? {
-            Some(CatalogChange::CreateRelation(relation)) => self.new_table(relation.oid),
+            Some(CatalogChange::CreateRelation(relation)) => {
+                self.new_table(relation.oid)?;
+                self.create_sides(relation.oid, scope).await
+            }
             Some(CatalogChange::Replace(relation)) => {
                 self.give_up(relation.oid).await?;
                 self.writes()?.take_table(relation.oid);
-                self.new_table(relation.oid)
+                self.new_table(relation.oid)?;
+                self.create_sides(relation.oid, scope).await
             }
             _ => Ok(()),
         }
@@ -324,7 +337,7 @@ impl Session {
     /// A relation with storage of its own that others read keeps its definition: its readers hold its rows.
     fn refuse_replaced_inputs(&self, catalog: &Catalog, scope: &Scope, name: &Name) -> Result<()> {
         if let Some(old) = catalog.lookup(&scope.database, &scope.search_path, &parts(name))? {
-            let readers = catalog.dependants(old.oid);
+            let readers = catalog.foreign_dependants(old.oid);
             if !readers.is_empty() {
                 let names: Vec<String> = readers
                     .iter()
@@ -342,14 +355,23 @@ impl Session {
         Ok(())
     }
 
-    fn create_source(&mut self, create: &CreateSource, catalog: &Catalog, scope: &Scope) -> Result<()> {
-        let connector = connector(&create.options, &create.format);
+    async fn create_source(
+        &mut self,
+        create: &CreateSource,
+        catalog: &Catalog,
+        scope: &Scope,
+        parsed: &Parsed,
+    ) -> Result<()> {
+        let mut options = create.options.clone();
+        let times = crate::connectors::take_watermark_options(&mut options)?;
+        let connector = connector(&options, &create.format);
         let columns = if create.columns.is_empty() {
             let inferred = crate::connectors::infer_source(&connector)?;
             inferred.fields().iter().map(|f| Column::new(f.name(), f.data_type().clone(), "")).collect()
         } else {
-            self.columns(&create.columns, "")?
+            self.columns(&create.columns, &parsed.source)?
         };
+        let watermark = self.watermark(create.watermark.as_ref(), times, &columns, &parsed.source)?;
         let schema: SchemaRef = Arc::new(Schema::new(columns.iter().map(Column::field).collect::<Vec<_>>()));
         // Everything that can be refused is refused here: options, missing files, column types.
         crate::connectors::open_source(&connector, &schema)?;
@@ -361,7 +383,7 @@ impl Session {
             name: &parts(&create.name),
             owner: &self.user,
             columns,
-            definition: Definition::Source(connector),
+            definition: Definition::Source(Source { connector, watermark }),
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;
@@ -374,7 +396,111 @@ impl Session {
             }
             _ => return Ok(()),
         };
+        self.create_sides(oid, scope).await?;
         self.private_mut()?.add_source(oid);
+        Ok(())
+    }
+
+    /// The declared event time, checked. `times` are idle timeout and allowed lateness.
+    fn watermark(
+        &self,
+        declared: Option<&WatermarkDefinition>,
+        times: (Option<i64>, Option<i64>),
+        columns: &[Column],
+        source: &str,
+    ) -> Result<Option<Watermark>> {
+        let Some(declared) = declared else {
+            return match times {
+                (None, None) => Ok(None),
+                _ => Err(Error::new(
+                    SqlState::InvalidParameterValue,
+                    "idle_timeout and allowed_lateness need a watermark",
+                )
+                .with_hint("Declare WATERMARK FOR column AS column - INTERVAL '5 seconds' among the columns.")),
+            };
+        };
+        let name = &declared.column;
+        let column = columns.iter().position(|c| c.name == *name).ok_or_else(|| {
+            Error::new(SqlState::UndefinedColumn, format!("column \"{name}\" named in WATERMARK does not exist"))
+                .with_position(declared.position)
+        })?;
+        if !matches!(columns[column].data_type, DataType::Timestamp(..)) {
+            return Err(Error::new(
+                SqlState::DatatypeMismatch,
+                format!("a watermark needs a timestamp column, and \"{name}\" is {}", columns[column].sql_type),
+            )
+            .with_position(declared.position));
+        }
+        let delay_us = match &declared.delay {
+            None => 0,
+            Some(delay) => {
+                let interval = DataType::Interval(IntervalUnit::MonthDayNano);
+                let value = self.constant(delay, source, &interval)?;
+                let value = value.as_primitive_opt::<IntervalMonthDayNanoType>().filter(|v| v.is_valid(0));
+                let value = value.map(|v| v.value(0)).ok_or_else(|| {
+                    Error::new(SqlState::InvalidParameterValue, "the delay of a watermark must be an interval")
+                        .with_position(declared.position)
+                })?;
+                let us = i128::from(value.days) * 86_400_000_000 + i128::from(value.nanoseconds / 1_000);
+                i64::try_from(us).ok().filter(|us| value.months == 0 && *us >= 0).ok_or_else(|| {
+                    Error::new(
+                        SqlState::InvalidParameterValue,
+                        "the delay of a watermark must not be negative or hold months",
+                    )
+                    .with_hint("Write days, hours, minutes or seconds.")
+                    .with_position(declared.position)
+                })?
+            }
+        };
+        Ok(Some(Watermark {
+            column,
+            expression: declared.text.clone(),
+            delay_us,
+            idle_timeout_us: times.0,
+            allowed_lateness_us: times.1.unwrap_or(0),
+        }))
+    }
+
+    /// Makes the side tables of a source or table that was just created or replaced, and drops those that it has no more.
+    async fn create_sides(&mut self, of: RelationId, scope: &Scope) -> Result<()> {
+        let relation = self.applied(of)?;
+        let wanted: Vec<SideKind> = SideKind::ALL
+            .into_iter()
+            .filter(|kind| match kind {
+                SideKind::Late => relation.watermark().is_some(),
+                SideKind::Errors => relation.kind() == RelationKind::Source,
+            })
+            .collect();
+        let catalog = self.catalog();
+        for (oid, kind) in catalog.sides(of) {
+            if !wanted.contains(&kind) {
+                let change = CatalogChange::Drop { relations: vec![oid], schemas: vec![], databases: vec![] };
+                self.give_up(oid).await?;
+                self.private_mut()?.apply(change)?;
+            }
+        }
+        for kind in wanted {
+            let table = Table { append_only: true, side: Some(Side { of, kind }), ..Table::default() };
+            let name = kind.table_name(&relation.name);
+            let new = NewRelation {
+                name: &[&relation.schema, &name],
+                owner: &relation.owner,
+                columns: crate::sides::columns(&relation, kind),
+                definition: Definition::Table(table),
+                depends_on: vec![of],
+            };
+            let replaced = self.catalog().sides(of).iter().any(|(_, k)| *k == kind);
+            let existing = if replaced { IfExists::Replace } else { IfExists::Error };
+            let planned = self.catalog().plan_create(scope, new, existing)?;
+            match self.carry_out(planned)? {
+                Some(CatalogChange::CreateRelation(side)) => self.new_table(side.oid)?,
+                Some(CatalogChange::Replace(side)) => {
+                    self.give_up(side.oid).await?;
+                    self.new_table(side.oid)?;
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -398,7 +524,12 @@ impl Session {
         let definition = sql::definition::qualify(query, source, &names)?;
         let references =
             definition.relations.iter().map(|oid| (format!("#{oid}"), *oid)).collect::<BTreeMap<String, RelationId>>();
-        let stored = catalog::Query { sql: definition.text, search_path: scope.search_path.clone(), references };
+        let stored = catalog::Query {
+            sql: definition.text,
+            search_path: scope.search_path.clone(),
+            references,
+            emit_on_close: false,
+        };
         Ok(PlannedQuery { query: plan, stored, depends_on: definition.relations })
     }
 
@@ -439,7 +570,8 @@ impl Session {
             return Err(Error::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{name}\""))
                 .with_hint("A materialized view has no options yet."));
         }
-        let query = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, true)?;
+        let mut query = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, true)?;
+        query.stored.emit_on_close = create.emit_on_close;
         let columns = query.query.view_columns(&create.columns)?;
         let new = NewRelation {
             name: &parts(&create.name),
@@ -504,7 +636,8 @@ impl Session {
                 (&from_query, &from_text)
             }
         };
-        let query = self.plan_stored_query(query, catalog, scope, source, true)?;
+        let mut query = self.plan_stored_query(query, catalog, scope, source, true)?;
+        query.stored.emit_on_close = matches!(&create.from, SinkFrom::Query { emit_on_close: true, .. });
         let output = query.query.view_columns(&[])?;
         let mut columns = catalog_columns(&output);
         let mut depends_on = query.depends_on.clone();
@@ -632,7 +765,7 @@ impl Session {
             (AlterAction::RenameColumn { from, to }, kind) => {
                 let kind = relation_kind(kind)?;
                 if let Some(relation) = catalog.lookup(&scope.database, &scope.search_path, &name)? {
-                    let readers = catalog.dependants(relation.oid);
+                    let readers = catalog.foreign_dependants(relation.oid);
                     if !readers.is_empty() {
                         let detail: Vec<String> = readers
                             .iter()

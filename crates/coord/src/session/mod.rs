@@ -15,6 +15,7 @@ pub mod replan;
 pub mod reshape;
 pub mod show;
 pub mod transaction;
+mod watermarks;
 pub mod write;
 
 use std::collections::HashMap;

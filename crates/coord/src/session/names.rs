@@ -63,6 +63,7 @@ impl<'a> SessionNames<'a> {
             }
             other => {
                 let kind = match other {
+                    Definition::Table(table) if table.side.is_some() => RelationKind::Side,
                     Definition::Table(_) => RelationKind::Table,
                     Definition::Source(_) => RelationKind::Source,
                     _ => RelationKind::MaterializedView,
@@ -168,6 +169,13 @@ pub fn writable(catalog: &Catalog, scope: &Scope, name: &Name) -> Result<Arc<Rel
             format!("cannot change {} \"{}\"", relation.kind().noun(), relation.name),
         )
         .with_hint("Change the tables that it reads."));
+    }
+    if let Some(of) = relation.side().and_then(|side| catalog.relation(side.of)) {
+        return Err(Error::new(
+            SqlState::WrongObjectType,
+            format!("cannot change table \"{}\", which {} \"{}\" writes", relation.name, of.kind().noun(), of.name),
+        )
+        .with_hint("Write its rows into a table of your own with CREATE SINK … INTO."));
     }
     Ok(Arc::clone(relation))
 }

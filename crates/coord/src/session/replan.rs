@@ -15,11 +15,13 @@ use crate::engine::{Engine, Replanner, StandingQuery};
 pub const STANDING_ZONE: &str = "UTC";
 
 /// Optimises and lowers the analysed plan of a view or sink, whose columns have the relation's names already.
-pub fn standing(plan: LogicalPlan) -> Result<StandingQuery> {
+/// `emit_on_close`: only its final rows.
+pub fn standing(plan: LogicalPlan, emit_on_close: bool) -> Result<StandingQuery> {
     sql::with_large_stack(|| {
         let plan = plan::table::optimize(plan, &sql::session::options(STANDING_ZONE))?;
         let inputs = scanned(&plan)?;
         let node = plan::stream::lower(&plan)?;
+        let node = if emit_on_close { node.emit_on_close()? } else { node };
         Ok(StandingQuery { node, inputs })
     })
 }

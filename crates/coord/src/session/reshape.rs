@@ -44,6 +44,13 @@ impl Session {
         if relation.kind() != RelationKind::Table {
             return Err(Error::new(SqlState::WrongObjectType, format!("\"{}\" is not a table", relation.name)));
         }
+        if relation.watermark().is_some() || relation.side().is_some() {
+            return Err(Error::unsupported(format!(
+                "the columns of table \"{}\" cannot be changed: it has, or belongs to, a watermark",
+                relation.name
+            ))
+            .with_hint("Create another table and copy the rows."));
+        }
         if let Some(sink) = self.sink_into(relation.oid) {
             return Err(Error::new(
                 SqlState::ObjectNotInPrerequisiteState,

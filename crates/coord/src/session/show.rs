@@ -14,7 +14,7 @@ use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
 
 /// Rows of text cells.
-type Cells = Vec<Vec<Option<String>>>;
+pub(super) type Cells = Vec<Vec<Option<String>>>;
 
 fn text_rows(schema: &SchemaRef, rows: &Cells) -> Result<RecordBatch> {
     let columns = (0..schema.fields().len())
@@ -45,6 +45,8 @@ impl Session {
             Show::Objects { .. } => text_columns(&["schema", "name", "owner"]),
             Show::Columns(_) => text_columns(&["name", "type", "nullable", "default"]),
             Show::Create { .. } => text_columns(&["name", "statement"]),
+            Show::Watermarks => text_columns(&super::watermarks::COLUMNS),
+            Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
             Show::Jobs => {
                 text_columns(&["id", "name", "kind", "status", "progress", "epoch", "lag", "sqlstate", "error"])
             }
@@ -125,6 +127,11 @@ impl Session {
                 let name_of = |oid| catalog.relation(oid).map(|r| sql::Name::qualified(&r.schema, &r.name));
                 let create = create_statement(relation, &name_of)?;
                 Ok(vec![vec![Some(relation.qualified_name()), Some(create)]])
+            }
+            Show::Watermarks => Ok(self.show_watermarks(&catalog)),
+            Show::WatermarkOf(name) => {
+                let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
+                self.explain_watermark(&catalog, relation)
             }
             Show::Jobs => {
                 let completed = self.engine.clock.completed();
@@ -208,11 +215,11 @@ impl Session {
             return Err(Error::unsupported("EXPLAIN ANALYZE is not supported")
                 .with_hint("Use EXPLAIN, and SHOW JOBS for running views."));
         }
-        let (query, ad_hoc): (&Query, bool) = match &explain.statement {
-            Statement::Query(query) => (query, true),
-            Statement::CreateView(view) => (&view.query, false),
+        let (query, ad_hoc, emit_on_close): (&Query, bool, bool) = match &explain.statement {
+            Statement::Query(query) => (query, true, false),
+            Statement::CreateView(view) => (&view.query, false, view.emit_on_close),
             Statement::CreateSink(sink) => match &sink.from {
-                sql::statement::SinkFrom::Query { query, .. } => (query, false),
+                sql::statement::SinkFrom::Query { query, emit_on_close, .. } => (query, false, *emit_on_close),
                 sql::statement::SinkFrom::Relation(_) => {
                     return Err(Error::unsupported("EXPLAIN of a sink needs its query")
                         .with_hint("Explain the relation that it reads."));
@@ -240,7 +247,7 @@ impl Session {
                     ExplainFormat::Dot => layers::table_dot(&optimized),
                 });
             }
-            let standing = standing(planned.plan.clone())?;
+            let standing = standing(planned.plan.clone(), emit_on_close)?;
             if explain.layer == ExplainLayer::Process {
                 let terminal = Terminal::Materialize { relation: flow::RelationId(0) };
                 let process = plan::process::lower(&standing.node, flow::JobId(0), terminal)?;
@@ -282,7 +289,7 @@ pub fn create_statement(
     name_of: &dyn Fn(flow::RelationId) -> Option<sql::Name>,
 ) -> Result<String> {
     use sql::definition::{
-        ColumnText, create_sink_text, create_source_text, create_table_text, create_view_text, display,
+        ColumnText, WatermarkText, create_sink_text, create_source_text, create_table_text, create_view_text, display,
     };
     let name = sql::Name::qualified(&relation.schema, &relation.name);
     let columns: Vec<ColumnText> = relation
@@ -306,6 +313,10 @@ pub fn create_statement(
             options: f.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         })
     };
+    let watermark = relation.watermark().map(|w| WatermarkText {
+        column: relation.columns.get(w.column).map_or("", |c| c.name.as_str()),
+        expression: &w.expression,
+    });
     Ok(match &relation.definition {
         Definition::Table(table) => {
             let key: Vec<String> = table.primary_key.iter().map(|i| relation.columns[*i].name.clone()).collect();
@@ -314,14 +325,18 @@ pub fn create_statement(
                 catalog::OnConflict::Overwrite => sql::statement::OnConflict::Overwrite,
                 catalog::OnConflict::DoNothing => sql::statement::OnConflict::DoNothing,
             };
-            create_table_text(&name, &columns, &key, table.append_only, on_conflict)
+            let options = table.watermark.as_ref().map(crate::connectors::watermark_options).unwrap_or_default();
+            create_table_text(&name, &columns, &key, watermark, table.append_only, on_conflict, &options)
         }
-        Definition::Source(connector) => {
-            create_source_text(&name, &columns, &[], &options(connector), format(connector).as_ref())
+        Definition::Source(source) => {
+            let mut options = options(&source.connector);
+            options.extend(source.watermark.iter().flat_map(crate::connectors::watermark_options));
+            create_source_text(&name, &columns, &[], watermark, &options, format(&source.connector).as_ref())
         }
         Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),
         Definition::MaterializedView(query) => {
-            create_view_text(&name, true, &column_names, &display(&query.sql, name_of)?)
+            let emit = if query.emit_on_close { " EMIT ON WINDOW CLOSE" } else { "" };
+            create_view_text(&name, true, &column_names, &display(&query.sql, name_of)?) + emit
         }
         Definition::Sink(sink) => {
             let from = match &sink.input {
@@ -329,7 +344,10 @@ pub fn create_statement(
                     Some(input) => format!("FROM {input}"),
                     None => return Err(Error::internal("a sink's input is gone")),
                 },
-                SinkInput::Query(query) => format!("AS {}", display(&query.sql, name_of)?),
+                SinkInput::Query(query) => {
+                    let emit = if query.emit_on_close { " EMIT ON WINDOW CLOSE" } else { "" };
+                    format!("AS {}{emit}", display(&query.sql, name_of)?)
+                }
             };
             let into = sink.into.and_then(name_of);
             create_sink_text(&name, into.as_ref(), &from, &options(&sink.connector), format(&sink.connector).as_ref())

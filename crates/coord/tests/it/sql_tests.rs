@@ -11,7 +11,7 @@ use coord::execution::{Execution, Threads};
 use coord::session::Session;
 use coord::session::show::create_statement;
 use coord::table::WriteSet;
-use sqllogictest::{DBOutput, DefaultColumnType, QueryExpect, Record};
+use sqllogictest::{Condition, DBOutput, DefaultColumnType, QueryExpect, Record};
 
 use crate::harness::{Answer, Instance, Rng, config, ok, render, rows, run, scratch, seed};
 
@@ -60,7 +60,7 @@ impl sqllogictest::AsyncDB for Db {
     }
 
     fn engine_name(&self) -> &str {
-        "millstream"
+        LABEL
     }
 
     async fn shutdown(&mut self) {}
@@ -79,6 +79,9 @@ fn column_types(schema: &SchemaRef) -> Vec<DefaultColumnType> {
         .collect()
 }
 
+/// Who runs the files, as `onlyif` and `skipif` say it.
+const LABEL: &str = "millstream";
+
 /// A query that must also hold as a view: its text and sorted rows.
 struct Standing {
     sql: String,
@@ -95,8 +98,12 @@ fn standing_queries(path: &Path) -> Vec<Standing> {
         match record {
             Record::Comment(lines) => batch_only |= lines.iter().any(|l| l.trim() == "batch only"),
             Record::Connection(_) | Record::Newline | Record::Condition(_) => {}
-            Record::Query { sql, expected: QueryExpect::Results { results, .. }, loc, .. } => {
-                if !batch_only {
+            Record::Query { sql, expected: QueryExpect::Results { results, .. }, loc, conditions, .. } => {
+                let ours = conditions.iter().all(|c| match c {
+                    Condition::OnlyIf { label } => label == LABEL,
+                    Condition::SkipIf { label } => label != LABEL,
+                });
+                if !batch_only && ours {
                     let mut expected = results;
                     expected.sort();
                     found.push(Standing { sql, expected, line: loc.line() });

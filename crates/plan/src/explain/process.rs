@@ -74,7 +74,12 @@ fn describe(plan: &ProcessPlan, task: &Task) -> String {
         TaskOp::Project { exprs } => format!("Project {}", projected(exprs, &input(0), &task.schema)),
         TaskOp::Filter { predicate } => format!("Filter {}", predicate.named(&input(0))),
         TaskOp::Union => "Union".into(),
-        TaskOp::Aggregate { group, calls, .. } => aggregate(group, calls, &input(0)),
+        TaskOp::Unnest { column } => format!("Unnest {}", list(&input(0), &[*column])),
+        TaskOp::EmitOnClose { time } => format!("EmitOnClose of {}", list(&task.schema, &[time.column])),
+        TaskOp::Aggregate { group, calls, on_close, .. } => {
+            let closes = if *on_close { ", on close" } else { "" };
+            format!("{}{closes}", aggregate(group, calls, &input(0)))
+        }
         TaskOp::Join { kind, on, nulls_equal, filter, null_aware, .. } => {
             join(*kind, on, *nulls_equal, filter.as_ref(), *null_aware, &input(0), &input(1))
         }
@@ -99,8 +104,12 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
         | TaskOp::Project { .. }
         | TaskOp::Filter { .. }
         | TaskOp::Union
+        | TaskOp::Unnest { .. }
         | TaskOp::Deliver { .. } => None,
-        TaskOp::Aggregate { group, calls, input_kind } => {
+        TaskOp::EmitOnClose { time } => {
+            Some(format!("rows until {} is behind the watermark", list(&task.schema, &[time.column])))
+        }
+        TaskOp::Aggregate { group, calls, input_kind, closes, .. } => {
             let what = match (calls.is_empty(), *input_kind) {
                 (true, ChangeKind::AppendOnly) => "that it was seen".to_owned(),
                 (true, ChangeKind::Retract) => "its number of rows".to_owned(),
@@ -108,18 +117,28 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
             };
             Some(match group.is_empty() {
                 true => format!("one group: {what}"),
-                false => format!("for each ({}): {what}", list(&input(0), group)),
+                false => {
+                    let until =
+                        closes.map(|t| format!(", until {} is behind the watermark", list(&task.schema, &[t.column])));
+                    format!("for each ({}): {what}{}", list(&input(0), group), until.unwrap_or_default())
+                }
             })
         }
-        TaskOp::Join { kind, on, left_unique, right_unique, null_aware, .. } => {
+        TaskOp::Join { kind, on, left_unique, right_unique, null_aware, expires, .. } => {
             let (left, right): (Vec<usize>, Vec<usize>) = on.iter().copied().unzip();
-            let side = |name: &str, schema: &Schema, key: &[usize], unique: bool| match (key.is_empty(), unique) {
-                (true, _) => format!("{name} rows"),
-                (false, true) => format!("one {name} row for each ({})", list(schema, key)),
-                (false, false) => format!("{name} rows by ({})", list(schema, key)),
+            let side = |n: usize, name: &str, key: &[usize], unique: bool| {
+                let schema = input(n);
+                let rows = match (key.is_empty(), unique) {
+                    (true, _) => format!("{name} rows"),
+                    (false, true) => format!("one {name} row for each ({})", list(&schema, key)),
+                    (false, false) => format!("{name} rows by ({})", list(&schema, key)),
+                };
+                match expires[n] {
+                    Some(t) => format!("{rows}, until {} is behind the watermark", list(&schema, &[t.column])),
+                    None => rows,
+                }
             };
-            let mut parts =
-                vec![side("left", &input(0), &left, *left_unique), side("right", &input(1), &right, *right_unique)];
+            let mut parts = vec![side(0, "left", &left, *left_unique), side(1, "right", &right, *right_unique)];
             if !matches!(kind, JoinKind::Inner) || *null_aware {
                 parts.push("number of matches of each outer row".to_owned());
             }

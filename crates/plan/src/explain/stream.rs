@@ -53,6 +53,7 @@ pub fn stream_json(node: &StreamNode) -> Value {
         "unique_keys": node.traits.unique_keys.iter().map(|k| names(&node.schema, k)).collect::<Vec<_>>(),
         "distribution": distribution(&node.schema, &node.traits.distribution),
         "bounded": node.traits.bounded,
+        "times": names(&node.schema, &node.traits.times.iter().map(|t| t.column).collect::<Vec<_>>()),
         "inputs": node.inputs.iter().map(stream_json).collect::<Vec<_>>(),
     })
 }
@@ -91,6 +92,9 @@ fn traits(node: &StreamNode) -> String {
         });
     }
     parts.push(distribution(&node.schema, &t.distribution));
+    if !t.times.is_empty() {
+        parts.push(format!("time ({})", list(&node.schema, &t.times.iter().map(|t| t.column).collect::<Vec<_>>())));
+    }
     if t.bounded {
         parts.push("bounded".to_owned());
     }
@@ -107,7 +111,12 @@ fn describe(node: &StreamNode) -> String {
         StreamOp::Project { exprs } => format!("Project {}", projected(exprs, &input(0), &node.schema)),
         StreamOp::Filter { predicate } => format!("Filter {}", predicate.named(&input(0))),
         StreamOp::Union => "Union".into(),
-        StreamOp::Aggregate { group, calls } => aggregate(group, calls, &input(0)),
+        StreamOp::Unnest { column } => format!("Unnest {}", list(&input(0), &[*column])),
+        StreamOp::EmitOnClose { time } => format!("EmitOnClose of {}", list(&node.schema, &[time.column])),
+        StreamOp::Aggregate { group, calls, on_close } => {
+            let closes = if *on_close { ", on close" } else { "" };
+            format!("{}{closes}", aggregate(group, calls, &input(0)))
+        }
         StreamOp::Join { kind, on, nulls_equal, filter, null_aware } => {
             join(*kind, on, *nulls_equal, filter.as_ref(), *null_aware, &input(0), &input(1))
         }

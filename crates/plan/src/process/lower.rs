@@ -7,7 +7,7 @@
 use flow::{JobId, RelationId, Result, TaskId};
 
 use super::{Exchange, Input, PLAN_VERSION, ProcessPlan, Task, TaskOp};
-use crate::stream::{ChangeKind, Distribution, StreamNode, StreamOp, contains_key, placement};
+use crate::stream::{ChangeKind, Distribution, StreamNode, StreamOp, TimeColumn, contains_key, expiries, placement};
 
 /// What the last task of a job does with the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub struct ViewTraits {
     /// As the view is stored and its changes come out.
     pub distribution: Distribution,
     pub bounded: bool,
+    pub times: Vec<TimeColumn>,
     /// The key by which the store is distributed and indexed; `None`: by the whole row.
     pub key: Option<Vec<usize>>,
 }
@@ -83,6 +84,7 @@ pub fn view_traits(node: &StreamNode) -> ViewTraits {
         unique_keys: traits.unique_keys.clone(),
         distribution,
         bounded: traits.bounded,
+        times: traits.times.clone(),
         key,
     }
 }
@@ -133,9 +135,15 @@ fn task_op(node: &StreamNode) -> TaskOp {
         StreamOp::Project { exprs } => TaskOp::Project { exprs: exprs.clone() },
         StreamOp::Filter { predicate } => TaskOp::Filter { predicate: predicate.clone() },
         StreamOp::Union => TaskOp::Union,
-        StreamOp::Aggregate { group, calls } => {
-            TaskOp::Aggregate { group: group.clone(), calls: calls.clone(), input_kind: kind(0) }
-        }
+        StreamOp::Unnest { column } => TaskOp::Unnest { column: *column },
+        StreamOp::EmitOnClose { time } => TaskOp::EmitOnClose { time: *time },
+        StreamOp::Aggregate { group, calls, on_close } => TaskOp::Aggregate {
+            group: group.clone(),
+            calls: calls.clone(),
+            input_kind: kind(0),
+            closes: node.traits.times.first().copied(),
+            on_close: *on_close,
+        },
         StreamOp::Join { kind: join, on, nulls_equal, filter, null_aware } => {
             let unique = |i: usize, columns: Vec<usize>| {
                 node.inputs.get(i).is_some_and(|n| contains_key(&n.traits.unique_keys, &columns))
@@ -149,6 +157,10 @@ fn task_op(node: &StreamNode) -> TaskOp {
                 right_kind: kind(1),
                 left_unique: unique(0, on.iter().map(|p| p.0).collect()),
                 right_unique: unique(1, on.iter().map(|p| p.1).collect()),
+                expires: match node.inputs.as_slice() {
+                    [left, right] if !*null_aware => expiries(left, right, on, filter.as_ref()),
+                    _ => [None, None],
+                },
                 null_aware: *null_aware,
             }
         }

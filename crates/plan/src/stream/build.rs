@@ -8,7 +8,10 @@ use flow::{Error, Result};
 
 use super::keys::{Side, contains_key, filtered_keys, join_keys, map_keys, normalise};
 use super::types::keeps_identity;
-use super::{AggCall, ChangeKind, Distribution, JoinKind, RankKind, SortKey, StreamNode, StreamOp, Traits, placement};
+use super::{
+    AggCall, ChangeKind, Distribution, JoinKind, RankKind, SortKey, StreamNode, StreamOp, TimeColumn, Traits,
+    placement, time,
+};
 use crate::expr::{self, Expr, Literal};
 use crate::table::RelationSource;
 
@@ -41,7 +44,9 @@ impl StreamNode {
     ) -> StreamNode {
         let distribution = placement(&op, &inputs).output;
         let bounded = inputs.iter().all(|n| n.traits.bounded);
-        StreamNode { op, inputs, schema, traits: Traits { change_kind, unique_keys: keys, distribution, bounded } }
+        let times = time::times(&op, &inputs);
+        let traits = Traits { change_kind, unique_keys: keys, distribution, bounded, times };
+        StreamNode { op, inputs, schema, traits }
     }
 
     /// The number of columns.
@@ -63,6 +68,11 @@ impl StreamNode {
             unique_keys: map_keys(&source.unique_keys, new_number),
             distribution: placement::map_distribution(&source.distribution, new_number),
             bounded: source.bounded,
+            times: source
+                .times
+                .iter()
+                .filter_map(|t| Some(TimeColumn { column: new_number(t.column)?, ..*t }))
+                .collect(),
         };
         let op = StreamOp::Relation { relation: source.relation, name: source.name.clone(), columns };
         Ok(StreamNode { op, inputs: vec![], schema, traits })
@@ -253,7 +263,52 @@ impl StreamNode {
             false => ChangeKind::Retract,
         };
         let schema = Arc::new(Schema::new(fields));
-        Ok(StreamNode::new(StreamOp::Aggregate { group, calls }, vec![self], schema, change_kind, normalise(keys)))
+        let op = StreamOp::Aggregate { group, calls, on_close: false };
+        Ok(StreamNode::new(op, vec![self], schema, change_kind, normalise(keys)))
+    }
+
+    /// One row for each element of the list in `column`, which gives way to the element.
+    pub fn unnest(self, column: usize) -> Result<StreamNode> {
+        let field = self.schema.fields().get(column);
+        let Some(DataType::List(item)) = field.map(|f| f.data_type()) else {
+            return Err(Error::internal("unnest of a column that is no list"));
+        };
+        let element = Field::new(self.name_of(column), item.data_type().clone(), true);
+        let fields = self.schema.fields().iter().enumerate();
+        let fields: Vec<FieldRef> =
+            fields.map(|(i, f)| if i == column { Arc::new(element.clone()) } else { Arc::clone(f) }).collect();
+        let change_kind = self.traits.change_kind;
+        Ok(StreamNode::new(StreamOp::Unnest { column }, vec![self], Arc::new(Schema::new(fields)), change_kind, vec![]))
+    }
+
+    /// The rows that are final, each once: what `EMIT ON WINDOW CLOSE` asks for. Below projections and filters, so that
+    /// less is held, and within an aggregate, which need not tell what a group was before.
+    ///
+    /// Errors: `0A000` when no column is an event time.
+    pub fn emit_on_close(mut self) -> Result<StreamNode> {
+        let Some(time) = self.traits.times.first().copied() else {
+            return Err(Error::unsupported("EMIT ON WINDOW CLOSE needs a column that says when a row is final")
+                .with_detail("No result column is an event time: none is the time of a source with a watermark, or a window of it, that grouping or joining keeps.")
+                .with_hint("Declare WATERMARK FOR … in the source, group by window_start and window_end, and select one of them."));
+        };
+        if self.traits.change_kind == ChangeKind::AppendOnly
+            && matches!(self.op, StreamOp::Aggregate { on_close: true, .. } | StreamOp::EmitOnClose { .. })
+        {
+            return Ok(self);
+        }
+        let below = matches!(self.op, StreamOp::Project { .. } | StreamOp::Filter { .. })
+            && self.inputs.first().is_some_and(|n| !n.traits.times.is_empty());
+        if below && let Some(input) = self.inputs.pop() {
+            let input = input.emit_on_close()?;
+            let change_kind = input.traits.change_kind;
+            return Ok(StreamNode::new(self.op, vec![input], self.schema, change_kind, self.traits.unique_keys));
+        }
+        if let StreamOp::Aggregate { group, calls, on_close: false } = self.op {
+            let op = StreamOp::Aggregate { group, calls, on_close: true };
+            return Ok(StreamNode::new(op, self.inputs, self.schema, ChangeKind::AppendOnly, self.traits.unique_keys));
+        }
+        let (schema, keys) = (Arc::clone(&self.schema), self.traits.unique_keys.clone());
+        Ok(StreamNode::new(StreamOp::EmitOnClose { time }, vec![self], schema, ChangeKind::AppendOnly, keys))
     }
 
     /// A join; `on` are pairs of columns of equal types, `filter` is over left columns then right columns.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::logical_expr::{
-    Distinct, FetchType, Limit, LogicalPlan, Projection, SkipType, SortExpr, TableScan, Union,
+    Distinct, FetchType, Limit, LogicalPlan, Projection, SkipType, SortExpr, TableScan, Union, Unnest,
 };
 use flow::{Error, Result, SqlState};
 
@@ -106,7 +106,7 @@ impl Lowering {
             LogicalPlan::Subquery(_) => {
                 Err(Error::unsupported("this form of subquery is not supported").with_hint("Write it as a join."))
             }
-            LogicalPlan::Unnest(_) => Err(Error::unsupported("unnest is not supported in a standing query")),
+            LogicalPlan::Unnest(unnest) => self.unnest(unnest),
             LogicalPlan::RecursiveQuery(_) => {
                 Err(Error::unsupported("WITH RECURSIVE is not supported in a standing query"))
             }
@@ -123,6 +123,22 @@ impl Lowering {
                 Err(Error::new(SqlState::SyntaxError, "a standing query must be a SELECT"))
             }
         }
+    }
+
+    fn unnest(&mut self, unnest: &Unnest) -> Result<StreamNode> {
+        let lists = match unnest.list_type_columns.as_slice() {
+            [(column, list)] if list.depth == 1 && unnest.struct_type_columns.is_empty() => Some(*column),
+            _ => None,
+        };
+        let Some(column) = lists.filter(|_| !unnest.options.preserve_nulls()) else {
+            return Err(Error::unsupported("this form of unnest is not supported in a standing query")
+                .with_hint("Unnest one array at a time."));
+        };
+        let input = self.plan(&unnest.input)?;
+        let node = input.unnest(column)?;
+        // The element stands where the list stood, or elsewhere.
+        let columns: Vec<usize> = unnest.dependency_indices.clone();
+        node.pick(&columns)
     }
 
     fn projection(&mut self, input: StreamNode, p: &Projection) -> Result<StreamNode> {

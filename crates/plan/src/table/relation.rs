@@ -11,7 +11,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableSource, T
 use datafusion::physical_plan::ExecutionPlan;
 use flow::RelationId;
 
-use crate::stream::{ChangeKind, Distribution};
+use crate::stream::{ChangeKind, Distribution, TimeColumn};
 
 /// A relation as the planner sees it: the metadata from which the traits of a stream plan derive.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,8 @@ pub struct RelationSource {
     pub distribution: Distribution,
     /// Whether the relation's input ends.
     pub bounded: bool,
+    /// Columns of event time.
+    pub times: Vec<TimeColumn>,
 }
 
 impl RelationSource {
@@ -43,7 +45,15 @@ impl RelationSource {
     ) -> RelationSource {
         let width = schema.fields().len();
         unique_keys.retain(|key| key.iter().all(|c| *c < width));
-        RelationSource { relation, name: name.into(), schema, change_kind, unique_keys, distribution, bounded }
+        let (name, times) = (name.into(), Vec::new());
+        RelationSource { relation, name, schema, change_kind, unique_keys, distribution, bounded, times }
+    }
+
+    /// The relation with these columns of event time; those outside the schema are left out.
+    pub fn with_times(mut self, mut times: Vec<TimeColumn>) -> RelationSource {
+        times.retain(|t| t.column < self.schema.fields().len());
+        self.times = times;
+        self
     }
 }
 

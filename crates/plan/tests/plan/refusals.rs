@@ -27,7 +27,7 @@ fn refusals_name_the_construct() {
     check(r, "SELECT lag(amount) OVER (ORDER BY order_id) FROM orders", unsupported, "window function lag");
     check(r, "SELECT order_id FROM orders WHERE at > now()", unsupported, "now()");
     check(r, "SELECT random() FROM orders", unsupported, "volatile function random");
-    check(r, "SELECT unnest([1, 2])", unsupported, "unnest");
+    check(r, "SELECT unnest([1, 2]), unnest([3])", unsupported, "unnest");
     check(
         r,
         "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t WHERE n < 5) SELECT n FROM t",

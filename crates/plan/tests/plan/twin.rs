@@ -95,7 +95,22 @@ fn run(node: &StreamNode, relations: &Relations) -> Vec<Row> {
             }
             inputs.concat()
         }
-        StreamOp::Aggregate { group, calls } => aggregate(group, calls, &inputs[0]),
+        // What is final in the end is everything.
+        StreamOp::EmitOnClose { .. } => inputs[0].clone(),
+        StreamOp::Unnest { column } => {
+            let one = |row: &Vec<ScalarValue>| -> Vec<Vec<ScalarValue>> {
+                let ScalarValue::List(list) = &row[*column] else { return vec![] };
+                let elements = (0..list.values().len()).filter(|_| arrow::array::Array::is_valid(list.as_ref(), 0));
+                let elements = elements.map(|i| ScalarValue::try_from_array(list.values(), i).unwrap());
+                elements
+                    .map(|e| {
+                        row.iter().enumerate().map(|(i, v)| if i == *column { e.clone() } else { v.clone() }).collect()
+                    })
+                    .collect()
+            };
+            inputs[0].iter().flat_map(one).collect()
+        }
+        StreamOp::Aggregate { group, calls, .. } => aggregate(group, calls, &inputs[0]),
         StreamOp::Join { kind, on, nulls_equal, filter, null_aware } => {
             let both: Vec<_> = node.inputs.iter().flat_map(|n| n.schema.fields().iter().cloned()).collect();
             let both = Arc::new(arrow::datatypes::Schema::new(both));

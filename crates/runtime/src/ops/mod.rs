@@ -25,7 +25,7 @@ pub use consolidate::consolidate;
 
 use arrow::datatypes::SchemaRef;
 use flow::{Error, ProcessFunction, Result, SlotId};
-use plan::{Task, TaskOp};
+use plan::{ChangeKind, Task, TaskOp};
 
 /// Where an instance runs and how large its batches should be.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,14 @@ pub fn instantiate(task: &Task, inputs: &[SchemaRef], ctx: &OpContext) -> Result
         TaskOp::Project { exprs } => Box::new(stateless::Project::new(exprs, &input(0)?, schema)?),
         TaskOp::Filter { predicate } => Box::new(stateless::Filter::new(predicate, &input(0)?)?),
         TaskOp::Union => Box::new(stateless::Union::new(schema)),
-        TaskOp::Aggregate { group, calls, input_kind } => {
-            Box::new(aggregate::Aggregate::new(group, calls, *input_kind, &input(0)?, schema, ctx)?)
+        TaskOp::Unnest { column } => Box::new(stateless::Unnest::new(*column, schema)),
+        TaskOp::Aggregate { group, calls, input_kind, closes, on_close } => {
+            let closes = aggregate::Closes { time: *closes, emits: *on_close };
+            Box::new(aggregate::Aggregate::new(group, calls, *input_kind, closes, &input(0)?, schema, ctx)?)
+        }
+        TaskOp::EmitOnClose { time } => {
+            // What is held may be taken back until it is final.
+            Box::new(aggregate::Aggregate::holding(*time, ChangeKind::Retract, &input(0)?, schema, ctx)?)
         }
         TaskOp::Join { .. } => Box::new(join::Join::new(&task.op, &input(0)?, &input(1)?, schema, ctx)?),
         TaskOp::TopN { .. } => Box::new(topn::TopN::new(&task.op, &input(0)?, schema, ctx)?),

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
-use arrow::compute::{filter, filter_record_batch, prep_null_mask_filter};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::{filter, filter_record_batch, prep_null_mask_filter, take};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use datafusion::physical_expr::PhysicalExpr;
@@ -138,6 +138,54 @@ impl ProcessFunction for Filter {
             };
             out.emit(ChangeBatch::new(rows, diff));
         }
+        Ok(())
+    }
+
+    fn finish_epoch(&mut self, _epoch: Epoch, _out: &mut dyn Collector) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One row for each element of a list column, which gives way to the element.
+pub struct Unnest {
+    column: usize,
+    schema: SchemaRef,
+}
+
+impl Unnest {
+    pub fn new(column: usize, schema: SchemaRef) -> Unnest {
+        Unnest { column, schema }
+    }
+}
+
+impl ProcessFunction for Unnest {
+    fn declare(&self) -> Declaration {
+        Declaration::default()
+    }
+
+    fn process(&mut self, _port: usize, batch: ChangeBatch, out: &mut dyn Collector) -> Result<()> {
+        let lists = batch.rows.columns().get(self.column).and_then(|c| c.as_list_opt::<i32>());
+        let lists = lists.ok_or_else(|| Error::internal("unnest of a column that is no list"))?;
+        let offsets = lists.value_offsets();
+        let mut rows: Vec<u32> = Vec::with_capacity(lists.values().len());
+        let mut elements: Vec<u32> = Vec::with_capacity(lists.values().len());
+        for row in (0..lists.len()).filter(|row| lists.is_valid(*row)) {
+            for element in offsets[row]..offsets[row + 1] {
+                rows.push(row as u32);
+                elements.push(element as u32);
+            }
+        }
+        let (rows, elements) = (UInt32Array::from(rows), UInt32Array::from(elements));
+        let columns = batch.rows.columns().iter().enumerate().map(|(i, column)| match i == self.column {
+            true => take(lists.values(), &elements, None),
+            false => take(column, &rows, None),
+        });
+        let columns = columns.collect::<std::result::Result<Vec<ArrayRef>, _>>()?;
+        let diff = match &batch.diff {
+            Diff::Weights(w) => Diff::from_weights(rows.values().iter().map(|row| w[*row as usize]).collect()),
+            same => same.clone(),
+        };
+        out.emit(ChangeBatch::new(record(&self.schema, columns, rows.len())?, diff));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use flow::{Error, SqlState};
 use super::{Read, Reader};
 use crate::statement::{
     ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, DefaultExpr, Format, Name,
-    OnConflict, SinkFrom, Statement,
+    OnConflict, SinkFrom, Statement, WatermarkDefinition,
 };
 
 /// What PostgreSQL's tools say about pages and their maintenance; there are no pages here, so it is met in any case.
@@ -17,6 +17,7 @@ const STORAGE_PARAMETERS: [&str; 5] =
 struct Columns {
     columns: Vec<ColumnDefinition>,
     primary_key: Vec<String>,
+    watermark: Option<WatermarkDefinition>,
 }
 
 impl Reader<'_> {
@@ -98,13 +99,14 @@ impl Reader<'_> {
             self.expect_word("AS")?;
             return self.create_table_as(name, if_not_exists, columns);
         }
-        let Columns { columns, primary_key } = self.columns()?;
+        let Columns { columns, primary_key, watermark } = self.columns()?;
         let mut table = CreateTable {
             name,
             if_not_exists,
             or_replace,
             columns,
             primary_key,
+            watermark,
             append_only: false,
             on_conflict: OnConflict::Error,
             options: Vec::new(),
@@ -191,10 +193,10 @@ impl Reader<'_> {
     fn create_source(&mut self, or_replace: bool) -> Read<Statement> {
         let if_not_exists = self.if_not_exists();
         let name = self.name()?;
-        let Columns { columns, primary_key } = if self.parser.peek_token_ref().token == Token::LParen {
+        let Columns { columns, primary_key, watermark } = if self.parser.peek_token_ref().token == Token::LParen {
             self.columns()?
         } else {
-            Columns { columns: Vec::new(), primary_key: Vec::new() }
+            Columns { columns: Vec::new(), primary_key: Vec::new(), watermark: None }
         };
         if self.peek_word("INCLUDE") {
             return self.refuse("INCLUDE is not supported yet", "Leave the clause out.");
@@ -202,7 +204,7 @@ impl Reader<'_> {
         self.expect_word("WITH")?;
         let options = self.options()?;
         let format = if self.peek_word("FORMAT") { Some(self.format()?) } else { None };
-        let source = CreateSource { name, if_not_exists, or_replace, columns, primary_key, options, format };
+        let source = CreateSource { name, if_not_exists, or_replace, columns, primary_key, watermark, options, format };
         Ok(Statement::CreateSource(Box::new(source)))
     }
 
@@ -218,8 +220,8 @@ impl Reader<'_> {
             SinkFrom::Relation(self.name()?)
         } else {
             self.expect_word("AS")?;
-            let (query, text) = self.query_before_with()?;
-            SinkFrom::Query { query, text }
+            let (query, text, emit_on_close) = self.query_before_with()?;
+            SinkFrom::Query { query, text, emit_on_close }
         };
         let options = if self.word("WITH") { self.options()? } else { Vec::new() };
         let format = if self.peek_word("FORMAT") { Some(self.format()?) } else { None };
@@ -268,8 +270,12 @@ impl Reader<'_> {
         let options = if self.word("WITH") { self.options()? } else { Vec::new() };
         self.expect_word("AS")?;
         let (query, query_text) = self.view_query()?;
-        if self.peek_word("EMIT") {
-            return self.refuse("EMIT is not supported yet", "Results change as data comes; leave the clause out.");
+        let at = self.position();
+        let emit_on_close = self.emit_on_close();
+        if emit_on_close && !materialized {
+            return Err(Error::new(SqlState::SyntaxError, "EMIT ON WINDOW CLOSE needs a materialized view or a sink")
+                .with_position(at)
+                .into());
         }
         if self.words(&["WITH", "DATA"]) {
             // The default.
@@ -281,8 +287,23 @@ impl Reader<'_> {
         } else if self.peek_word("WITH") {
             return self.refuse("WITH CHECK OPTION is not supported", "Leave the clause out.");
         }
-        let view = CreateView { name, materialized, if_not_exists, or_replace, columns, options, query, query_text };
+        let view = CreateView {
+            name,
+            materialized,
+            if_not_exists,
+            or_replace,
+            columns,
+            options,
+            query,
+            query_text,
+            emit_on_close,
+        };
         Ok(Statement::CreateView(Box::new(view)))
+    }
+
+    /// `EMIT ON WINDOW CLOSE`, if it comes.
+    pub(super) fn emit_on_close(&mut self) -> bool {
+        self.words(&["EMIT", "ON", "WINDOW", "CLOSE"])
     }
 
     fn view_query(&mut self) -> Read<(Box<crate::statement::Query>, String)> {
@@ -296,13 +317,25 @@ impl Reader<'_> {
         self.parser.expect_token(&Token::LParen)?;
         let mut columns: Vec<ColumnDefinition> = Vec::new();
         let mut key: Option<Vec<(String, usize)>> = None;
+        let mut watermark: Option<WatermarkDefinition> = None;
         if self.parser.consume_token(&Token::RParen) {
-            return Ok(Columns { columns, primary_key: Vec::new() });
+            return Ok(Columns { columns, primary_key: Vec::new(), watermark });
         }
         loop {
             let at = self.position();
             let declared = match self.column_or_key()? {
                 Item::Key(columns) => Some(columns),
+                Item::Watermark(declared) => {
+                    if watermark.replace(*declared).is_some() {
+                        return Err(Error::new(
+                            SqlState::InvalidTableDefinition,
+                            "multiple watermarks are not allowed",
+                        )
+                        .with_position(at)
+                        .into());
+                    }
+                    None
+                }
                 Item::Column { column, is_key } => {
                     if columns.iter().any(|c| c.name == column.name) {
                         return Err(Error::new(
@@ -342,7 +375,37 @@ impl Reader<'_> {
             }
             primary_key.push(name);
         }
-        Ok(Columns { columns, primary_key })
+        if let Some(watermark) = &watermark
+            && !columns.is_empty()
+            && !columns.iter().any(|c| c.name == watermark.column)
+        {
+            let message = format!("column \"{}\" named in WATERMARK does not exist", watermark.column);
+            return Err(Error::new(SqlState::UndefinedColumn, message).with_position(watermark.position).into());
+        }
+        Ok(Columns { columns, primary_key, watermark })
+    }
+
+    /// `WATERMARK FOR column AS column [- interval]`; WATERMARK FOR is read.
+    fn watermark(&mut self) -> Read<WatermarkDefinition> {
+        use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr};
+        let (column, position) = self.ident()?;
+        self.expect_word("AS")?;
+        let at = self.position();
+        let start = self.byte();
+        let expr = self.expr()?;
+        let text = self.text_from(start);
+        let is_column = |e: &Expr| matches!(e, Expr::Identifier(i) if crate::names::fold(i) == column);
+        let delay = match expr {
+            Expr::BinaryOp { left, op: BinaryOperator::Minus, right } if is_column(&left) => Some(*right),
+            e if is_column(&e) => None,
+            _ => {
+                return Err(Error::unsupported("a watermark must be its column, or its column less an interval")
+                    .with_hint(format!("Write WATERMARK FOR {column} AS {column} - INTERVAL '5 seconds'."))
+                    .with_position(at)
+                    .into());
+            }
+        };
+        Ok(WatermarkDefinition { column, delay, text, position })
     }
 
     fn column_or_key(&mut self) -> Read<Item> {
@@ -354,7 +417,8 @@ impl Reader<'_> {
             return Ok(Item::Key(self.ident_list()?));
         }
         if self.peek_word("WATERMARK") && self.peek_nth_word(1, "FOR") {
-            return self.refuse("WATERMARK is not supported yet", "Leave the clause out.");
+            self.words(&["WATERMARK", "FOR"]);
+            return Ok(Item::Watermark(Box::new(self.watermark()?)));
         }
         let next_is_paren = self.parser.peek_nth_token_ref(1).token == Token::LParen;
         if (self.peek_word("UNIQUE") || self.peek_word("CHECK")) && next_is_paren
@@ -457,6 +521,7 @@ impl Reader<'_> {
 /// One item of a column list.
 enum Item {
     Column { column: Box<ColumnDefinition>, is_key: bool },
+    Watermark(Box<WatermarkDefinition>),
     Key(Vec<(String, usize)>),
 }
 

@@ -6,12 +6,15 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use flow::{Error, SqlState};
 
 use super::{Read, Reader};
-use crate::statement::{Explain, ExplainFormat, ExplainLayer, Statement};
+use crate::statement::{Explain, ExplainFormat, ExplainLayer, Show, Statement};
 
 impl Reader<'_> {
     pub(super) fn explain(&mut self, shared: &Arc<str>) -> Read<Statement> {
         let at = self.position();
         self.expect_word("EXPLAIN")?;
+        if self.word("WATERMARK") {
+            return Ok(Statement::Show(Show::WatermarkOf(self.name()?)));
+        }
         let mut analyze = false;
         let mut verbose = false;
         let mut layer = None;

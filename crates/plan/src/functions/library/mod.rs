@@ -28,6 +28,7 @@ mod numeric_format;
 mod regex;
 mod strings;
 mod time_format;
+mod windows;
 
 use cells::Call;
 
@@ -113,6 +114,7 @@ pub(super) fn functions() -> Vec<ScalarUDF> {
     datetime::declare(&mut declared);
     time_format::declare(&mut declared);
     numeric_format::declare(&mut declared);
+    windows::declare(&mut declared);
     let mut functions: Vec<Function> = Vec::new();
     for (name, overload) in declared.0 {
         match functions.iter_mut().find(|f| f.name == name) {

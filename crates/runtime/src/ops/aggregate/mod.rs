@@ -11,19 +11,20 @@ mod distinct;
 mod exact_sum;
 mod extreme;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, NullArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, NullArray, PrimitiveArray};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::kernels::cmp::distinct as differs;
 use arrow::compute::{cast, filter};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::keys::{KeyEncoder, canonical};
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
 use plan::ChangeKind;
-use plan::stream::{AggCall, AggFunction};
+use plan::stream::{AggCall, AggFunction, TimeColumn};
 
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types};
@@ -38,6 +39,25 @@ struct Call {
     output: DataType,
     /// `None` for a `count(*)` without FILTER: that is the group's row count.
     accumulator: Option<Box<dyn Accumulator>>,
+}
+
+/// Groups by their event time, so that those which are final are found without a search.
+struct Closing {
+    time: TimeColumn,
+    /// Whether groups come out when they close, and only then.
+    emits: bool,
+    /// Whether a group stands for equal rows, and comes out as often as it has rows.
+    holds_rows: bool,
+    watermark_us: i64,
+    /// The groups that were made with each time; NULL is the last of all. A group that is gone, and whose number another has
+    /// taken, is still here.
+    panes: BTreeMap<i64, Vec<u32>>,
+}
+
+impl Closing {
+    fn bytes(&self) -> usize {
+        self.panes.values().map(|p| 64 + p.capacity() * size_of::<u32>()).sum()
+    }
 }
 
 /// Groups that an epoch touched first in one batch, with their rows as they were before it.
@@ -65,6 +85,8 @@ pub struct Aggregate {
     global: bool,
     /// A global aggregate lives in slot 0 only.
     idle: bool,
+    /// What the watermark does to groups.
+    closing: Option<Closing>,
     deletes: Outbox,
     inserts: Outbox,
     batch_rows: usize,
@@ -78,6 +100,7 @@ impl Aggregate {
         group: &[usize],
         calls: &[AggCall],
         input_kind: ChangeKind,
+        closes: Closes,
         input: &SchemaRef,
         schema: SchemaRef,
         ctx: &OpContext,
@@ -120,6 +143,13 @@ impl Aggregate {
             touched_now: Bits::default(),
             global: group.is_empty(),
             idle: group.is_empty() && ctx.slot.0 != 0,
+            closing: closes.time.map(|time| Closing {
+                time,
+                emits: closes.emits,
+                holds_rows: false,
+                watermark_us: WATERMARK_START,
+                panes: BTreeMap::new(),
+            }),
             deletes: Outbox::new(schema.clone(), ctx.batch_rows),
             inserts: Outbox::new(schema, ctx.batch_rows),
             batch_rows: ctx.batch_rows.max(1),
@@ -133,6 +163,90 @@ impl Aggregate {
             aggregate.touch(&Diff::Insert)?;
         }
         Ok(aggregate)
+    }
+
+    /// The function that holds rows back until their time is final: every distinct row is a group.
+    pub fn holding(
+        time: TimeColumn,
+        input_kind: ChangeKind,
+        input: &SchemaRef,
+        schema: SchemaRef,
+        ctx: &OpContext,
+    ) -> Result<Aggregate> {
+        let all: Vec<usize> = (0..input.fields().len()).collect();
+        let closes = Closes { time: Some(time), emits: true };
+        let mut aggregate = Aggregate::new(&all, &[], input_kind, closes, input, schema, ctx)?;
+        if let Some(closing) = &mut aggregate.closing {
+            closing.holds_rows = true;
+        }
+        Ok(aggregate)
+    }
+
+    /// Notes when new groups will be final. `keys` are the group columns of the batch that `ids` and `fresh` are of.
+    fn note_times(&mut self, keys: &[ArrayRef]) -> Result<()> {
+        let Some(closing) = &mut self.closing else { return Ok(()) };
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let times = times_of(keys.get(closing.time.column))?;
+        let mut last: Option<(i64, &mut Vec<u32>)> = None;
+        for i in &self.fresh {
+            let row = *i as usize;
+            let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
+            // Neighbours often share their pane.
+            let pane = match last {
+                Some((t, pane)) if t == time => pane,
+                _ => closing.panes.entry(time).or_default(),
+            };
+            pane.push(self.ids[row]);
+            last = Some((time, pane));
+        }
+        Ok(())
+    }
+
+    /// Emits and forgets the groups that the watermark has made final.
+    fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
+        loop {
+            let Some(closing) = &mut self.closing else { return Ok(()) };
+            let due = |time: &i64| time.saturating_add(closing.time.after_us) <= closing.watermark_us;
+            let Some(pane) = closing.panes.first_entry().filter(|p| due(p.key())) else { return Ok(()) };
+            let (time, groups) = pane.remove_entry();
+            let (column, emits, holds_rows) = (closing.time.column, closing.emits, closing.holds_rows);
+            let groups = self.still_there(column, time, groups)?;
+            for chunk in groups.chunks(self.batch_rows) {
+                if emits && holds_rows {
+                    let columns = self.groups.gather_all(chunk)?;
+                    let weights = chunk.iter().map(|g| self.rows.0[*g as usize]).collect();
+                    self.inserts.push(columns, chunk.len(), Diff::from_weights(weights), out)?;
+                } else if emits {
+                    self.emit_born(chunk, out)?;
+                }
+            }
+            self.inserts.flush(out)?;
+            for group in groups {
+                self.rows.0[group as usize] = 0;
+                self.forget(group);
+            }
+        }
+    }
+
+    /// Those of a pane's groups that have not gone before, each once.
+    fn still_there(&mut self, column: usize, time: i64, mut groups: Vec<u32>) -> Result<Vec<u32>> {
+        groups.retain(|g| self.rows.0[*g as usize] > 0);
+        if self.input_kind == ChangeKind::AppendOnly || groups.is_empty() {
+            return Ok(groups);
+        }
+        groups.sort_unstable();
+        groups.dedup();
+        let keys = self.groups.gather_all(&groups)?;
+        let times = times_of(keys.get(column))?;
+        let mut row = 0;
+        groups.retain(|_| {
+            let now = if times.is_valid(row) { times.value(row) } else { i64::MAX };
+            row += 1;
+            now == time
+        });
+        Ok(groups)
     }
 
     /// Fills `ids` and `fresh` for a batch with these group columns and makes room for new groups.
@@ -158,6 +272,18 @@ impl Aggregate {
             let id = self.ids[*i as usize];
             self.touched_now.set(id as usize, true);
             self.born.push(id);
+        }
+        if self.closing.as_ref().is_some_and(|c| c.emits) {
+            // What a group was does not matter; only that it may have lost its last row.
+            if *diff != Diff::Insert {
+                for id in &self.ids {
+                    if !self.touched_now.get(*id as usize) {
+                        self.touched_now.set(*id as usize, true);
+                        self.born.push(*id);
+                    }
+                }
+            }
+            return Ok(());
         }
         if self.calls.is_empty() && *diff == Diff::Insert {
             // DISTINCT: more of the same changes nothing about a group that is there.
@@ -236,14 +362,32 @@ impl Aggregate {
     fn release(&mut self, group: u32) {
         self.touched_now.set(group as usize, false);
         if !self.lives(group) {
-            self.groups.remove(group);
-            for call in &mut self.calls {
-                if let Some(accumulator) = &mut call.accumulator {
-                    accumulator.clear(group);
-                }
+            self.forget(group);
+        }
+    }
+
+    fn forget(&mut self, group: u32) {
+        self.groups.remove(group);
+        for call in &mut self.calls {
+            if let Some(accumulator) = &mut call.accumulator {
+                accumulator.clear(group);
             }
         }
     }
+}
+
+/// When groups are final, and what happens then.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Closes {
+    /// An output column, one of the group's.
+    pub time: Option<TimeColumn>,
+    /// Whether groups come out only then.
+    pub emits: bool,
+}
+
+fn times_of(column: Option<&ArrayRef>) -> Result<&PrimitiveArray<TimestampMicrosecondType>> {
+    let times = column.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+    times.ok_or_else(|| Error::internal("a window is closed by a column that is no timestamp"))
 }
 
 /// Where two columns of one type differ as SQL groups values (NULL equals NULL).
@@ -292,7 +436,11 @@ impl ProcessFunction for Aggregate {
             name: "groups",
             key: self.group_types.clone(),
             holds,
-            bounded_by: self.global.then(|| "one row".into()),
+            bounded_by: match (&self.closing, self.global) {
+                (Some(_), _) => Some("the watermark".into()),
+                (None, true) => Some("one row".into()),
+                (None, false) => None,
+            },
         };
         Declaration { states: vec![groups], timers: false }
     }
@@ -306,6 +454,7 @@ impl ProcessFunction for Aggregate {
         let rows = batch.num_rows();
         let keys: Vec<ArrayRef> = self.group.iter().map(|n| Arc::clone(batch.rows.column(*n))).collect();
         self.number_groups(&keys, rows)?;
+        self.note_times(&keys)?;
         self.touch(&batch.diff)?;
         self.touched += rows as u64;
         self.rows.update(&self.ids, None, &batch.diff)?;
@@ -337,20 +486,30 @@ impl ProcessFunction for Aggregate {
         for segment in before {
             self.emit_before(segment, out)?;
         }
-        for chunk in born.chunks(self.batch_rows) {
-            self.emit_born(chunk, out)?;
+        if self.closing.as_ref().is_none_or(|c| !c.emits) {
+            for chunk in born.chunks(self.batch_rows) {
+                self.emit_born(chunk, out)?;
+            }
         }
         self.deletes.flush(out)?;
         self.inserts.flush(out)?;
         for group in met {
             self.release(group);
         }
+        self.close(out)
+    }
+
+    fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
+        if let Some(closing) = &mut self.closing {
+            closing.watermark_us = watermark_us;
+        }
         Ok(())
     }
 
     fn state_bytes(&self) -> usize {
         let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
-        self.groups.bytes() + self.rows.0.capacity() * 8 + self.touched_now.bytes() + calls
+        let panes = self.closing.as_ref().map_or(0, Closing::bytes);
+        self.groups.bytes() + self.rows.0.capacity() * 8 + self.touched_now.bytes() + calls + panes
     }
 
     fn rows_touched(&self) -> u64 {

@@ -22,10 +22,10 @@ use arrow::buffer::NullBuffer;
 use arrow::compute::{take, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use flow::hash::hash_columns;
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
-use plan::TaskOp;
 use plan::stream::JoinKind;
+use plan::{ChangeKind, TaskOp};
 
 use super::aggregate::check_append_only;
 use super::cells::BatchColumn;
@@ -80,6 +80,8 @@ pub struct Join {
     outbox: Outbox,
     batch_rows: usize,
     touched: u64,
+    /// By port.
+    watermarks: [i64; 2],
     key_ids: Vec<u32>,
     fresh: Vec<u32>,
 }
@@ -97,6 +99,7 @@ impl Join {
             left_unique,
             right_unique,
             null_aware,
+            expires,
         } = op
         else {
             return Err(Error::internal("not a join"));
@@ -117,8 +120,8 @@ impl Join {
         }
         let condition = filter.as_ref().map(|f| Condition::new(f, left, right)).transpose()?;
         let mut sides = [
-            Side::new(left.clone(), on.iter().map(|p| p.0).collect(), *left_kind, *left_unique),
-            Side::new(right.clone(), on.iter().map(|p| p.1).collect(), *right_kind, *right_unique),
+            Side::new(left.clone(), on.iter().map(|p| p.0).collect(), *left_kind, *left_unique, expires[0]),
+            Side::new(right.clone(), on.iter().map(|p| p.1).collect(), *right_kind, *right_unique, expires[1]),
         ];
         let half = matches!(kind, JoinKind::LeftSemi | JoinKind::LeftAnti);
         sides[0].preserved = half || matches!(kind, JoinKind::Left | JoinKind::Full);
@@ -127,7 +130,7 @@ impl Join {
             sides[n].counts_degrees = sides[n].preserved && condition.is_some();
             sides[1 - n].counts_totals = sides[n].preserved && condition.is_none();
         }
-        sides[1].stored = !half || condition.is_some();
+        sides[1].stored = !half || condition.is_some() || expires[1].is_some();
         let null_aware = null_aware.then_some(NullAware { rows: 0, nulls: 0, settled: RightSide::Empty });
         Ok(Join {
             kind: *kind,
@@ -141,6 +144,7 @@ impl Join {
             schema,
             batch_rows: ctx.batch_rows.max(1),
             touched: 0,
+            watermarks: [WATERMARK_START; 2],
             key_ids: Vec::new(),
             fresh: Vec::new(),
         })
@@ -453,7 +457,8 @@ impl ProcessFunction for Join {
             if side.counts_degrees {
                 holds.push_str(", matches per row");
             }
-            StateDeclaration { name, key: self.key_types.clone(), holds, bounded_by: None }
+            let bounded_by = side.expires.map(|_| "the watermark".to_string());
+            StateDeclaration { name, key: self.key_types.clone(), holds, bounded_by }
         };
         Declaration { states: vec![side(0, "left"), side(1, "right")], timers: false }
     }
@@ -483,6 +488,7 @@ impl ProcessFunction for Join {
         }
         if side.stored {
             side.apply(&batch.rows, &batch.diff, &self.key_ids)?;
+            side.note_times(&batch.rows)?;
         }
         if !self.half() || self.condition.is_some() {
             self.probe(port, &batch, out)?;
@@ -509,7 +515,20 @@ impl ProcessFunction for Join {
         if let Some(aware) = &mut self.null_aware {
             aware.settled = aware.now();
         }
+        // What tells of a row whether it has a match must not forget one side before the other.
+        let together = self.sides.iter().any(|side| side.preserved);
+        for port in 0..2 {
+            let side = &mut self.sides[port];
+            let own = together || side.kind == ChangeKind::Retract;
+            let own_us = if own { self.watermarks[port] } else { i64::MAX };
+            side.expire(self.watermarks[1 - port].min(own_us))?;
+        }
         self.drop_empty_keys();
+        Ok(())
+    }
+
+    fn on_watermark(&mut self, port: usize, watermark_us: i64) -> Result<()> {
+        self.watermarks[port] = watermark_us;
         Ok(())
     }
 

@@ -1,10 +1,13 @@
 //! One input of a join as state: its rows with their weights, chained by join key.
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::{Diff, Error, Result, SqlState};
 use plan::ChangeKind;
+use plan::stream::TimeColumn;
 
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::row_table::{NONE, RowTable};
@@ -14,6 +17,8 @@ use crate::ops::row_table::{NONE, RowTable};
 pub enum Find {
     /// Rows only come: every one is new.
     Never,
+    /// Rows only come, and leave when their time is over.
+    New,
     /// The join key (nearly) identifies the row: look along the key's chain.
     Chain,
     /// By an index over the whole row.
@@ -71,15 +76,28 @@ pub struct Side {
     pub ids: Vec<u32>,
     pub is_fresh: Vec<bool>,
     fresh: Vec<u32>,
+    /// When rows can be forgotten, and the rows by 2^[`PANE_BITS`] microseconds of that time.
+    pub expires: Option<TimeColumn>,
+    panes: BTreeMap<i64, Vec<u32>>,
 }
+
+/// Rows are forgotten about 65 ms of event time at a time.
+const PANE_BITS: u32 = 16;
 
 fn out_of_range() -> Error {
     Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
 }
 
 impl Side {
-    pub fn new(schema: SchemaRef, key_columns: Vec<usize>, kind: ChangeKind, unique: bool) -> Side {
+    pub fn new(
+        schema: SchemaRef,
+        key_columns: Vec<usize>,
+        kind: ChangeKind,
+        unique: bool,
+        expires: Option<TimeColumn>,
+    ) -> Side {
         let find = match (kind, unique) {
+            (ChangeKind::AppendOnly, _) if expires.is_some() => Find::New,
             (ChangeKind::AppendOnly, _) => Find::Never,
             (ChangeKind::Retract, true) => Find::Chain,
             (ChangeKind::Retract, false) => Find::Index,
@@ -112,7 +130,62 @@ impl Side {
             ids: Vec::new(),
             is_fresh: Vec::new(),
             fresh: Vec::new(),
+            expires,
+            panes: BTreeMap::new(),
         }
+    }
+
+    /// Notes when the rows that the batch last applied has made will be over. One without a time stays until the end.
+    pub fn note_times(&mut self, batch: &RecordBatch) -> Result<()> {
+        let Some(expires) = self.expires else { return Ok(()) };
+        let times = batch.columns().get(expires.column);
+        let times = times.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+        let times = times.ok_or_else(|| Error::internal("rows expire by a column that is no timestamp"))?;
+        for (i, (id, fresh)) in self.ids.iter().zip(&self.is_fresh).enumerate() {
+            if *fresh {
+                let time = if times.is_valid(i) { times.value(i) } else { i64::MAX };
+                self.panes.entry(time >> PANE_BITS).or_default().push(*id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the rows whose time is over when the watermark is at `watermark_us`. They leave no trace in the output.
+    pub fn expire(&mut self, watermark_us: i64) -> Result<()> {
+        let Some(expires) = self.expires else { return Ok(()) };
+        while let Some(pane) = self.panes.first_entry() {
+            // The newest time of the pane; of the last one, the end of time.
+            let newest = pane.key().checked_add(1).and_then(|next| next.checked_mul(1 << PANE_BITS));
+            let newest = newest.map_or(i64::MAX, |next| next - 1);
+            if newest.saturating_add(expires.after_us) > watermark_us {
+                return Ok(());
+            }
+            let (number, mut rows) = pane.remove_entry();
+            if self.find != Find::New {
+                // Rows may have gone before, and others taken their numbers.
+                rows.sort_unstable();
+                rows.dedup();
+                rows.retain(|row| self.weights[*row as usize] != 0);
+                let times = self.rows.gather(expires.column, &rows)?;
+                let times = times.as_primitive::<TimestampMicrosecondType>();
+                let mut i = 0;
+                rows.retain(|_| {
+                    let time = if times.is_valid(i) { times.value(i) } else { i64::MAX };
+                    i += 1;
+                    time >> PANE_BITS == number
+                });
+            }
+            for row in rows {
+                if self.counts_totals {
+                    // Rows of the other side under this key are over with it.
+                    let key = self.keys[row as usize] as usize;
+                    self.totals[key] -= self.weights[row as usize];
+                }
+                self.weights[row as usize] = 0;
+                self.remove(row);
+            }
+        }
+        Ok(())
     }
 
     /// Makes room for keys `0 .. size`.
@@ -190,6 +263,16 @@ impl Side {
             return Err(Error::new(SqlState::ProgramLimitExceeded, "too many rows in one side of a join"));
         }
         self.ids.clear();
+        if self.find == Find::New {
+            for (i, key) in keys.iter().enumerate() {
+                let row = self.rows.push(&cells, i);
+                self.link(row, *key);
+                self.ids.push(row);
+                self.is_fresh.push(true);
+                self.add_weight(row, diff.weight(i))?;
+            }
+            return Ok(());
+        }
         if self.find == Find::Never {
             let start = self.rows.extend(&cells, keys.len());
             self.is_fresh.resize(keys.len(), true);
@@ -346,6 +429,7 @@ impl Side {
         let per_row = self.weights.capacity() * 8
             + self.degrees.capacity() * 8
             + (self.keys.capacity() + self.next.capacity() + self.prev.capacity() + self.before_at.capacity()) * 4;
-        self.rows.bytes() + per_row + self.heads.capacity() * 4 + self.totals.capacity() * 8
+        let panes = self.panes.values().map(|p| 64 + p.capacity() * 4).sum::<usize>();
+        self.rows.bytes() + per_row + panes + self.heads.capacity() * 4 + self.totals.capacity() * 8
     }
 }

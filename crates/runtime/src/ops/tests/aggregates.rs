@@ -14,7 +14,7 @@ fn call(function: AggFunction, arg: Option<usize>, output: DataType) -> AggCall 
 }
 
 fn aggregate(group: Vec<usize>, calls: Vec<AggCall>, input_kind: ChangeKind) -> TaskOp {
-    TaskOp::Aggregate { group, calls, input_kind }
+    TaskOp::Aggregate { group, calls, input_kind, closes: None, on_close: false }
 }
 
 fn output_schema(input: &SchemaRef, group: &[usize], calls: &[AggCall]) -> SchemaRef {

@@ -39,6 +39,7 @@ impl Case {
             filter,
             left_kind: self.kinds[0],
             right_kind: self.kinds[1],
+            expires: [None, None],
             left_unique: self.unique[0],
             right_unique: self.unique[1],
             null_aware: self.null_aware,

@@ -162,7 +162,8 @@ fn rows_of_another_schema_are_refused() {
         filter: None,
         output: DataType::Int64,
     }];
-    let op = TaskOp::Aggregate { group: vec![0], calls, input_kind: ChangeKind::Retract };
+    let op =
+        TaskOp::Aggregate { group: vec![0], calls, input_kind: ChangeKind::Retract, closes: None, on_close: false };
     let input = schema(&[DataType::Int64]);
     let mut function = make(&op, &[input], &schema(&[DataType::Int64, DataType::Int64]), 8192);
     let other = batch(&schema(&[DataType::Utf8View]), &[(vec![text("x")], 1)]);

@@ -1,0 +1,139 @@
+//! The queries of `sql-tests/nexmark` as standing views against the same queries as batch, over the same events.
+//!
+//! `MILLSTREAM_EVENTS` sets the number of events (default 40,000).
+
+use std::path::Path;
+
+use crate::harness::{Instance, ok, rows, run, scratch, state_of};
+
+fn events() -> u64 {
+    std::env::var("MILLSTREAM_EVENTS").ok().and_then(|e| e.parse().ok()).unwrap_or(40_000)
+}
+
+/// Names and texts of the queries.
+fn queries() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests/nexmark");
+    let mut queries = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        // Bids that tie may come in any order as batch; here every order is a whole one.
+        let text = std::fs::read_to_string(path).unwrap();
+        let text = text.replace("ORDER BY price DESC)", "ORDER BY price DESC, bidder, date_time, extra)");
+        let text = text.replace("ORDER BY date_time DESC)", "ORDER BY date_time DESC, price, extra)");
+        let text = text
+            .replace("ORDER BY b.price DESC, b.date_time)", "ORDER BY b.price DESC, b.date_time, b.bidder, b.extra)");
+        queries.push((name, text));
+    }
+    queries.sort();
+    assert!(queries.len() >= 11);
+    queries
+}
+
+/// Sources of `events` events, and the table that q13 looks into.
+async fn declare(session: &mut coord::Session, events: u64, event_rate: u64, splits: usize) {
+    for table in ["person", "auction", "bid"] {
+        ok(session, &format!("CREATE SOURCE {table} WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, splits = {splits})")).await;
+    }
+    ok(session, "CREATE TABLE side_input (key bigint PRIMARY KEY, value text NOT NULL)").await;
+    ok(session, "INSERT INTO side_input SELECT n, 'value ' || n FROM generate_series(0, 9999) AS s(n)").await;
+}
+
+async fn views_equal_batch(event_rate: u64, slots: usize) {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), slots, 8192);
+    let mut s = instance.session();
+    declare(&mut s, events(), event_rate, slots).await;
+    let queries = queries();
+    // Half of the views see the events come; the others find them there.
+    instance.engine.sources.pause(true);
+    for (name, query) in queries.iter().step_by(2) {
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW {name} AS {query}")).await;
+    }
+    instance.engine.sources.pause(false);
+    instance.engine.wait_bounded().await.unwrap();
+    for (name, query) in queries.iter().skip(1).step_by(2) {
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW {name} AS {query}")).await;
+    }
+    for (name, query) in &queries {
+        let mut standing = rows(&mut s, &format!("SELECT * FROM {name}")).await;
+        let mut batch = rows(&mut s, query).await;
+        standing.sort_unstable();
+        batch.sort_unstable();
+        assert!(!batch.is_empty() || events() < 10_000, "{name} has no rows");
+        let differ = standing.iter().zip(&batch).find(|(a, b)| a != b);
+        assert!(
+            standing.len() == batch.len() && differ.is_none(),
+            "{name} at {event_rate} events/s on {slots} slots: {} rows and {} as batch; first difference {differ:?}",
+            standing.len(),
+            batch.len(),
+        );
+    }
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standing_queries_equal_batch_at_ten_thousand_events_a_second() {
+    for slots in [1, 2, 4] {
+        views_equal_batch(10_000, slots).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standing_queries_equal_batch_at_ten_million_events_a_second() {
+    for slots in [1, 2, 4] {
+        views_equal_batch(10_000_000, slots).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_source_is_read_only_as_of_a_moment() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE SOURCE bid WITH (connector = 'nexmark', table = 'bid', rate = 20000)").await;
+    assert_eq!(state_of(&mut s, "SELECT count(*) FROM bid").await, "0A000");
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM bid").await;
+    for _ in 0..20 {
+        let read = rows(&mut s, "SELECT (SELECT n FROM n) - (SELECT count(*) FROM bid)").await;
+        assert_eq!(read, [["0"]]);
+    }
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_kept_and_time_without_readers_does_not_count() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE SOURCE d (id bigint) WITH (connector = 'datagen', rate = 1000, fields.id.kind = 'sequence')")
+        .await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, max(id) AS last FROM d").await;
+    let count = |rows: Vec<Vec<String>>| rows[0][0].parse::<f64>().unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1_000)).await;
+    let first = count(rows(&mut s, "SELECT n FROM n").await);
+    assert!((500.0..2_500.0).contains(&first), "{first}");
+    ok(&mut s, "DROP MATERIALIZED VIEW n").await;
+    tokio::time::sleep(std::time::Duration::from_millis(3_000)).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, max(id) AS last FROM d").await;
+    let second = count(rows(&mut s, "SELECT n FROM n").await);
+    assert!(second >= first && second < first + 2_000.0, "{first} then {second}");
+    assert_eq!(rows(&mut s, "SELECT last + 1 - n FROM n").await, [["0"]]);
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_of_generators_come_back_as_they_were_written() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 1, 8192);
+    let mut s = instance.session();
+    let columns = "(id bigint, \"Mixed\" text)";
+    let options = "connector = 'datagen', rows = 10, fields.id.kind = 'sequence', fields.mixed.values = 'it''s, b'";
+    ok(&mut s, &format!("CREATE SOURCE d {columns} WITH ({options})")).await;
+    let shown = rows(&mut s, "SHOW CREATE SOURCE d").await.concat().concat();
+    ok(&mut s, "DROP SOURCE d").await;
+    let text = shown.split_once("CREATE").map(|(_, rest)| format!("CREATE{rest}")).unwrap();
+    run(&mut s, &text).await.unwrap_or_else(|e| panic!("{text}: {e}"));
+    assert_eq!(rows(&mut s, "SELECT count(*), count(DISTINCT \"Mixed\") FROM d").await, [["10", "2"]]);
+    instance.close().await;
+}
