@@ -9,6 +9,7 @@ use flow::{Error, Result, SqlState};
 use crate::format::decode::{self, Decoder};
 use crate::format::infer::{self, Guess};
 use crate::format::spans::{ScanLimits, ScanStop, Spans};
+use crate::format::speculate::Speculator;
 use crate::format::{Format, csv, input, json, sql_type_name};
 use crate::options;
 use crate::source::{
@@ -214,16 +215,7 @@ fn by_name(names: &[String], schema: &Schema, input: &Input) -> Result<Vec<Optio
 
 enum Scanner {
     Csv(csv::Splitter),
-    Json(Box<json::Scanner>),
-}
-
-impl Scanner {
-    fn scan(&mut self, block: &[u8], limits: ScanLimits, spans: &mut Spans) -> ScanStop {
-        match self {
-            Scanner::Csv(splitter) => splitter.scan(block, limits, spans),
-            Scanner::Json(scanner) => scanner.scan(block, limits, spans),
-        }
-    }
+    Json(Box<(json::Scanner, Speculator)>),
 }
 
 /// Reads one file.
@@ -307,8 +299,8 @@ impl FileReader {
                     ))
                 }
                 Format::Json => {
-                    let names = self.fields.iter().map(|f| f.name().clone()).collect();
-                    Scanner::Json(Box::new(json::Scanner::new(names)))
+                    let names: Vec<String> = self.fields.iter().map(|f| f.name().clone()).collect();
+                    Scanner::Json(Box::new((json::Scanner::new(names.clone()), Speculator::new(names))))
                 }
             });
         }
@@ -382,7 +374,22 @@ impl FileReader {
         let scanner = self.scanner.as_mut().ok_or_else(|| Error::internal("a file reader without scanner"))?;
         let block = self.input.bytes(position);
         self.spans.clear();
-        let stop = scanner.scan(block, limits, &mut self.spans);
+        let stop = match scanner {
+            Scanner::Csv(splitter) => splitter.scan(block, limits, &mut self.spans),
+            Scanner::Json(json) => {
+                let (scanner, speculator) = &mut **json;
+                let consumed = speculator.run(block, limits, &mut self.decoder);
+                if consumed > 0 {
+                    // These records are in the decoder already, and none of them is bad.
+                    self.spans.consumed = consumed;
+                    return Ok(ScanStop::Limit);
+                }
+                let records = limits.records.min(speculator.exact_records());
+                let stop = scanner.scan(block, ScanLimits { records, ..limits }, &mut self.spans);
+                speculator.exact_read(self.spans.total());
+                stop
+            }
+        };
         for bad in self.spans.malformed.drain(..) {
             let (start, end) = (position + u64::from(bad.start), position + u64::from(bad.end));
             refused.push(Refused { start, end, column: None, reason: bad.reason });

@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::builder::{BinaryBuilder, BooleanBuilder, NullBufferBuilder, PrimitiveBuilder, StringViewBuilder};
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, BooleanArray, ListArray, RecordBatch, RecordBatchOptions, new_empty_array,
+    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, ListArray, PrimitiveArray, RecordBatch,
+    RecordBatchOptions, new_empty_array,
 };
-use arrow::buffer::OffsetBuffer;
+use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer};
 use arrow::datatypes::*;
 use flow::{Error, Result};
 
 use super::input::{self, BadValue, Parsed};
 use super::json;
+use super::slots::{Slots, Texts};
 use super::spans::{Kind, Span, Spans};
 use super::{sql_type_name, temporal};
 
@@ -109,6 +110,16 @@ impl Decoder {
         self.rows += spans.rows();
     }
 
+    /// For readers that put values into the columns themselves: the columns and their fields, one value a row in each.
+    pub(super) fn columns_mut(&mut self) -> (&mut [Column], &Fields) {
+        (&mut self.columns, &self.fields)
+    }
+
+    /// Counts `rows` faultless rows whose values were put into [`columns_mut`](Self::columns_mut).
+    pub(super) fn added(&mut self, rows: usize) {
+        self.rows += rows;
+    }
+
     fn refuse_broken_text(&mut self, block: &[u8], offset: u64, spans: &mut Spans) {
         for row in 0..spans.rows() {
             let (start, end) = spans.records[row];
@@ -144,7 +155,10 @@ impl Decoder {
             return Ok((RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?, Vec::new()));
         }
         self.capacity = self.rows.min(CAPACITY_ROWS_MAX);
-        let fresh = self.new_columns()?;
+        let mut fresh = self.new_columns()?;
+        for (new, last) in fresh.iter_mut().zip(&self.columns) {
+            new.expect_as(last);
+        }
         let columns = std::mem::replace(&mut self.columns, fresh);
         let arrays = columns.into_iter().map(Column::finish).collect::<Result<Vec<ArrayRef>>>()?;
         let rows = self.rows.min(keep);
@@ -237,68 +251,29 @@ fn shown(text: &str) -> String {
 }
 
 /// A column under construction.
-enum Column {
-    Boolean(BooleanBuilder),
-    Int16(PrimitiveBuilder<Int16Type>),
-    Int32(PrimitiveBuilder<Int32Type>),
-    Int64(PrimitiveBuilder<Int64Type>),
-    Float32(PrimitiveBuilder<Float32Type>),
-    Float64(PrimitiveBuilder<Float64Type>),
-    Decimal(PrimitiveBuilder<Decimal128Type>, u8, i8),
-    Date(PrimitiveBuilder<Date32Type>),
-    Time(PrimitiveBuilder<Time64MicrosecondType>),
-    Timestamp(PrimitiveBuilder<TimestampMicrosecondType>),
-    Timestamptz(PrimitiveBuilder<TimestampMicrosecondType>),
-    Interval(PrimitiveBuilder<IntervalMonthDayNanoType>),
-    Binary(BinaryBuilder),
-    Text(StringViewBuilder),
+pub(super) enum Column {
+    Boolean(Slots<bool>),
+    Int16(Slots<i16>),
+    Int32(Slots<i32>),
+    Int64(Slots<i64>),
+    Float32(Slots<f32>),
+    Float64(Slots<f64>),
+    Decimal(Slots<i128>, u8, i8),
+    Date(Slots<i32>),
+    Time(Slots<i64>),
+    Timestamp(Slots<i64>),
+    Timestamptz(Slots<i64>, DataType),
+    Interval(Slots<IntervalMonthDayNano>),
+    Binary(Slots<Vec<u8>>),
+    Text(Texts),
     List(Box<ListColumn>),
 }
 
-struct ListColumn {
+pub(super) struct ListColumn {
     field: FieldRef,
     items: Column,
-    offsets: Vec<i32>,
-    nulls: NullBufferBuilder,
-}
-
-/// A builder of values that are read one by one.
-trait Slot {
-    type Value;
-    fn put(&mut self, value: Self::Value);
-    fn put_null(&mut self);
-}
-
-impl<T: ArrowPrimitiveType> Slot for PrimitiveBuilder<T> {
-    type Value = T::Native;
-    #[inline]
-    fn put(&mut self, value: T::Native) {
-        self.append_value(value);
-    }
-    fn put_null(&mut self) {
-        self.append_null();
-    }
-}
-
-impl Slot for BooleanBuilder {
-    type Value = bool;
-    #[inline]
-    fn put(&mut self, value: bool) {
-        self.append_value(value);
-    }
-    fn put_null(&mut self) {
-        self.append_null();
-    }
-}
-
-impl Slot for BinaryBuilder {
-    type Value = Vec<u8>;
-    fn put(&mut self, value: Vec<u8>) {
-        self.append_value(value);
-    }
-    fn put_null(&mut self) {
-        self.append_null();
-    }
+    /// One for each value, and whether it is NULL: where its elements end.
+    ends: Slots<i32>,
 }
 
 /// Calls `$call(builder, arguments…, parse)` for the columns whose values are read one by one.
@@ -318,7 +293,7 @@ macro_rules! for_slot {
             Column::Date(b) => $call(b, $($arg,)* |t, _| temporal::date(t)),
             Column::Time(b) => $call(b, $($arg,)* |t, _| temporal::time(t)),
             Column::Timestamp(b) => $call(b, $($arg,)* |t, _| temporal::timestamp(t)),
-            Column::Timestamptz(b) => $call(b, $($arg,)* |t, _| temporal::timestamptz(t)),
+            Column::Timestamptz(b, _) => $call(b, $($arg,)* |t, _| temporal::timestamptz(t)),
             Column::Interval(b) => $call(b, $($arg,)* |t, _| temporal::interval(t)),
             Column::Binary(b) => $call(b, $($arg,)* |t, _| input::bytea(t)),
             $text => $on_text,
@@ -339,38 +314,40 @@ fn whole<T: TryFrom<i64>>(text: &[u8], kind: Kind) -> Parsed<T> {
 impl Column {
     fn new(data_type: &DataType, capacity: usize) -> Option<Column> {
         Some(match data_type {
-            DataType::Boolean => Column::Boolean(BooleanBuilder::with_capacity(capacity)),
-            DataType::Int16 => Column::Int16(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Int32 => Column::Int32(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Int64 => Column::Int64(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Float32 => Column::Float32(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Float64 => Column::Float64(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Decimal128(p, s) => {
-                Column::Decimal(PrimitiveBuilder::with_capacity(capacity).with_data_type(data_type.clone()), *p, *s)
-            }
-            DataType::Date32 => Column::Date(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Time64(TimeUnit::Microsecond) => Column::Time(PrimitiveBuilder::with_capacity(capacity)),
-            DataType::Timestamp(TimeUnit::Microsecond, None) => {
-                Column::Timestamp(PrimitiveBuilder::with_capacity(capacity))
-            }
+            DataType::Boolean => Column::Boolean(Slots::with_capacity(capacity)),
+            DataType::Int16 => Column::Int16(Slots::with_capacity(capacity)),
+            DataType::Int32 => Column::Int32(Slots::with_capacity(capacity)),
+            DataType::Int64 => Column::Int64(Slots::with_capacity(capacity)),
+            DataType::Float32 => Column::Float32(Slots::with_capacity(capacity)),
+            DataType::Float64 => Column::Float64(Slots::with_capacity(capacity)),
+            DataType::Decimal128(p, s) => Column::Decimal(Slots::with_capacity(capacity), *p, *s),
+            DataType::Date32 => Column::Date(Slots::with_capacity(capacity)),
+            DataType::Time64(TimeUnit::Microsecond) => Column::Time(Slots::with_capacity(capacity)),
+            DataType::Timestamp(TimeUnit::Microsecond, None) => Column::Timestamp(Slots::with_capacity(capacity)),
             DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => {
-                Column::Timestamptz(PrimitiveBuilder::with_capacity(capacity).with_data_type(data_type.clone()))
+                Column::Timestamptz(Slots::with_capacity(capacity), data_type.clone())
             }
-            DataType::Interval(IntervalUnit::MonthDayNano) => {
-                Column::Interval(PrimitiveBuilder::with_capacity(capacity))
-            }
-            DataType::Binary => Column::Binary(BinaryBuilder::new()),
-            DataType::Utf8View => Column::Text(StringViewBuilder::with_capacity(capacity)),
+            DataType::Interval(IntervalUnit::MonthDayNano) => Column::Interval(Slots::with_capacity(capacity)),
+            DataType::Binary => Column::Binary(Slots::with_capacity(capacity)),
+            DataType::Utf8View => Column::Text(Texts::with_capacity(capacity)),
             DataType::List(field) if !matches!(field.data_type(), DataType::List(_)) => {
                 Column::List(Box::new(ListColumn {
                     field: Arc::clone(field),
                     items: Column::new(field.data_type(), capacity)?,
-                    offsets: vec![0],
-                    nulls: NullBufferBuilder::new(capacity),
+                    ends: Slots::with_capacity(capacity),
                 }))
             }
             _ => return None,
         })
+    }
+
+    /// Makes room for texts of as many bytes as `last` holds.
+    fn expect_as(&mut self, last: &Column) {
+        match (self, last) {
+            (Column::Text(texts), Column::Text(last)) => texts.expect_bytes(last.bytes()),
+            (Column::List(list), Column::List(last)) => list.items.expect_as(&last.items),
+            _ => {}
+        }
     }
 
     /// Adds one value for every record of the block.
@@ -382,47 +359,113 @@ impl Column {
     fn push(&mut self, text: &str, kind: Kind) -> Parsed<()> {
         let bytes = text.as_bytes();
         for_slot!(self, push_slot(bytes, kind), Column::Text(b) => {
-            b.append_value(text);
+            b.put(text);
             Ok(())
         }, Column::List(_) => Err(BadValue::Other("nested arrays are not supported".into())))
     }
 
-    fn push_null(&mut self) {
-        fn null<S: Slot>(slot: &mut S, _: impl Fn(&[u8], Kind) -> Parsed<S::Value>) {
-            slot.put_null();
+    pub(super) fn push_null(&mut self) {
+        fn null<V: Default>(slots: &mut Slots<V>, _: impl Fn(&[u8], Kind) -> Parsed<V>) {
+            slots.put_null();
         }
-        for_slot!(self, null(), Column::Text(b) => b.append_null(), Column::List(b) => b.push_null())
+        for_slot!(self, null(), Column::Text(b) => b.put_null(), Column::List(b) => b.push_null())
+    }
+
+    /// Adds one value of a record, read as [`fill`](Self::fill) reads it. After an error the column may have to be truncated.
+    pub(super) fn take(&mut self, text: &str, kind: Kind) -> Parsed<()> {
+        match (self, kind) {
+            (column, Kind::Null) => {
+                column.push_null();
+                Ok(())
+            }
+            (Column::List(list), kind) => {
+                list.elements(text, kind)?;
+                list.ends.put(list.items.len() as i32);
+                Ok(())
+            }
+            (column, Kind::CsvEscaped | Kind::JsonEscaped) => column.push(&input::unescape(text, kind)?, Kind::Plain),
+            (column, kind) => column.push(text, kind),
+        }
+    }
+
+    /// Takes back all values from the `rows`-th on.
+    pub(super) fn truncate(&mut self, rows: usize) {
+        fn shorten<V: Default>(slots: &mut Slots<V>, rows: usize, _: impl Fn(&[u8], Kind) -> Parsed<V>) {
+            slots.truncate(rows);
+        }
+        for_slot!(self, shorten(rows), Column::Text(b) => b.truncate(rows), Column::List(b) => {
+            b.ends.truncate(rows);
+            let items = b.ends.last().unwrap_or_default();
+            b.items.truncate(items as usize);
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Column::Boolean(b) => b.len(),
+            Column::Int16(b) => b.len(),
+            Column::Int32(b) | Column::Date(b) => b.len(),
+            Column::Int64(b) | Column::Time(b) | Column::Timestamp(b) | Column::Timestamptz(b, _) => b.len(),
+            Column::Float32(b) => b.len(),
+            Column::Float64(b) => b.len(),
+            Column::Decimal(b, ..) => b.len(),
+            Column::Interval(b) => b.len(),
+            Column::Binary(b) => b.len(),
+            Column::Text(b) => b.len(),
+            Column::List(b) => b.ends.len(),
+        }
     }
 
     fn finish(self) -> Result<ArrayRef> {
+        fn array<T: ArrowPrimitiveType>(slots: Slots<T::Native>) -> Result<PrimitiveArray<T>>
+        where
+            T::Native: Default,
+        {
+            let (values, nulls) = slots.finish();
+            Ok(PrimitiveArray::try_new(values.into(), nulls)?)
+        }
         Ok(match self {
-            Column::Boolean(mut b) => Arc::new(b.finish()),
-            Column::Int16(mut b) => Arc::new(b.finish()),
-            Column::Int32(mut b) => Arc::new(b.finish()),
-            Column::Int64(mut b) => Arc::new(b.finish()),
-            Column::Float32(mut b) => Arc::new(b.finish()),
-            Column::Float64(mut b) => Arc::new(b.finish()),
-            Column::Decimal(mut b, ..) => Arc::new(b.finish()),
-            Column::Date(mut b) => Arc::new(b.finish()),
-            Column::Time(mut b) => Arc::new(b.finish()),
-            Column::Timestamp(mut b) | Column::Timestamptz(mut b) => Arc::new(b.finish()),
-            Column::Interval(mut b) => Arc::new(b.finish()),
-            Column::Binary(mut b) => Arc::new(b.finish()),
-            Column::Text(mut b) => Arc::new(b.finish()),
-            Column::List(mut b) => {
-                let offsets = OffsetBuffer::new(b.offsets.into());
-                Arc::new(ListArray::try_new(b.field, offsets, b.items.finish()?, b.nulls.finish())?)
+            Column::Boolean(b) => {
+                let (values, nulls) = b.finish();
+                Arc::new(BooleanArray::new(BooleanBuffer::from(values), nulls))
+            }
+            Column::Int16(b) => Arc::new(array::<Int16Type>(b)?),
+            Column::Int32(b) => Arc::new(array::<Int32Type>(b)?),
+            Column::Int64(b) => Arc::new(array::<Int64Type>(b)?),
+            Column::Float32(b) => Arc::new(array::<Float32Type>(b)?),
+            Column::Float64(b) => Arc::new(array::<Float64Type>(b)?),
+            Column::Decimal(b, precision, scale) => {
+                Arc::new(array::<Decimal128Type>(b)?.with_data_type(DataType::Decimal128(precision, scale)))
+            }
+            Column::Date(b) => Arc::new(array::<Date32Type>(b)?),
+            Column::Time(b) => Arc::new(array::<Time64MicrosecondType>(b)?),
+            Column::Timestamp(b) => Arc::new(array::<TimestampMicrosecondType>(b)?),
+            Column::Timestamptz(b, data_type) => {
+                Arc::new(array::<TimestampMicrosecondType>(b)?.with_data_type(data_type))
+            }
+            Column::Interval(b) => Arc::new(array::<IntervalMonthDayNanoType>(b)?),
+            Column::Binary(b) => {
+                let (values, nulls) = b.finish();
+                let valid = |row: usize| nulls.as_ref().is_none_or(|n: &NullBuffer| n.is_valid(row));
+                let rows = values.iter().enumerate().map(|(row, bytes)| valid(row).then_some(bytes.as_slice()));
+                Arc::new(rows.collect::<BinaryArray>())
+            }
+            Column::Text(b) => Arc::new(b.finish()?),
+            Column::List(b) => {
+                let (ends, nulls) = b.ends.finish();
+                let offsets = OffsetBuffer::new(std::iter::once(0).chain(ends).collect());
+                Arc::new(ListArray::try_new(b.field, offsets, b.items.finish()?, nulls)?)
             }
         })
     }
 }
 
 #[inline]
-fn fill_slot<S: Slot>(
-    slot: &mut S,
+fn fill_slot<V: Default>(
+    slot: &mut Slots<V>,
     source: &Source<'_>,
     faults: &mut Faults<'_>,
-    parse: impl Fn(&[u8], Kind) -> Parsed<S::Value>,
+    parse: impl Fn(&[u8], Kind) -> Parsed<V>,
 ) {
     let spans = faults.spans;
     for (row, span) in spans.column(faults.index).enumerate() {
@@ -448,11 +491,11 @@ fn fill_slot<S: Slot>(
     }
 }
 
-fn push_slot<S: Slot>(
-    slot: &mut S,
+fn push_slot<V: Default>(
+    slot: &mut Slots<V>,
     text: &[u8],
     kind: Kind,
-    parse: impl Fn(&[u8], Kind) -> Parsed<S::Value>,
+    parse: impl Fn(&[u8], Kind) -> Parsed<V>,
 ) -> Parsed<()> {
     if kind == Kind::JsonNested {
         return Err(BadValue::Syntax);
@@ -460,17 +503,17 @@ fn push_slot<S: Slot>(
     parse(text, kind).map(|value| slot.put(value))
 }
 
-fn fill_text(builder: &mut StringViewBuilder, source: &Source<'_>, faults: &mut Faults<'_>) {
+fn fill_text(texts: &mut Texts, source: &Source<'_>, faults: &mut Faults<'_>) {
     let spans = faults.spans;
     for (row, span) in spans.column(faults.index).enumerate() {
         let text = source.text(span);
         match span.kind {
-            Kind::Null => builder.append_null(),
-            Kind::Plain | Kind::JsonNumber | Kind::JsonBoolean | Kind::JsonNested => builder.append_value(text),
+            Kind::Null => texts.put_null(),
+            Kind::Plain | Kind::JsonNumber | Kind::JsonBoolean | Kind::JsonNested => texts.put(text),
             Kind::CsvEscaped | Kind::JsonEscaped => match input::unescape(text, span.kind) {
-                Ok(text) => builder.append_value(text),
+                Ok(text) => texts.put(&text),
                 Err(bad) => {
-                    builder.append_null();
+                    texts.put_null();
                     faults.bad_value(row, text, bad);
                 }
             },
@@ -483,23 +526,26 @@ impl ListColumn {
         let spans = faults.spans;
         for (row, span) in spans.column(faults.index).enumerate() {
             let text = source.text(span);
-            let read = match span.kind {
-                Kind::Null => {
-                    self.push_null();
-                    continue;
-                }
-                Kind::JsonNested => self.json_elements(text),
-                kind => input::unescape(text, kind).and_then(|text| self.literal_elements(&text)),
-            };
-            match read {
-                Ok(()) => self.nulls.append_non_null(),
+            if span.kind == Kind::Null {
+                self.push_null();
+                continue;
+            }
+            match self.elements(text, span.kind) {
+                Ok(()) => self.ends.put(self.items.len() as i32),
                 Err(bad) => {
                     // Elements that were already added stay, hidden behind this NULL.
-                    self.nulls.append_null();
+                    self.push_null();
                     faults.bad_value(row, text, bad);
                 }
             }
-            self.end_row();
+        }
+    }
+
+    /// Adds the elements of one value, which is not NULL.
+    fn elements(&mut self, text: &str, kind: Kind) -> Parsed<()> {
+        match kind {
+            Kind::JsonNested => self.json_elements(text),
+            kind => input::unescape(text, kind).and_then(|text| self.literal_elements(&text)),
         }
     }
 
@@ -526,34 +572,7 @@ impl ListColumn {
     }
 
     fn push_null(&mut self) {
-        self.nulls.append_null();
-        self.end_row();
-    }
-
-    fn end_row(&mut self) {
         // A batch is far smaller than 2³¹ bytes of text (`READ_BYTES_MAX` of the readers), so the length fits.
-        self.offsets.push(self.items.len() as i32);
-    }
-}
-
-impl Column {
-    fn len(&self) -> usize {
-        use arrow::array::ArrayBuilder;
-        match self {
-            Column::Boolean(b) => b.len(),
-            Column::Int16(b) => b.len(),
-            Column::Int32(b) => b.len(),
-            Column::Int64(b) => b.len(),
-            Column::Float32(b) => b.len(),
-            Column::Float64(b) => b.len(),
-            Column::Decimal(b, ..) => b.len(),
-            Column::Date(b) => b.len(),
-            Column::Time(b) => b.len(),
-            Column::Timestamp(b) | Column::Timestamptz(b) => b.len(),
-            Column::Interval(b) => b.len(),
-            Column::Binary(b) => b.len(),
-            Column::Text(b) => b.len(),
-            Column::List(b) => b.offsets.len() - 1,
-        }
+        self.ends.put_null_as(self.items.len() as i32);
     }
 }

@@ -159,9 +159,9 @@ impl Scanner {
         let quoted = &cursor.bytes[start..cursor.at];
         let target = if escaped {
             let name: String = serde_json::from_slice(quoted).map_err(|_| "a key holds an invalid escape")?;
-            self.lookup(name.as_bytes())
+            lookup(&self.columns, name.as_bytes())
         } else {
-            self.lookup(&quoted[1..quoted.len() - 1])
+            lookup(&self.columns, &quoted[1..quoted.len() - 1])
         };
         let known = Known { quoted: quoted.to_vec(), target };
         match self.shape.get_mut(place) {
@@ -171,14 +171,63 @@ impl Scanner {
         }
         Ok(target)
     }
+}
 
-    fn lookup(&self, name: &[u8]) -> Option<Target> {
-        if let Some(column) = self.columns.iter().position(|c| c.as_bytes() == name) {
-            return Some(Target { column, exact: true });
-        }
-        let column = self.columns.iter().position(|c| c.as_bytes().eq_ignore_ascii_case(name))?;
-        Some(Target { column, exact: false })
+/// The column that `name` gives.
+fn lookup(columns: &[String], name: &[u8]) -> Option<Target> {
+    if let Some(column) = columns.iter().position(|c| c.as_bytes() == name) {
+        return Some(Target { column, exact: true });
     }
+    let column = columns.iter().position(|c| c.as_bytes().eq_ignore_ascii_case(name))?;
+    Some(Target { column, exact: false })
+}
+
+/// A member of an object: the column that its key gives, and its value.
+pub(super) struct Member {
+    pub(super) column: Option<usize>,
+    pub(super) value: Span,
+}
+
+/// The members of the object in `block[start .. end]`, with values as spans of `block`. `None`: it is malformed.
+pub(super) fn members_of(block: &[u8], start: usize, end: usize, columns: &[String]) -> Option<Vec<Member>> {
+    let mut cursor = Cursor { bytes: block.get(..end)?, at: start };
+    let mut out = Vec::new();
+    cursor.blanks();
+    if !cursor.eat(b'{') {
+        return None;
+    }
+    cursor.blanks();
+    while !cursor.eat(b'}') {
+        if !out.is_empty() {
+            if !cursor.eat(b',') {
+                return None;
+            }
+            cursor.blanks();
+        }
+        let key = cursor.at;
+        if !cursor.eat(b'"') {
+            return None;
+        }
+        cursor.string().ok()?;
+        let name: String = serde_json::from_slice(block.get(key..cursor.at)?).ok()?;
+        cursor.blanks();
+        if !cursor.eat(b':') {
+            return None;
+        }
+        cursor.blanks();
+        let value = cursor.value().ok()?;
+        out.push(Member { column: lookup(columns, name.as_bytes()).map(|t| t.column), value });
+        cursor.blanks();
+    }
+    cursor.blanks();
+    (cursor.at == end).then_some(out)
+}
+
+/// Reads the value of any kind that starts at `at` and ends before `end`. The value, and where the text behind it starts.
+pub(super) fn value_at(block: &[u8], at: usize, end: usize) -> Option<(Span, usize)> {
+    let mut cursor = Cursor { bytes: block.get(..end)?, at };
+    let span = cursor.value().ok()?;
+    Some((span, cursor.at))
 }
 
 /// Keys of a line that are remembered for the next one.

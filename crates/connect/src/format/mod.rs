@@ -17,6 +17,8 @@ pub mod spans;
 pub mod decode;
 pub mod infer;
 pub mod input;
+mod slots;
+pub mod speculate;
 pub mod temporal;
 
 pub mod encode;

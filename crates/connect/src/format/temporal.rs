@@ -74,13 +74,93 @@ pub fn time(bytes: &[u8]) -> Parsed<i64> {
 /// Timestamp without time zone: a written zone is ignored, as PostgreSQL does. Microseconds since 1970-01-01 00:00:00.
 #[inline]
 pub fn timestamp(bytes: &[u8]) -> Parsed<i64> {
-    moment(bytes).map(|m| m.local_us)
+    match iso_second(bytes) {
+        Some(us) => Ok(us),
+        None => moment(bytes).map(|m| m.local_us),
+    }
 }
 
 /// Timestamp with time zone: without a written zone, UTC. Microseconds since the Unix epoch.
 #[inline]
 pub fn timestamptz(bytes: &[u8]) -> Parsed<i64> {
-    moment(bytes).map(|m| m.local_us - i64::from(m.zone_s.unwrap_or(0)) * US_PER_SECOND)
+    // A zone of UTC changes nothing.
+    let plain = bytes.strip_suffix(b"Z").unwrap_or(bytes);
+    match iso_second(plain) {
+        Some(us) => Ok(us),
+        None => moment(bytes).map(|m| m.local_us - i64::from(m.zone_s.unwrap_or(0)) * US_PER_SECOND),
+    }
+}
+
+/// The value of eight digits in `word`, least significant byte first, each a number from 0 to 9.
+#[inline(always)]
+pub(super) fn eight_digits(word: u64) -> u64 {
+    // Pairs, then fours, then all.
+    const PAIRS: u64 = 0x0000_00ff_0000_00ff;
+    let pairs = word.wrapping_mul(10).wrapping_add(word >> 8);
+    let fours = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
+    let others = (pairs >> 16 & PAIRS).wrapping_mul(1 + (10_000 << 32));
+    fours.wrapping_add(others) >> 32
+}
+
+/// `YYYY-MM-DD(T| )HH:MM:SS[.f]` with up to six digits of a fraction, the usual form, eight bytes at a time. `None`: it is
+/// something else, or no such moment; [`moment`] knows.
+#[inline]
+fn iso_second(b: &[u8]) -> Option<i64> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    /// Digits become numbers, and separators 0, if they are what they must be.
+    #[inline(always)]
+    fn fields(word: u64, pattern: &[u8; 8]) -> Option<u64> {
+        let pattern = u64::from_le_bytes(*pattern);
+        // What must be added to a byte so that its high bit shows a wrong one: above 9, or for separators above 0.
+        let mut add = [0x7f; 8];
+        for (add, byte) in add.iter_mut().zip(pattern.to_le_bytes()) {
+            if byte == b'0' {
+                *add = 0x76;
+            }
+        }
+        let word = word ^ pattern;
+        let wrong = (((word & (ONES * 0x7f)) + u64::from_le_bytes(add)) | word) & (ONES * 0x80);
+        (wrong == 0).then_some(word)
+    }
+    let word = |at: usize| b.get(at..).and_then(|b| b.first_chunk::<8>()).map(|c| u64::from_le_bytes(*c));
+    // Two digits and the next two are one number each in the low byte of their place.
+    let pairs = |word: u64| word.wrapping_mul(10).wrapping_add(word >> 8);
+    let place = |word: u64, byte: u32| (word >> (8 * byte)) as u32 & 0xff;
+    let (day_tens, day_ones) = (b.get(8)?.wrapping_sub(b'0'), b.get(9)?.wrapping_sub(b'0'));
+    if !matches!(b.get(10), Some(b' ' | b'T')) || day_tens > 9 || day_ones > 9 {
+        return None;
+    }
+    let date = pairs(fields(word(0)?, b"0000-00-")?);
+    let clock = pairs(fields(word(11)?, b"00:00:00")?);
+    let (year, month) = (place(date, 0) * 100 + place(date, 2), place(date, 5));
+    let day = u32::from(day_tens) * 10 + u32::from(day_ones);
+    let (hour, minute, second) = (place(clock, 0), place(clock, 3), place(clock, 6));
+    if year < 1 || !(1..=12).contains(&month) || day < 1 || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    if day > 28 && day > days_in_month(i64::from(year), month) {
+        return None;
+    }
+    let fraction = match b.len() {
+        19 => 0,
+        length @ 21..=26 if b.get(19) == Some(&b'.') => {
+            let digits = length as u32 - 20;
+            // The last bytes of the text; those before the fraction become zeros in front.
+            let kept = u64::MAX << (64 - 8 * digits);
+            let word = (word(length - 8)? ^ (ONES * b'0' as u64)) & kept;
+            if (((word & (ONES * 0x7f)) + ONES * 0x76) | word) & (ONES * 0x80) != 0 {
+                return None;
+            }
+            eight_digits(word) as i64 * 10i64.pow(6 - digits)
+        }
+        _ => return None,
+    };
+    // `days_from_civil` for years from 1 on, in few steps.
+    let y = if month <= 2 { year - 1 } else { year };
+    let from_march = if month <= 2 { month + 9 } else { month - 3 };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * from_march + 2) / 5 + day - 1;
+    let seconds = (i64::from(days) - 719_468) * 86_400 + i64::from((hour * 60 + minute) * 60 + second);
+    Some(seconds * US_PER_SECOND + fraction)
 }
 
 /// Reads `YYYY-MM-DD[(T| )HH:MM[:SS[.f…]][ ](Z|UTC|±HH[[:]MM[[:]SS]])]`.
