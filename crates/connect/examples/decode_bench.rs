@@ -61,9 +61,12 @@ fn run(folder: &Path, rows: u64, only: Option<&str>) -> Result<(), Box<dyn std::
         generate(&path, case.name, rows)?;
         let bytes = std::fs::metadata(&path)?.len();
         let format = if case.name.ends_with("csv") { "csv" } else { "json" };
-        let options = Options::new([("connector", "file"), ("format", format), ("path", &path.to_string_lossy())])?;
-        let source = connect::source("file")?.open(&options, &case.schema)?;
-        for columns in case.projections {
+        // With 'skip' all columns are checked, also those that are not wanted.
+        let measurements = case.projections.iter().flat_map(|c| [("skip", c), ("stop", c)]);
+        for (on_error, columns) in measurements.filter(|(o, c)| c.is_some() || *o == "skip") {
+            let path = path.to_string_lossy();
+            let options = [("connector", "file"), ("format", format), ("path", &path), ("on_error", on_error)];
+            let source = connect::source("file")?.open(&Options::new(options)?, &case.schema)?;
             let mut best = f64::MAX;
             for _ in 0..5 {
                 let mut reader = source.reader(&Split("0".into()), *columns)?;
@@ -85,7 +88,7 @@ fn run(folder: &Path, rows: u64, only: Option<&str>) -> Result<(), Box<dyn std::
                 |c: &[usize]| c.iter().map(|i| case.schema.field(*i).name().as_str()).collect::<Vec<_>>().join(" ");
             let what = columns.map_or_else(|| format!("all {}", all.len()), names);
             println!(
-                "{:11} {what}: {:.0} ns a row, {:.2} M rows/s, {:.0} MB/s ({} bytes a row)",
+                "{:11} {on_error} {what}: {:.0} ns a row, {:.2} M rows/s, {:.0} MB/s ({} bytes a row)",
                 case.name,
                 best * 1e9 / rows as f64,
                 rows as f64 / best / 1e6,

@@ -105,7 +105,7 @@ impl Source for FileSource {
             options: self.options.clone(),
             declared: Arc::clone(&self.schema),
             schema,
-            decoder: Decoder::new(fields.clone())?,
+            decoder: Decoder::with_projection(fields.clone(), &projection)?,
             spans: Spans::new(fields.len()),
             fields,
             decoded,

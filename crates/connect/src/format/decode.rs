@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, ListArray, PrimitiveArray, RecordBatch,
+    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, ListArray, NullArray, PrimitiveArray, RecordBatch,
     RecordBatchOptions, new_empty_array,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer};
@@ -42,6 +42,8 @@ pub fn is_supported(data_type: &DataType) -> bool {
 /// Builds batches from blocks of spans.
 pub struct Decoder {
     fields: Fields,
+    /// Whether the column is delivered, or only checked.
+    kept: Vec<bool>,
     columns: Vec<Column>,
     /// Rows to make room for in a new batch: as many as the last one had. Trickling input must not hold large buffers.
     capacity: usize,
@@ -53,13 +55,24 @@ pub struct Decoder {
 impl Decoder {
     /// `fields`: one a span column, in that order. Errors: `0A000` an unsupported type.
     pub fn new(fields: Fields) -> Result<Decoder> {
-        let mut decoder = Decoder { fields, columns: Vec::new(), capacity: 0, rows: 0, faults: BTreeMap::new() };
+        let all: Vec<usize> = (0..fields.len()).collect();
+        Decoder::with_projection(fields, &all)
+    }
+
+    /// As [`new`](Self::new), for batches that only have some columns (indices into `fields`). The others are only checked.
+    pub fn with_projection(fields: Fields, projection: &[usize]) -> Result<Decoder> {
+        let kept = (0..fields.len()).map(|c| projection.contains(&c)).collect();
+        let mut decoder = Decoder { fields, kept, columns: Vec::new(), capacity: 0, rows: 0, faults: BTreeMap::new() };
         decoder.columns = decoder.new_columns()?;
         Ok(decoder)
     }
 
     fn new_columns(&self) -> Result<Vec<Column>> {
-        let column = |f: &FieldRef| {
+        let column = |(f, kept): (&FieldRef, &bool)| {
+            if !kept && f.data_type() == &DataType::Utf8View {
+                // Every text is a value, so nothing has to be copied to check it.
+                return Ok(Column::Unread(Slots::with_capacity(0)));
+            }
             Column::new(f.data_type(), self.capacity).ok_or_else(|| {
                 Error::unsupported(format!(
                     "column \"{}\" of type {} cannot be read from text records",
@@ -68,7 +81,7 @@ impl Decoder {
                 ))
             })
         };
-        self.fields.iter().map(column).collect()
+        self.fields.iter().zip(&self.kept).map(column).collect()
     }
 
     /// Rows since the last [`finish`](Self::finish), faulty ones included.
@@ -176,8 +189,10 @@ impl Decoder {
             BooleanArray::from(mask)
         });
         for index in projection {
-            let array =
-                arrays.get(*index).ok_or_else(|| Error::internal("projection of a column that is not decoded"))?;
+            let array = arrays
+                .get(*index)
+                .filter(|_| self.kept.get(*index) == Some(&true))
+                .ok_or_else(|| Error::internal("projection of a column that is not decoded"))?;
             let array = array.slice(0, rows);
             projected.push(match &mask {
                 Some(mask) => arrow::compute::filter(&array, mask)?,
@@ -266,6 +281,8 @@ pub(super) enum Column {
     Interval(Slots<IntervalMonthDayNano>),
     Binary(Slots<Vec<u8>>),
     Text(Texts),
+    /// Texts that are checked and not kept.
+    Unread(Slots<()>),
     List(Box<ListColumn>),
 }
 
@@ -296,6 +313,7 @@ macro_rules! for_slot {
             Column::Timestamptz(b, _) => $call(b, $($arg,)* |t, _| temporal::timestamptz(t)),
             Column::Interval(b) => $call(b, $($arg,)* |t, _| temporal::interval(t)),
             Column::Binary(b) => $call(b, $($arg,)* |t, _| input::bytea(t)),
+            Column::Unread(b) => $call(b, $($arg,)* |_, _| Ok(())),
             $text => $on_text,
             $list => $on_list,
         }
@@ -412,6 +430,7 @@ impl Column {
             Column::Interval(b) => b.len(),
             Column::Binary(b) => b.len(),
             Column::Text(b) => b.len(),
+            Column::Unread(b) => b.len(),
             Column::List(b) => b.ends.len(),
         }
     }
@@ -451,6 +470,7 @@ impl Column {
                 Arc::new(rows.collect::<BinaryArray>())
             }
             Column::Text(b) => Arc::new(b.finish()?),
+            Column::Unread(b) => Arc::new(NullArray::new(b.len())),
             Column::List(b) => {
                 let (ends, nulls) = b.ends.finish();
                 let offsets = OffsetBuffer::new(std::iter::once(0).chain(ends).collect());
@@ -479,6 +499,7 @@ fn fill_slot<V: Default>(
             Kind::CsvEscaped | Kind::JsonEscaped => {
                 input::unescape(text, span.kind).and_then(|text| parse(text.as_bytes(), Kind::Plain))
             }
+            Kind::JsonNested if std::mem::size_of::<V>() == 0 => parse(text.as_bytes(), span.kind),
             Kind::JsonNested => Err(BadValue::Syntax),
         };
         match parsed {
@@ -497,7 +518,7 @@ fn push_slot<V: Default>(
     kind: Kind,
     parse: impl Fn(&[u8], Kind) -> Parsed<V>,
 ) -> Parsed<()> {
-    if kind == Kind::JsonNested {
+    if kind == Kind::JsonNested && std::mem::size_of::<V>() > 0 {
         return Err(BadValue::Syntax);
     }
     parse(text, kind).map(|value| slot.put(value))

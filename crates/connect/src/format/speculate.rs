@@ -162,6 +162,8 @@ enum Action {
     PassString,
     PassNumber,
     Text(usize),
+    /// A string for a column that is only checked.
+    Unread(usize),
     Int16(usize),
     Int32(usize),
     Int64(usize),
@@ -245,6 +247,7 @@ impl Step {
         };
         self.action = match (kind, columns.get(index)) {
             (Kind::Plain | Kind::JsonEscaped, Some(column)) => match column {
+                Column::Unread(_) => Action::Unread(index),
                 Column::Text(_) => Action::Text(index),
                 Column::Timestamp(_) => Action::Timestamp(index),
                 Column::Timestamptz(..) => Action::Timestamptz(index),
@@ -288,6 +291,11 @@ impl Step {
                 let end = plain_string(block, at)?;
                 // SAFETY: `plain_string` has checked this range.
                 unsafe { slots!(Text, index).put_range(block, at, end) };
+                Some(end + 1)
+            }
+            Action::Unread(index) => {
+                let end = plain_string(block, at)?;
+                slots!(Unread, index).put(());
                 Some(end + 1)
             }
             Action::PassString => plain_string(block, at).map(|end| end + 1),
@@ -428,11 +436,13 @@ impl Literal {
 fn plain_string(block: &[u8], at: usize) -> Option<usize> {
     let mut end = at;
     while let Some(chunk) = block.get(end..).and_then(|b| b.first_chunk::<WORD>()) {
-        let first = first_special(chunk);
-        end += first;
-        if first < WORD {
+        let marks = special(chunk);
+        if marks != 0 {
+            end += marks.trailing_zeros() as usize;
             break;
         }
+        // A constant step lets the processor look at the next chunk before it has decided about this one.
+        end += WORD;
     }
     // Up to here every byte is printable ASCII or DEL.
     if block.get(end) == Some(&b'"') { Some(end) } else { plain_string_by_bytes(block, at, end) }
@@ -447,30 +457,29 @@ fn plain_string_by_bytes(block: &[u8], at: usize, from: usize) -> Option<usize> 
     (block.get(end) == Some(&b'"') && std::str::from_utf8(text).is_ok()).then_some(end)
 }
 
-/// The first byte of `chunk` that is a quote, a backslash, a control character or not ASCII; its length if there is none.
+/// A bit for each byte of `chunk` that is a quote, a backslash, a control character or not ASCII, the first byte lowest.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn first_special(chunk: &[u8; WORD]) -> usize {
+fn special(chunk: &[u8; WORD]) -> u32 {
     use std::arch::x86_64::{
         _mm_cmpeq_epi8, _mm_cmplt_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
     };
     // SAFETY: every x86-64 processor has SSE2, and the load reads the 16 bytes of `chunk`, at any alignment.
-    let marks = unsafe {
+    unsafe {
         let bytes = _mm_loadu_si128(chunk.as_ptr().cast());
         let quotes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
         let slashes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
         // As signed numbers, bytes that are not ASCII are below control characters.
         let others = _mm_cmplt_epi8(bytes, _mm_set1_epi8(0x20));
-        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, slashes), others))
-    };
-    // A bit above the sixteen stands for none.
-    (marks as u32 | 1 << WORD).trailing_zeros() as usize
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, slashes), others)) as u32
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn first_special(chunk: &[u8; WORD]) -> usize {
-    chunk.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f | 0x80..)).unwrap_or(WORD)
+fn special(chunk: &[u8; WORD]) -> u32 {
+    let bit = |(i, b): (usize, &u8)| u32::from(matches!(b, b'"' | b'\\' | 0..=0x1f | 0x80..)) << i;
+    chunk.iter().enumerate().map(bit).sum()
 }
 
 /// The number of digits at the start of `word`, least significant byte first, and their value. Eight may be the beginning of
