@@ -215,7 +215,7 @@ fn by_name(names: &[String], schema: &Schema, input: &Input) -> Result<Vec<Optio
 
 enum Scanner {
     Csv(csv::Splitter),
-    Json(Box<(json::Scanner, Speculator)>),
+    Json(Box<Speculator>),
 }
 
 /// Reads one file.
@@ -299,8 +299,8 @@ impl FileReader {
                     ))
                 }
                 Format::Json => {
-                    let names: Vec<String> = self.fields.iter().map(|f| f.name().clone()).collect();
-                    Scanner::Json(Box::new((json::Scanner::new(names.clone()), Speculator::new(names))))
+                    let names = self.fields.iter().map(|f| f.name().clone()).collect();
+                    Scanner::Json(Box::new(Speculator::new(names)))
                 }
             });
         }
@@ -373,28 +373,19 @@ impl FileReader {
     fn scan_block(&mut self, position: u64, limits: ScanLimits, refused: &mut Vec<Refused>) -> Result<ScanStop> {
         let scanner = self.scanner.as_mut().ok_or_else(|| Error::internal("a file reader without scanner"))?;
         let block = self.input.bytes(position);
-        self.spans.clear();
         let stop = match scanner {
-            Scanner::Csv(splitter) => splitter.scan(block, limits, &mut self.spans),
-            Scanner::Json(json) => {
-                let (scanner, speculator) = &mut **json;
-                let consumed = speculator.run(block, limits, &mut self.decoder);
-                if consumed > 0 {
-                    // These records are in the decoder already, and none of them is bad.
-                    self.spans.consumed = consumed;
-                    return Ok(ScanStop::Limit);
-                }
-                let records = limits.records.min(speculator.exact_records());
-                let stop = scanner.scan(block, ScanLimits { records, ..limits }, &mut self.spans);
-                speculator.exact_read(self.spans.total());
+            Scanner::Csv(splitter) => {
+                self.spans.clear();
+                let stop = splitter.scan(block, limits, &mut self.spans);
+                self.decoder.append(block, position, &mut self.spans);
                 stop
             }
+            Scanner::Json(json) => json.read(block, position, limits, &mut self.decoder, &mut self.spans),
         };
         for bad in self.spans.malformed.drain(..) {
             let (start, end) = (position + u64::from(bad.start), position + u64::from(bad.end));
             refused.push(Refused { start, end, column: None, reason: bad.reason });
         }
-        self.decoder.append(block, position, &mut self.spans);
         Ok(stop)
     }
 

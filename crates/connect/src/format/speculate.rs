@@ -20,11 +20,13 @@ use memchr::memchr;
 
 use super::decode::{Column, Decoder};
 use super::json;
-use super::spans::{Kind, ScanLimits, Span};
+use super::spans::{Kind, ScanLimits, ScanStop, Span, Spans};
 use super::{input, temporal};
 
-/// Reads records of one shape after another.
+/// Reads NDJSON into the columns of a decoder.
 pub struct Speculator {
+    /// The exact path.
+    scanner: json::Scanner,
     /// The wanted keys; column `i` of the decoder is key `i`.
     names: Vec<String>,
     shape: Option<Shape>,
@@ -55,15 +57,46 @@ const LEARNED_BYTES_MAX: usize = 1 << 16;
 impl Speculator {
     /// `names`: the wanted keys; key `i` gives column `i` of the decoder.
     pub fn new(names: Vec<String>) -> Speculator {
-        Speculator { names, shape: None, missed_in_row: 0, hits: 0, misses: 0, resting: 0, rest: REST_MIN }
+        Speculator {
+            scanner: json::Scanner::new(names.clone()),
+            names,
+            shape: None,
+            missed_in_row: 0,
+            hits: 0,
+            misses: 0,
+            resting: 0,
+            rest: REST_MIN,
+        }
     }
 
-    /// Appends records of `block` from its start on to `decoder` until one does not have the shape. Returns the bytes that
-    /// were consumed: up to the start of the next record.
-    pub fn run(&mut self, block: &[u8], limits: ScanLimits, decoder: &mut Decoder) -> usize {
-        if self.resting > 0 {
-            return 0;
+    /// Appends records of `block`, which starts at `offset` of the split, to `decoder`: at least one that there is, maybe
+    /// fewer than `limits` allow. `spans` is cleared, then tells what was consumed, which records were malformed, and, if any
+    /// of them may be faulty, the records that were added to the decoder.
+    pub fn read(
+        &mut self,
+        block: &[u8],
+        offset: u64,
+        limits: ScanLimits,
+        decoder: &mut Decoder,
+        spans: &mut Spans,
+    ) -> ScanStop {
+        spans.clear();
+        if self.resting == 0 {
+            spans.consumed = self.run(block, limits, decoder);
+            if spans.consumed > 0 {
+                return ScanStop::Limit;
+            }
         }
+        // After a miss one record is left to the exact path.
+        let records = limits.records.min(self.resting.max(1));
+        let stop = self.scanner.scan(block, ScanLimits { records, ..limits }, spans);
+        self.resting = self.resting.saturating_sub(spans.total());
+        decoder.append(block, offset, spans);
+        stop
+    }
+
+    /// Appends records from the start of `block` on until one does not have the shape. Returns the bytes that were consumed.
+    fn run(&mut self, block: &[u8], limits: ScanLimits, decoder: &mut Decoder) -> usize {
         let base = decoder.rows();
         let (columns, fields) = decoder.columns_mut();
         if self.shape.is_none() {
@@ -102,16 +135,6 @@ impl Speculator {
             self.missed();
         }
         at
-    }
-
-    /// How many records the exact path is to read before the next attempt.
-    pub fn exact_records(&self) -> usize {
-        self.resting.max(1)
-    }
-
-    /// Says that the exact path has read `records`.
-    pub fn exact_read(&mut self, records: usize) {
-        self.resting = self.resting.saturating_sub(records);
     }
 
     fn missed(&mut self) {
