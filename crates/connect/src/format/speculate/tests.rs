@@ -447,7 +447,7 @@ fn values_that_do_not_look_as_expected_do_not_end_a_run() {
         r#"{"a":"7","t":12.50,"u":{"n":1}}"#,
         r#"{"a":null,"t":"日本","u":"\u0041"}"#,
     ];
-    let text = lines.join("\n").repeat(1) + "\n" + &lines.join("\n") + "\n";
+    let text = lines.join("\n") + "\n" + &lines.join("\n") + "\n";
     let projection = [0, 1, 2];
     let (got, speculated) = read(text.as_bytes(), &fields, &projection, true, || (99, usize::MAX, 1 << 20));
     assert_eq!(got, exact(text.as_bytes(), &fields, &projection));
