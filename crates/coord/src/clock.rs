@@ -24,8 +24,12 @@ use crate::time::Time;
 
 /// Epochs that may be on their way through the slots at once.
 const IN_FLIGHT_MAX: usize = 2;
-/// With an epoch under way, the next one is cut no sooner than this after it.
+/// With an epoch under way, or with input that no session waits for, the next one is cut no sooner than this after it.
 const CUT_INTERVAL: Duration = Duration::from_millis(5);
+/// The same while a job cannot keep up with the epochs: each costs it a round through its slots, however few the rows.
+const CUT_INTERVAL_LAGGING: Duration = Duration::from_millis(100);
+/// A job that lags by so many epochs cannot keep up.
+const LAG_MAX: u64 = 16;
 /// Input rows below this go to one slot whole; splitting them would cost more than it gains.
 const SPLIT_ROWS_MIN: usize = 1024;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
@@ -331,7 +335,7 @@ impl ClockLoop {
         let now = self.time.now_us();
         let mut due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
-            let cut_at = self.last_cut_us + CUT_INTERVAL.as_micros() as i64;
+            let cut_at = self.last_cut_us + self.interval_us();
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
         }
         due.map(|at| Duration::from_micros(at.saturating_sub(now).max(0) as u64))
@@ -340,6 +344,20 @@ impl ClockLoop {
     fn has_input(&self) -> bool {
         let pending = self.clock.pending.lock();
         pending.logged || !pending.inputs.is_empty()
+    }
+
+    /// Whether a session waits for the open epoch.
+    fn is_urgent(&self) -> bool {
+        self.clock.pending.lock().logged
+    }
+
+    /// How far cuts that nobody waits for are apart.
+    fn interval_us(&self) -> i64 {
+        let lags = |job: &JobState| {
+            !job.attached && job.finished_epoch().is_some_and(|done| self.cut.0.saturating_sub(done.0) > LAG_MAX)
+        };
+        let interval = if self.jobs.values().any(lags) { CUT_INTERVAL_LAGGING } else { CUT_INTERVAL };
+        interval.as_micros() as i64
     }
 
     fn in_flight(&self) -> usize {
@@ -401,8 +419,9 @@ impl ClockLoop {
             return;
         }
         let in_flight = self.in_flight();
-        let spaced = now - self.last_cut_us >= CUT_INTERVAL.as_micros() as i64;
-        if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && spaced) {
+        let spaced = now - self.last_cut_us >= self.interval_us();
+        let urgent = timer_due || self.is_urgent();
+        if (in_flight == 0 && urgent) || (in_flight < IN_FLIGHT_MAX && spaced) {
             self.cut_epoch(now);
         }
     }
