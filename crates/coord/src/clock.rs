@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -32,6 +32,10 @@ const CUT_INTERVAL_LAGGING: Duration = Duration::from_millis(100);
 const LAG_MAX: u64 = 16;
 /// Input rows below this go to one slot whole; splitting them would cost more than it gains.
 const SPLIT_ROWS_MIN: usize = 1024;
+/// Input that may wait for the next cut before sources pause.
+const PENDING_BYTES_MAX: usize = 32 << 20;
+/// What may wait for sinks before sources pause, where they wait for sinks.
+const SINK_BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
 const ATTACH_LAG_MAX: u64 = 2;
 /// Epoch numbers are reserved in the log in blocks of this size, so that none is used twice.
@@ -101,6 +105,10 @@ pub struct Durable {
 /// The side of the clock that sessions, sources and sinks touch.
 pub struct Clock {
     pub time: Time,
+    /// Bytes that wait to be written by sinks.
+    pub sink_backlog: Arc<AtomicUsize>,
+    /// Whether sources wait for sinks: where one script owns everything. Else a sink that does not keep up stops alone.
+    sources_wait: AtomicBool,
     open: RwLock<Epoch>,
     pending: Mutex<Pending>,
     events: Sender<Event>,
@@ -131,6 +139,8 @@ impl Clock {
         let before = Epoch(first.0 - 1);
         let clock = Clock {
             time,
+            sink_backlog: Arc::default(),
+            sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
             events,
@@ -204,6 +214,18 @@ impl Clock {
     /// When a split of any gate falls idle next.
     fn next_idle_us(&self) -> Option<i64> {
         self.gates.read().values().filter_map(|g| g.next_idle_us()).min()
+    }
+
+    /// Lets sources wait for sinks from now on.
+    pub fn let_sources_wait(&self) {
+        self.sources_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the flow cannot take more rows of sources now.
+    pub fn is_full(&self) -> bool {
+        let sinks = self.sources_wait.load(Ordering::Relaxed)
+            && self.sink_backlog.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX;
+        sinks || self.pending_bytes() > PENDING_BYTES_MAX
     }
 
     /// Bytes of input that wait for the next cut.

@@ -20,8 +20,6 @@ use crate::gate::Late;
 use crate::sides;
 use crate::sources::{Positions, READ_BYTES, READ_ROWS, SourceHandle};
 
-/// Input that may wait for the next cut before readers pause.
-const PENDING_BYTES_MAX: usize = 32 << 20;
 /// How long a reader that must wait for the flow sleeps at a time.
 const BACK_PRESSURE_WAIT: Duration = Duration::from_millis(1);
 /// Late rows are shown whole: after one, all columns are read for so many portions.
@@ -111,7 +109,7 @@ impl Driver {
                 return Turn::Stop;
             }
         }
-        while self.clock.pending_bytes() > PENDING_BYTES_MAX {
+        while self.clock.is_full() {
             std::thread::sleep(BACK_PRESSURE_WAIT);
             if handle.state.lock().stopped {
                 return Turn::Stop;
