@@ -406,7 +406,14 @@ impl ClockLoop {
             }
             Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
             Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
-            Event::Deploy(deploy) => self.deploy(deploy),
+            Event::Deploy(deploy) => {
+                // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
+                // snapshot.
+                if self.has_input() {
+                    self.cut_epoch(self.time.now_us());
+                }
+                self.deploy(deploy);
+            }
             Event::Remove { relations, reply } => {
                 for relation in relations {
                     self.remove(relation);
