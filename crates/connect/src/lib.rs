@@ -20,6 +20,7 @@ pub mod blackhole;
 pub mod datagen;
 pub mod file;
 pub mod nexmark;
+pub mod stdout;
 
 pub use options::{OptionSpec, Options};
 pub use sink::{SinkConnector, SinkRequest, SinkWriter};
@@ -31,7 +32,7 @@ use flow::{Error, Result, SqlState};
 
 static SOURCES: &[&dyn SourceConnector] =
     &[&file::FileConnector, &nexmark::NexmarkConnector, &datagen::DatagenConnector];
-static SINKS: &[&dyn SinkConnector] = &[&file::FileConnector, &blackhole::BlackholeConnector];
+static SINKS: &[&dyn SinkConnector] = &[&file::FileConnector, &stdout::StdoutConnector, &blackhole::BlackholeConnector];
 
 /// The source connector of this name, as in `WITH (connector = '…')`. Errors: `42704` with the names that exist.
 pub fn source(name: &str) -> Result<&'static dyn SourceConnector> {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -24,10 +24,18 @@ use crate::time::Time;
 
 /// Epochs that may be on their way through the slots at once.
 const IN_FLIGHT_MAX: usize = 2;
-/// With an epoch under way, the next one is cut no sooner than this after it.
+/// With an epoch under way, or with input that no session waits for, the next one is cut no sooner than this after it.
 const CUT_INTERVAL: Duration = Duration::from_millis(5);
+/// The same while a job cannot keep up with the epochs: each costs it a round through its slots, however few the rows.
+const CUT_INTERVAL_LAGGING: Duration = Duration::from_millis(100);
+/// A job that lags by so many epochs cannot keep up.
+const LAG_MAX: u64 = 16;
 /// Input rows below this go to one slot whole; splitting them would cost more than it gains.
 const SPLIT_ROWS_MIN: usize = 1024;
+/// Input that may wait for the next cut before sources pause.
+const PENDING_BYTES_MAX: usize = 32 << 20;
+/// What may wait for sinks before sources pause, where they wait for sinks.
+const SINK_BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
 const ATTACH_LAG_MAX: u64 = 2;
 /// Epoch numbers are reserved in the log in blocks of this size, so that none is used twice.
@@ -97,6 +105,10 @@ pub struct Durable {
 /// The side of the clock that sessions, sources and sinks touch.
 pub struct Clock {
     pub time: Time,
+    /// Bytes that wait to be written by sinks.
+    pub sink_backlog: Arc<AtomicUsize>,
+    /// Whether sources wait for sinks: where one script owns everything. Else a sink that does not keep up stops alone.
+    sources_wait: AtomicBool,
     open: RwLock<Epoch>,
     pending: Mutex<Pending>,
     events: Sender<Event>,
@@ -127,6 +139,8 @@ impl Clock {
         let before = Epoch(first.0 - 1);
         let clock = Clock {
             time,
+            sink_backlog: Arc::default(),
+            sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
             events,
@@ -200,6 +214,18 @@ impl Clock {
     /// When a split of any gate falls idle next.
     fn next_idle_us(&self) -> Option<i64> {
         self.gates.read().values().filter_map(|g| g.next_idle_us()).min()
+    }
+
+    /// Lets sources wait for sinks from now on.
+    pub fn let_sources_wait(&self) {
+        self.sources_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the flow cannot take more rows of sources now.
+    pub fn is_full(&self) -> bool {
+        let sinks = self.sources_wait.load(Ordering::Relaxed)
+            && self.sink_backlog.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX;
+        sinks || self.pending_bytes() > PENDING_BYTES_MAX
     }
 
     /// Bytes of input that wait for the next cut.
@@ -331,7 +357,7 @@ impl ClockLoop {
         let now = self.time.now_us();
         let mut due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
-            let cut_at = self.last_cut_us + CUT_INTERVAL.as_micros() as i64;
+            let cut_at = self.last_cut_us + self.interval_us();
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
         }
         due.map(|at| Duration::from_micros(at.saturating_sub(now).max(0) as u64))
@@ -340,6 +366,20 @@ impl ClockLoop {
     fn has_input(&self) -> bool {
         let pending = self.clock.pending.lock();
         pending.logged || !pending.inputs.is_empty()
+    }
+
+    /// Whether a session waits for the open epoch.
+    fn is_urgent(&self) -> bool {
+        self.clock.pending.lock().logged
+    }
+
+    /// How far cuts that nobody waits for are apart.
+    fn interval_us(&self) -> i64 {
+        let lags = |job: &JobState| {
+            !job.attached && job.finished_epoch().is_some_and(|done| self.cut.0.saturating_sub(done.0) > LAG_MAX)
+        };
+        let interval = if self.jobs.values().any(lags) { CUT_INTERVAL_LAGGING } else { CUT_INTERVAL };
+        interval.as_micros() as i64
     }
 
     fn in_flight(&self) -> usize {
@@ -366,7 +406,14 @@ impl ClockLoop {
             }
             Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
             Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
-            Event::Deploy(deploy) => self.deploy(deploy),
+            Event::Deploy(deploy) => {
+                // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
+                // snapshot.
+                if self.has_input() {
+                    self.cut_epoch(self.time.now_us());
+                }
+                self.deploy(deploy);
+            }
             Event::Remove { relations, reply } => {
                 for relation in relations {
                     self.remove(relation);
@@ -401,8 +448,9 @@ impl ClockLoop {
             return;
         }
         let in_flight = self.in_flight();
-        let spaced = now - self.last_cut_us >= CUT_INTERVAL.as_micros() as i64;
-        if in_flight == 0 || (in_flight < IN_FLIGHT_MAX && spaced) {
+        let spaced = now - self.last_cut_us >= self.interval_us();
+        let urgent = timer_due || self.is_urgent();
+        if (in_flight == 0 && urgent) || (in_flight < IN_FLIGHT_MAX && spaced) {
             self.cut_epoch(now);
         }
     }

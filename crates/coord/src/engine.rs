@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use plan::process::{Terminal, ViewTraits};
 use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
-use plan::{ProcessPlan, StreamNode};
+use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
 use runtime::{Budget, FromSlot, Worker};
 use state::{Pin, Pins, Snapshot};
@@ -373,6 +373,13 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         let engine = Arc::clone(self);
         let (oid, wanted) = (relation.oid, inputs.clone());
+        for input in &inputs {
+            let columns = plan.tasks.iter().filter_map(|task| match &task.op {
+                TaskOp::Relation { relation, columns } if relation == input => Some(columns.iter().copied()),
+                _ => None,
+            });
+            self.sources.want(*input, oid, columns.flatten().collect());
+        }
         let deploy = Deploy {
             relation: oid,
             plan: Arc::new(plan),

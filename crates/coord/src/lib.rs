@@ -10,6 +10,7 @@
 pub mod backfill;
 pub mod clock;
 pub mod connectors;
+mod driver;
 pub mod engine;
 pub mod execution;
 pub mod gate;

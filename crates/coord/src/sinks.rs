@@ -41,11 +41,32 @@ struct Running {
 }
 
 /// What a sink's thread tells about itself.
-#[derive(Default)]
-pub struct SinkShared {
+struct SinkShared {
     backlog: AtomicUsize,
     published: AtomicU64,
     rows: AtomicU64,
+    /// The backlogs of all sinks together.
+    all: Arc<AtomicUsize>,
+}
+
+impl SinkShared {
+    /// Counts changes that wait. Returns what this sink has waiting then.
+    fn add(&self, bytes: usize) -> usize {
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+        self.backlog.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+        self.backlog.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for SinkShared {
+    fn drop(&mut self) {
+        // What nobody will write any more does not wait.
+        self.all.fetch_sub(*self.backlog.get_mut(), Ordering::Relaxed);
+    }
 }
 
 /// For `SHOW SINKS`.
@@ -72,7 +93,12 @@ impl Sinks {
     /// Starts the thread that writes sink `relation`.
     pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>) -> Result<()> {
         let (sender, receiver) = unbounded();
-        let shared = Arc::new(SinkShared::default());
+        let shared = Arc::new(SinkShared {
+            backlog: AtomicUsize::new(0),
+            published: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            all: Arc::clone(&self.clock.sink_backlog),
+        });
         let thread = SinkThread {
             writer,
             shared: Arc::clone(&shared),
@@ -101,7 +127,7 @@ impl Sinks {
         let running = self.running.lock();
         let Some(sink_thread) = running.get(&sink) else { return };
         let bytes = changes.as_ref().map_or(0, ChangeBatch::bytes);
-        let backlog = sink_thread.shared.backlog.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let backlog = sink_thread.shared.add(bytes);
         if backlog > BACKLOG_BYTES_MAX {
             let error = Error::new(SqlState::OutOfMemory, "the sink does not keep up")
                 .with_detail(format!(
@@ -237,7 +263,7 @@ impl SinkThread {
         for changes in changes {
             let bytes = changes.bytes();
             self.writer.write(epoch, &changes)?;
-            self.shared.backlog.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.remove(bytes);
         }
         Ok(())
     }

@@ -6,31 +6,25 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use catalog::Watermark;
-use connect::{BadRecord, Offset, Progress, ReadOutcome, ReadState, Source, SourceReader, Split};
-use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
+use connect::{Offset, Progress, ReadState, Source, SourceReader, Split};
+use flow::{Epoch, Error, RelationId, Result};
 use parking_lot::{Condvar, Mutex};
 use runtime::slot::Shared;
-use tracing::{info, warn};
 
 use crate::backfill::Rows;
-use crate::clock::{Clock, Event};
+use crate::clock::Clock;
+use crate::driver::Driver;
 use crate::gate::Gate;
-use crate::sides::{self, SideTable};
+use crate::sides::SideTable;
 use crate::table::Table;
 
-/// Input that may wait for the next cut before readers pause.
-const PENDING_BYTES_MAX: usize = 32 << 20;
 /// One portion of a split.
-const READ_ROWS: usize = 8192;
-const READ_BYTES: usize = 4 << 20;
-/// How long a reader that must wait for the flow sleeps at a time.
-const BACK_PRESSURE_WAIT: Duration = Duration::from_millis(1);
+pub(crate) const READ_ROWS: usize = 8192;
+pub(crate) const READ_BYTES: usize = 4 << 20;
 
 /// Positions of all splits.
 pub type Positions = BTreeMap<Split, Offset>;
@@ -41,9 +35,9 @@ pub struct SourceHandle {
     pub source: Arc<dyn Source>,
     /// Before every reader, if the source declares a watermark.
     pub gate: Option<Arc<Gate>>,
-    sides: Mutex<Sides>,
-    state: Mutex<State>,
-    wake: Condvar,
+    pub(crate) sides: Mutex<Sides>,
+    pub(crate) state: Mutex<State>,
+    pub(crate) wake: Condvar,
 }
 
 /// Where the source's late rows and malformed records go.
@@ -61,22 +55,26 @@ impl Sides {
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     /// Jobs that read the source.
-    consumers: HashSet<RelationId>,
+    pub(crate) consumers: HashSet<RelationId>,
+    /// The columns that each job reads, from before it is deployed on.
+    pub(crate) wanted: HashMap<RelationId, Vec<usize>>,
+    /// Grows whenever `wanted` does.
+    pub(crate) wishes: u64,
     /// Readers wait until a script has declared all of its views.
-    paused: bool,
+    pub(crate) paused: bool,
     running: bool,
-    stopped: bool,
+    pub(crate) stopped: bool,
     /// Positions after each epoch that has input of this source; the newest last.
-    history: BTreeMap<Epoch, Positions>,
+    pub(crate) history: BTreeMap<Epoch, Positions>,
     /// All splits of a bounded source are read; everything is in epochs up to this one.
-    ended: Option<Epoch>,
-    failed: Option<Error>,
-    skipped: u64,
-    rows: u64,
+    pub(crate) ended: Option<Epoch>,
+    pub(crate) failed: Option<Error>,
+    pub(crate) skipped: u64,
+    pub(crate) rows: u64,
     /// What is read and known, over all splits, in the connector's unit.
-    progress: Progress,
+    pub(crate) progress: Progress,
 }
 
 /// What `SHOW SOURCES` and the script runner want to know.
@@ -292,7 +290,7 @@ impl Sources {
         };
         handle.wake.notify_all();
         if start {
-            let driver = Driver { handle, clock: Arc::clone(&self.clock), shared: self.shared.clone() };
+            let driver = Driver::new(handle, Arc::clone(&self.clock), self.shared.clone())?;
             std::thread::Builder::new()
                 .name(format!("source-{relation}"))
                 .spawn(move || driver.run())
@@ -301,224 +299,22 @@ impl Sources {
         Ok(())
     }
 
+    /// Says which columns a job will read; before it is deployed, so that no row reaches it without them.
+    pub fn want(&self, relation: RelationId, job: RelationId, columns: Vec<usize>) {
+        if let Some(handle) = self.get(relation) {
+            let mut state = handle.state.lock();
+            state.wanted.insert(job, columns);
+            state.wishes += 1;
+        }
+    }
+
     /// A job is gone. Without readers the source stands still.
     pub fn unsubscribe(&self, job: RelationId) {
         for handle in self.all() {
-            handle.state.lock().consumers.remove(&job);
-        }
-    }
-}
-
-struct OpenSplit {
-    split: Split,
-    reader: Box<dyn SourceReader>,
-    at: Offset,
-    ended: bool,
-}
-
-/// Which offsets of a paced source are due. Time in which nobody reads the source does not count; time in which the flow
-/// cannot take more does, so that the rate holds over a stall.
-struct Pace {
-    /// Offsets a second.
-    rate: u64,
-    /// What was due at `since_us`.
-    due: f64,
-    since_us: i64,
-}
-
-impl Pace {
-    fn due(&mut self, now_us: i64) -> Offset {
-        let elapsed_us = now_us.saturating_sub(self.since_us).max(0);
-        self.due += elapsed_us as f64 * self.rate as f64 / 1e6;
-        self.since_us = now_us;
-        Offset(self.due as u64)
-    }
-}
-
-/// Whether a reader may go on.
-#[derive(PartialEq, Eq)]
-enum Turn {
-    Read,
-    /// As `Read`, after a time in which nobody wanted rows.
-    Resume,
-    Stop,
-}
-
-/// Reads one source for as long as it lives.
-struct Driver {
-    handle: Arc<SourceHandle>,
-    clock: Arc<Clock>,
-    shared: Shared,
-}
-
-impl Driver {
-    fn run(self) {
-        let handle = &self.handle;
-        if let Err(error) = self.read_all() {
-            warn!(relation = handle.relation.0, %error, "source stopped");
-            let consumers: Vec<RelationId> = {
-                let mut state = handle.state.lock();
-                state.failed = Some(error.clone());
-                state.consumers.iter().copied().collect()
-            };
-            for relation in consumers {
-                self.clock.send(Event::StopJob { relation, error: error.clone() });
-            }
-        }
-    }
-
-    /// Waits until the source may read.
-    fn wait_turn(&self) -> Turn {
-        let handle = &self.handle;
-        let mut turn = Turn::Read;
-        {
             let mut state = handle.state.lock();
-            while !state.stopped && (state.paused || state.consumers.is_empty()) {
-                turn = Turn::Resume;
-                handle.wake.wait(&mut state);
-            }
-            if state.stopped {
-                return Turn::Stop;
-            }
-        }
-        while self.clock.pending_bytes() > PENDING_BYTES_MAX {
-            std::thread::sleep(BACK_PRESSURE_WAIT);
-            if handle.state.lock().stopped {
-                return Turn::Stop;
-            }
-        }
-        turn
-    }
-
-    fn read_all(&self) -> Result<()> {
-        let (handle, source) = (&self.handle, &self.handle.source);
-        let mut open: Vec<OpenSplit> = Vec::new();
-        let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
-        loop {
-            for split in source.splits()? {
-                if !open.iter().any(|o| o.split == split) {
-                    if let Some(gate) = &handle.gate {
-                        gate.add_split(&split, self.clock.time.now_us());
-                    }
-                    let reader = source.reader(&split, None)?;
-                    open.push(OpenSplit { split, reader, at: Offset::START, ended: false });
-                }
-            }
-            let mut more = false;
-            for n in 0..open.len() {
-                if open[n].ended {
-                    continue;
-                }
-                let turn = self.wait_turn();
-                if turn == Turn::Stop {
-                    return Ok(());
-                }
-                let due = pace.as_mut().map(|pace| {
-                    let now_us = self.clock.time.now_us();
-                    if turn == Turn::Resume {
-                        pace.since_us = now_us;
-                    }
-                    pace.due(now_us)
-                });
-                if due.is_some_and(|due| due <= open[n].at) {
-                    continue;
-                }
-                let OpenSplit { reader, at, ended, .. } = &mut open[n];
-                let outcome = reader.read(*at, READ_ROWS, READ_BYTES, due)?;
-                *at = outcome.next;
-                // What ends before its limit has ended; what reaches it waits for the next.
-                *ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
-                more |= outcome.state == ReadState::More;
-                self.deliver(&open, n, outcome)?;
-            }
-            if open.iter().all(|o| o.ended) {
-                // An epoch of its own, so that waiting for it is waiting for everything before it.
-                self.clock.commit(true, |epoch| {
-                    handle.state.lock().ended = Some(epoch);
-                    Ok(Vec::new())
-                })?;
-                info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
-                return Ok(());
-            }
-            if !more {
-                let mut state = handle.state.lock();
-                if state.stopped {
-                    return Ok(());
-                }
-                handle.wake.wait_for(&mut state, source.poll_interval());
-                if state.stopped {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Hands what was read of split `n` to the flow, in the epoch that is open.
-    fn deliver(&self, open: &[OpenSplit], n: usize, outcome: ReadOutcome) -> Result<()> {
-        let handle = &self.handle;
-        let (rows, errors) = (outcome.batch.num_rows() as u64, outcome.errors.len() as u64);
-        let ended = open[n].ended;
-        if rows == 0 && errors == 0 {
-            if let (true, Some(gate)) = (ended, &handle.gate) {
-                gate.end_split(&open[n].split);
-            }
-            return Ok(());
-        }
-        self.tell(&outcome.errors);
-        metrics::counter!("millstream_source_rows").increment(rows);
-        let progress = open
-            .iter()
-            .map(|o| o.reader.progress())
-            .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
-        let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
-        let split = &open[n];
-        let mut sides = handle.sides.lock();
-        self.clock.commit(false, |epoch| {
-            let mut inputs = Vec::new();
-            let shown = handle.source.split_text(&split.split);
-            let on_time = match &handle.gate {
-                None => outcome.batch,
-                Some(gate) => {
-                    let passed = gate.measure(outcome.batch)?;
-                    let first_row = gate.admit(&split.split, &passed, self.clock.time.now_us())?;
-                    if ended {
-                        gate.end_split(&split.split);
-                    }
-                    if let (Some(late), Some(side)) = (passed.late, &mut sides.late) {
-                        let rows = sides::late_rows(&side.table, &late, &shown, first_row)?;
-                        inputs.push((side.table.relation, side.add(rows, epoch, &self.shared.budget)?));
-                    }
-                    passed.on_time
-                }
-            };
-            if let (false, Some(side)) = (outcome.errors.is_empty(), &mut sides.errors) {
-                let rows = sides::error_rows(&side.table, &outcome.errors, &shown)?;
-                inputs.push((side.table.relation, side.add(rows, epoch, &self.shared.budget)?));
-            }
-            let mut state = handle.state.lock();
-            state.history.insert(epoch, positions);
-            state.rows += rows;
-            state.skipped += errors;
-            state.progress = progress;
-            if on_time.num_rows() > 0 {
-                inputs.push((handle.relation, ChangeBatch::insert(on_time)));
-            }
-            Ok(inputs)
-        })?;
-        let floor = Epoch(self.shared.floor.load(Ordering::Acquire));
-        for side in [&sides.late, &sides.errors].into_iter().flatten() {
-            side.maintain(floor, &self.shared.budget)?;
-        }
-        Ok(())
-    }
-
-    /// Counts malformed records, and logs the first of them.
-    fn tell(&self, errors: &[BadRecord]) {
-        const LOGGED: usize = 10;
-        metrics::counter!("millstream_source_skipped_rows").increment(errors.len() as u64);
-        for bad in errors.iter().take(LOGGED) {
-            let relation = self.handle.relation.0;
-            warn!(relation, line = bad.line, reason = bad.reason, "malformed record skipped");
+            state.consumers.remove(&job);
+            // Who reads more columns than are wanted loses nothing.
+            state.wanted.remove(&job);
         }
     }
 }

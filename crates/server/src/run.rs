@@ -109,6 +109,7 @@ async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
 
 /// Lets the sources go and waits until every bounded one is read and everything that follows from it is done.
 async fn finish_inputs(engine: &Arc<Engine>, quiet: bool) -> Result<()> {
+    engine.clock.let_sources_wait();
     engine.sources.pause(false);
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
     let style = ProgressStyle::with_template("{bar:30} {percent:>3} % {msg}, {eta} to go")

@@ -376,10 +376,7 @@ impl<'a> Reader<'a> {
 
     pub fn query(&mut self) -> Read<Box<ast::Query>> {
         let at = self.parser.peek_token_ref().span.start;
-        let mut query = self.parser.parse_query()?;
-        if windows::may_hold(self.source.text) {
-            windows::expand(&mut query, self.source)?;
-        }
+        let query = self.query_or_change()?;
         if matches!(
             query.body.as_ref(),
             ast::SetExpr::Insert(_) | ast::SetExpr::Update(_) | ast::SetExpr::Delete(_) | ast::SetExpr::Merge(_)
@@ -388,6 +385,15 @@ impl<'a> Reader<'a> {
                 .with_hint("Put the WITH clause into the query of INSERT … SELECT.")
                 .with_position(self.source.position(at))
                 .into());
+        }
+        Ok(query)
+    }
+
+    /// A query, or a data-modifying statement behind WITH.
+    pub(super) fn query_or_change(&mut self) -> Read<Box<ast::Query>> {
+        let mut query = self.parser.parse_query()?;
+        if windows::may_hold(self.source.text) {
+            windows::expand(&mut query, self.source)?;
         }
         Ok(query)
     }

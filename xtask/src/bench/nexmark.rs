@@ -17,7 +17,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--rows full|pruned] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -26,6 +26,8 @@ struct Choice {
     event_rates: Vec<u64>,
     slots: Vec<u64>,
     runs: u64,
+    /// Every event of every kind with all of its columns, whatever the query reads; or only what it reads.
+    full_rows: bool,
     binary: Option<PathBuf>,
     csv: Option<PathBuf>,
 }
@@ -39,6 +41,9 @@ struct Run {
     written_mb: f64,
 }
 
+/// Queries whose windows come out when they close, as in the suite.
+const CLOSING: [&str; 3] = ["q5", "q7", "q8"];
+
 /// The generator alone: every column of every event, and nothing else.
 const GENERATOR: &str = "generator";
 
@@ -49,6 +54,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         event_rates: EVENT_RATES.to_vec(),
         slots: vec![1],
         runs: RUNS,
+        full_rows: true,
         binary: None,
         csv: None,
     };
@@ -62,6 +68,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--event-rate" => choice.event_rates = numbers()?,
             "--slots" => choice.slots = numbers()?,
             "--runs" => choice.runs = number(&value)?.max(1),
+            "--rows" if value == "full" || value == "pruned" => choice.full_rows = value == "full",
             "--binary" => choice.binary = Some(value.into()),
             "--csv" => choice.csv = Some(value.into()),
             _ => return Err(format!("there is no option \"{arg}\"; usage: {USAGE}")),
@@ -99,6 +106,7 @@ fn all_queries(folder: &Path) -> Result<Vec<String>> {
 
 fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     let mut csv = "query,events,event_rate,slots,runs,events_per_s,events_per_cpu_s,events_per_cpu_s_min,events_per_cpu_s_max,wall_s,cpu_s,peak_rss_mb,written_mb\n".to_string();
+    println!("{} rows", if choice.full_rows { "full" } else { "pruned" });
     println!(
         "{:<10} {:>10} {:>5} {:>12} {:>14} {:>29} {:>8} {:>8} {:>10}",
         "query", "event rate", "slots", "events/s", "events/cpu-s", "min – max", "cpu s", "peak MB", "written MB"
@@ -106,7 +114,7 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     for event_rate in &choice.event_rates {
         for slots in &choice.slots {
             for query in &choice.queries {
-                let script = script(query, folder, choice.events, *event_rate)?;
+                let script = script(query, folder, choice, *event_rate)?;
                 let mut runs = Vec::new();
                 for _ in 0..choice.runs {
                     runs.push(one(binary, &script, *slots)?);
@@ -142,12 +150,14 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     Ok(csv)
 }
 
-/// The script of a query: only the sources that it names, so that no run makes events that nobody reads.
-fn script(query: &str, folder: &Path, events: u64, event_rate: u64) -> Result<String> {
+/// The script of a query. With full rows all three sources are read, as in suites where one source makes all events; else
+/// only those that the query names.
+fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64) -> Result<String> {
+    let (events, full) = (choice.events, choice.full_rows);
     let mut script = String::new();
     let source = |table: &str| {
         format!(
-            "CREATE SOURCE {table} WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate});\n"
+            "CREATE SOURCE {table} (WATERMARK FOR date_time AS date_time - INTERVAL '4 seconds') WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, full_rows = {full});\n"
         )
     };
     if query == GENERATOR {
@@ -162,8 +172,13 @@ fn script(query: &str, folder: &Path, events: u64, event_rate: u64) -> Result<St
     let reads = |table: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == table);
     for table in ["person", "auction", "bid"] {
         // `auction` is a column, too.
-        if reads(table) && (text.contains(&format!("FROM {table}")) || text.contains(&format!("JOIN {table}"))) {
+        if ["FROM", "JOIN", "TABLE"].iter().any(|word| text.contains(&format!("{word} {table}"))) {
             script.push_str(&source(table));
+        } else if full {
+            script.push_str(&source(table));
+            script.push_str(&format!(
+                "CREATE SINK no_{table} AS SELECT date_time FROM {table} WHERE date_time < '1970-01-01' WITH (connector = 'blackhole');\n"
+            ));
         }
     }
     if reads("side_input") {
@@ -172,7 +187,8 @@ fn script(query: &str, folder: &Path, events: u64, event_rate: u64) -> Result<St
              INSERT INTO side_input SELECT n, 'value ' || n FROM generate_series(0, 9999) AS s(n);\n",
         );
     }
-    script.push_str(&format!("CREATE SINK out AS {text} WITH (connector = 'blackhole');\n"));
+    let emit = if CLOSING.contains(&query) { "EMIT ON WINDOW CLOSE" } else { "" };
+    script.push_str(&format!("CREATE SINK out AS {text} {emit} WITH (connector = 'blackhole');\n"));
     Ok(script)
 }
 

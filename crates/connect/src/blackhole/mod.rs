@@ -9,7 +9,8 @@ use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 /// `WITH (connector = 'blackhole')`.
 pub struct BlackholeConnector;
 
-static OPTIONS: &[OptionSpec] = &[OptionSpec {
+/// The options of a blackhole sink, as documented in `docs/connectors/blackhole.md`.
+pub static OPTIONS: &[OptionSpec] = &[OptionSpec {
     name: "connector",
     values: "blackhole",
     default: None,

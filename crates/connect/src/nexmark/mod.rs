@@ -173,7 +173,12 @@ impl SourceReader for NexmarkReader {
         let (events, next) = self.events(from.0, stop, max);
         let next = next.max(from.0);
         let rows = RecordBatchOptions::new().with_row_count(Some(events.len()));
-        let columns = columns::generate(&self.options.stream, self.options.kind, &self.columns, &events);
+        let (stream, kind) = (&self.options.stream, self.options.kind);
+        let columns = columns::generate(stream, kind, &self.columns, &events);
+        if self.options.full_rows {
+            let unread = kind.columns().iter().map(|(_, c)| *c).filter(|c| !self.columns.contains(c));
+            std::hint::black_box(columns::generate(stream, kind, &unread.collect::<Vec<_>>(), &events));
+        }
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &rows)?;
         self.position = next;
         let state = if next >= stop { ReadState::End } else { ReadState::More };

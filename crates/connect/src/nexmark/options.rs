@@ -34,6 +34,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     spec("start_time", "a timestamp", Some("2015-07-15 00:00:00"), false, "Event time of the first event."),
     spec("splits", "a number from 1 to 256", Some("1"), false, "Splits of the source; the rows are the same for any."),
+    spec(
+        "full_rows",
+        "true, false",
+        Some("false"),
+        false,
+        "Whether to make every column of a row, also those that nobody reads; for measurements.",
+    ),
     spec("seed", "a number from 0 to 18446744073709551615", Some("0"), false, "Another seed gives other rows."),
     spec(
         "disorder",
@@ -64,6 +71,8 @@ pub struct NexmarkOptions {
     /// Events a second of real time.
     pub rate: Option<u64>,
     pub splits: u64,
+    /// Whether columns that nobody reads are made and thrown away.
+    pub full_rows: bool,
 }
 
 impl NexmarkOptions {
@@ -81,6 +90,7 @@ impl NexmarkOptions {
             events: given("events", 1, EVENTS_MAX)?,
             rate: given("rate", 1, RATE_MAX)?,
             splits: reader.number("splits", 1, SPLITS_MAX)?,
+            full_rows: reader.boolean("full_rows")?,
             stream: Stream {
                 seed: reader.number("seed", 0, u64::MAX)?,
                 event_rate: reader.number("event_rate", 1, RATE_MAX)?,

@@ -7,6 +7,8 @@ fn the_pages_of_the_connectors_list_their_options() {
     let pages = [
         ("file.md", "## Source", connect::file::SOURCE_OPTIONS),
         ("file.md", "## Sink", connect::file::SINK_OPTIONS),
+        ("stdout.md", "## Sink", connect::stdout::OPTIONS),
+        ("blackhole.md", "## Sink", connect::blackhole::OPTIONS),
         ("nexmark.md", "## Source", connect::nexmark::OPTIONS),
         ("datagen.md", "## Source", connect::datagen::OPTIONS),
     ];

@@ -37,7 +37,7 @@ impl Session {
             Show::Objects { kind: ShowKind::Schemas, .. } => text_columns(&["schema"]),
             Show::Objects { kind: ShowKind::Databases, .. } => text_columns(&["database"]),
             Show::Objects { kind: ShowKind::Sources, .. } => {
-                text_columns(&["schema", "name", "connector", "status", "rows", "progress", "error"])
+                text_columns(&["schema", "name", "connector", "status", "rows", "malformed", "progress", "error"])
             }
             Show::Objects { kind: ShowKind::Sinks, .. } => {
                 text_columns(&["schema", "name", "connector", "status", "rows", "epoch", "error"])
@@ -191,6 +191,7 @@ impl Session {
                     connector,
                     Some(word.into()),
                     Some(status.rows.to_string()),
+                    Some(status.skipped.to_string()),
                     Some(format!("{} of {} {}", status.progress.done, status.progress.total, status.unit)),
                     failed.map(|e| e.message().to_string()),
                 ]);

@@ -413,19 +413,20 @@ struct IntervalParts {
 
 impl IntervalParts {
     fn add(&mut self, value: f64, unit: &str) -> Option<()> {
-        let (months, days, micros) = match unit.trim_end_matches('s') {
-            "millennium" | "millennia" => (12_000.0, 0.0, 0.0),
-            "century" | "centurie" | "cent" => (1_200.0, 0.0, 0.0),
-            "decade" => (120.0, 0.0, 0.0),
-            "year" | "yr" | "y" => (12.0, 0.0, 0.0),
-            "month" | "mon" => (1.0, 0.0, 0.0),
-            "week" | "w" => (0.0, 7.0, 0.0),
-            "day" | "d" => (0.0, 1.0, 0.0),
-            "hour" | "hr" | "h" => (0.0, 0.0, 3.6e9),
-            "minute" | "min" | "m" => (0.0, 0.0, 6e7),
-            "second" | "sec" | "" => (0.0, 0.0, 1e6),
-            "millisecond" | "msec" => (0.0, 0.0, 1e3),
-            "microsecond" | "usec" => (0.0, 0.0, 1.0),
+        // PostgreSQL's own words, of which it looks at the first ten letters.
+        let (months, days, micros) = match unit.get(..10).unwrap_or(unit) {
+            "millennium" | "millennia" | "mil" | "mils" => (12_000.0, 0.0, 0.0),
+            "century" | "centuries" | "cent" | "c" => (1_200.0, 0.0, 0.0),
+            "decade" | "decades" | "dec" | "decs" => (120.0, 0.0, 0.0),
+            "year" | "years" | "yr" | "yrs" | "y" => (12.0, 0.0, 0.0),
+            "month" | "months" | "mon" | "mons" => (1.0, 0.0, 0.0),
+            "week" | "weeks" | "w" => (0.0, 7.0, 0.0),
+            "day" | "days" | "d" => (0.0, 1.0, 0.0),
+            "hour" | "hours" | "hr" | "hrs" | "h" => (0.0, 0.0, 3.6e9),
+            "minute" | "minutes" | "min" | "mins" | "m" => (0.0, 0.0, 6e7),
+            "second" | "seconds" | "sec" | "secs" | "s" | "" => (0.0, 0.0, 1e6),
+            "millisecon" | "msecond" | "mseconds" | "msec" | "msecs" | "ms" => (0.0, 0.0, 1e3),
+            "microsecon" | "usecond" | "useconds" | "usec" | "usecs" | "us" => (0.0, 0.0, 1.0),
             _ => return None,
         };
         // Whole months stay months; a part of one becomes days, a part of a day becomes time.

@@ -281,34 +281,76 @@ impl StreamNode {
         Ok(StreamNode::new(StreamOp::Unnest { column }, vec![self], Arc::new(Schema::new(fields)), change_kind, vec![]))
     }
 
-    /// The rows that are final, each once: what `EMIT ON WINDOW CLOSE` asks for. Below projections and filters, so that
-    /// less is held, and within an aggregate, which need not tell what a group was before.
+    /// The rows that are final, each once: what `EMIT ON WINDOW CLOSE` asks for.
     ///
-    /// Errors: `0A000` when no column is an event time.
-    pub fn emit_on_close(mut self) -> Result<StreamNode> {
+    /// Below projections and filters, so that less is held; within an aggregate, which need not tell what a group was before;
+    /// and below aggregates and inner joins that keep windows apart, so that nothing above a closed window ever has to take
+    /// back. Errors: `0A000` when no column is an event time.
+    pub fn emit_on_close(self) -> Result<StreamNode> {
+        if self.is_closed() {
+            return Ok(self);
+        }
         let Some(time) = self.traits.times.first().copied() else {
             return Err(Error::unsupported("EMIT ON WINDOW CLOSE needs a column that says when a row is final")
                 .with_detail("No result column is an event time: none is the time of a source with a watermark, or a window of it, that grouping or joining keeps.")
                 .with_hint("Declare WATERMARK FOR … in the source, group by window_start and window_end, and select one of them."));
         };
-        if self.traits.change_kind == ChangeKind::AppendOnly
-            && matches!(self.op, StreamOp::Aggregate { on_close: true, .. } | StreamOp::EmitOnClose { .. })
-        {
-            return Ok(self);
+        let StreamNode { op, inputs, schema, traits } = self;
+        let timed = |n: &StreamNode| !n.traits.times.is_empty();
+        match op {
+            StreamOp::Project { .. } | StreamOp::Filter { .. } if inputs.iter().all(timed) => {
+                let inputs = inputs.into_iter().map(StreamNode::emit_on_close).collect::<Result<Vec<_>>>()?;
+                let kind = inputs.first().map_or(ChangeKind::Retract, |n| n.traits.change_kind);
+                Ok(StreamNode::new(op, inputs, schema, kind, traits.unique_keys))
+            }
+            StreamOp::Aggregate { group, calls, .. } => {
+                // What may change before the window closes need not be told of.
+                let inputs = inputs.into_iter().map(|n| match n.traits.change_kind {
+                    ChangeKind::Retract if timed(&n) => n.emit_on_close(),
+                    _ => Ok(n),
+                });
+                let inputs = inputs.collect::<Result<Vec<_>>>()?;
+                let op = StreamOp::Aggregate { group, calls, on_close: true };
+                Ok(StreamNode::new(op, inputs, schema, ChangeKind::AppendOnly, traits.unique_keys))
+            }
+            // Windows close before they meet; a pair with one is then never taken back.
+            StreamOp::Join { kind: JoinKind::Inner | JoinKind::LeftSemi, .. }
+                if inputs.iter().any(StreamNode::closes) && inputs.iter().all(|n| n.closes() || n.only_appends()) =>
+            {
+                let inputs = inputs.into_iter().map(|n| if n.closes() { n.emit_on_close() } else { Ok(n) });
+                let inputs = inputs.collect::<Result<Vec<_>>>()?;
+                Ok(StreamNode::new(op, inputs, schema, ChangeKind::AppendOnly, traits.unique_keys))
+            }
+            op => {
+                let keys = traits.unique_keys.clone();
+                let held = StreamNode { op, inputs, schema: Arc::clone(&schema), traits };
+                Ok(StreamNode::new(StreamOp::EmitOnClose { time }, vec![held], schema, ChangeKind::AppendOnly, keys))
+            }
         }
-        let below = matches!(self.op, StreamOp::Project { .. } | StreamOp::Filter { .. })
-            && self.inputs.first().is_some_and(|n| !n.traits.times.is_empty());
-        if below && let Some(input) = self.inputs.pop() {
-            let input = input.emit_on_close()?;
-            let change_kind = input.traits.change_kind;
-            return Ok(StreamNode::new(self.op, vec![input], self.schema, change_kind, self.traits.unique_keys));
+    }
+
+    fn only_appends(&self) -> bool {
+        self.traits.change_kind == ChangeKind::AppendOnly
+    }
+
+    /// Whether the node has windows that can close within it.
+    fn closes(&self) -> bool {
+        let timed = !self.traits.times.is_empty();
+        timed
+            && match &self.op {
+                StreamOp::Aggregate { .. } => true,
+                StreamOp::Project { .. } | StreamOp::Filter { .. } => self.inputs.iter().all(StreamNode::closes),
+                _ => !self.only_appends(),
+            }
+    }
+
+    /// Whether every row is final when it comes.
+    fn is_closed(&self) -> bool {
+        match &self.op {
+            StreamOp::EmitOnClose { .. } | StreamOp::Aggregate { on_close: true, .. } => true,
+            StreamOp::Project { .. } | StreamOp::Filter { .. } => self.inputs.iter().all(StreamNode::is_closed),
+            _ => false,
         }
-        if let StreamOp::Aggregate { group, calls, on_close: false } = self.op {
-            let op = StreamOp::Aggregate { group, calls, on_close: true };
-            return Ok(StreamNode::new(op, self.inputs, self.schema, ChangeKind::AppendOnly, self.traits.unique_keys));
-        }
-        let (schema, keys) = (Arc::clone(&self.schema), self.traits.unique_keys.clone());
-        Ok(StreamNode::new(StreamOp::EmitOnClose { time }, vec![self], schema, ChangeKind::AppendOnly, keys))
     }
 
     /// A join; `on` are pairs of columns of equal types, `filter` is over left columns then right columns.

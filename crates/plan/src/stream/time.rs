@@ -85,7 +85,7 @@ fn unit_us(unit: &str) -> Option<i64> {
 /// The event times of what `op` gives, in its output columns.
 ///
 /// A column stays an event time only where nothing later can change a row that has a final value in it. So a join keeps
-/// only times that its keys equate, and a Top-N only those of its partition.
+/// only times that its keys equate or its conditions bound, and a Top-N only those of its partition.
 pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
     let of = |i: usize| inputs.get(i).map_or(&[][..], |n| n.traits.times.as_slice());
     let found = |i: usize, column: usize| of(i).iter().find(|t| t.column == column);
@@ -115,8 +115,23 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
         StreamOp::TopN { partition, .. } => {
             times.extend(of(0).iter().filter(|t| partition.contains(&t.column)));
         }
-        StreamOp::Join { kind, on, .. } => {
+        StreamOp::Join { kind, on, filter, null_aware: false, .. } => {
             let width = inputs.first().map_or(0, StreamNode::width);
+            // A row that has met its last partner is final in all of its pairs.
+            if let [left, right] = inputs {
+                let [of_left, of_right] = expiries(left, right, on, filter.as_ref());
+                let own = |i: usize, met: TimeColumn| {
+                    let own = found(i, met.column)?;
+                    Some(TimeColumn { column: met.column, after_us: own.after_us.max(met.after_us) })
+                };
+                if !matches!(kind, JoinKind::Right | JoinKind::Full) {
+                    times.extend(of_left.and_then(|met| own(0, met)));
+                }
+                if matches!(kind, JoinKind::Inner | JoinKind::Right) {
+                    let place = |t: TimeColumn| TimeColumn { column: width + t.column, ..t };
+                    times.extend(of_right.and_then(|met| own(1, met)).map(place));
+                }
+            }
             for (left, right) in on {
                 let (Some(l), Some(r)) = (found(0, *left), found(1, *right)) else { continue };
                 let after_us = l.after_us.max(r.after_us);
@@ -129,6 +144,7 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
                 }
             }
         }
+        StreamOp::Join { .. } => {}
     }
     normalise(times)
 }

@@ -22,7 +22,7 @@ impl Reader<'_> {
     /// A statement that begins with WITH: a query, or one that changes rows.
     pub(super) fn with(&mut self) -> Read<Statement> {
         let at = self.position();
-        let query = self.parser.parse_query()?;
+        let query = self.query_or_change()?;
         let ast::Query { with, body, .. } = *query;
         match *body {
             ast::SetExpr::Insert(parsed) => Ok(Statement::Insert(Box::new(self.insert_of(parsed, with, at)?))),

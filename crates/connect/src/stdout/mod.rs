@@ -1,0 +1,180 @@
+//! The sink `stdout`: lines on the server's standard output, for trials and for `millstream run`.
+//!
+//! The lines of an epoch come out together, at its end. Where rows change or disappear, each line says `op` and `epoch` first.
+
+use std::io::{ErrorKind, Write};
+
+use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
+
+use crate::format::Format;
+use crate::format::encode::{Encoder, Lead, LineFormat};
+use crate::options::{OptionReader, OptionSpec};
+use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
+
+/// The options of a stdout sink, as documented in `docs/connectors/stdout.md`.
+pub static OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "connector",
+        values: "stdout",
+        default: None,
+        required: true,
+        meaning: "Chooses this connector.",
+    },
+    OptionSpec {
+        name: "format",
+        values: "json, csv",
+        default: Some("json"),
+        required: false,
+        meaning: "One JSON object a line, or CSV; also written ENCODE JSON or ENCODE CSV.",
+    },
+];
+
+/// Columns in front of rows that change.
+const CHANGE_COLUMNS: [&str; 2] = ["op", "epoch"];
+
+/// `WITH (connector = 'stdout')`.
+pub struct StdoutConnector;
+
+fn encoder(request: &SinkRequest<'_>) -> Result<Encoder> {
+    let reader = OptionReader::new("sink connector \"stdout\"", request.options, OPTIONS)?;
+    let format = reader.one_of("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
+    let format = match format {
+        Format::Csv => LineFormat::Csv { delimiter: b',', null: String::new() },
+        Format::Json => LineFormat::Json,
+    };
+    Encoder::new(&request.schema, format, if request.append_only { &[] } else { &CHANGE_COLUMNS })
+}
+
+impl SinkConnector for StdoutConnector {
+    fn name(&self) -> &'static str {
+        "stdout"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        OPTIONS
+    }
+
+    fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {
+        encoder(request).map(|_| ())
+    }
+
+    fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
+        let encoder = encoder(request)?;
+        Ok(Box::new(LineWriter::new(std::io::stdout(), encoder, request.append_only)))
+    }
+}
+
+/// Writes the lines of each epoch at once.
+struct LineWriter<W> {
+    out: W,
+    encoder: Encoder,
+    append_only: bool,
+    buffer: Vec<u8>,
+    published: Epoch,
+    rows: u64,
+}
+
+impl<W: Write> LineWriter<W> {
+    fn new(out: W, encoder: Encoder, append_only: bool) -> LineWriter<W> {
+        LineWriter { out, encoder, append_only, buffer: Vec::new(), published: Epoch(0), rows: 0 }
+    }
+}
+
+impl<W: Write + Send> SinkWriter for LineWriter<W> {
+    fn write(&mut self, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
+        let times = |row: usize| change.weight(row).unsigned_abs();
+        self.rows += if self.append_only {
+            self.encoder.rows(&change.rows, times, |_| [], &mut self.buffer)?
+        } else {
+            let lead = |row: usize| {
+                let op = if change.weight(row) > 0 { "insert" } else { "delete" };
+                [Lead::Text(op), Lead::Number(epoch.0)]
+            };
+            self.encoder.rows(&change.rows, times, lead, &mut self.buffer)?
+        };
+        Ok(())
+    }
+
+    fn finish_epoch(&mut self, epoch: Epoch, _now_us: i64) -> Result<()> {
+        let written = self.out.write_all(&self.buffer).and_then(|()| self.out.flush());
+        written.map_err(|e| {
+            let state = if e.kind() == ErrorKind::StorageFull { SqlState::DiskFull } else { SqlState::IoError };
+            Error::new(state, format!("could not write to the standard output: {e}"))
+        })?;
+        self.buffer.clear();
+        self.published = epoch;
+        Ok(())
+    }
+
+    fn flush(&mut self, _now_us: i64) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn published(&self) -> Epoch {
+        self.published
+    }
+
+    fn rows_written(&self) -> u64 {
+        self.rows
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, RecordBatch, StringViewArray};
+
+    use super::*;
+    use crate::options::Options;
+
+    fn rows() -> RecordBatch {
+        let a = Arc::new(Int64Array::from(vec![Some(1), None]));
+        let b = Arc::new(StringViewArray::from(vec!["x,y", "z"]));
+        RecordBatch::try_from_iter_with_nullable([("a", a as _, true), ("b", b as _, true)]).unwrap()
+    }
+
+    fn written(options: &[(&str, &str)], append_only: bool, changes: &[(u64, ChangeBatch)]) -> String {
+        let options = Options::new([("connector", "stdout")].iter().chain(options).map(|(k, v)| (*k, *v))).unwrap();
+        let request = SinkRequest { options: &options, schema: rows().schema(), append_only };
+        let mut writer = LineWriter::new(Vec::new(), encoder(&request).unwrap(), append_only);
+        for (epoch, change) in changes {
+            writer.write(Epoch(*epoch), change).unwrap();
+            assert!(writer.published() < Epoch(*epoch));
+            writer.finish_epoch(Epoch(*epoch), 0).unwrap();
+        }
+        // What belongs to no finished epoch never comes out.
+        writer.write(Epoch(99), &ChangeBatch::insert(rows())).unwrap();
+        writer.close().unwrap();
+        String::from_utf8(writer.out).unwrap()
+    }
+
+    #[test]
+    fn lines_come_at_the_end_of_their_epoch() {
+        let one = [(3, ChangeBatch::insert(rows()))];
+        assert_eq!(written(&[], true, &one), "{\"a\":1,\"b\":\"x,y\"}\n{\"a\":null,\"b\":\"z\"}\n");
+        assert_eq!(written(&[("format", "csv")], true, &one), "1,\"x,y\"\n,z\n");
+        let both = [(3, ChangeBatch::insert(rows().slice(0, 1))), (4, ChangeBatch::delete(rows().slice(0, 1)))];
+        assert_eq!(written(&[("format", "csv")], false, &both), "insert,3,1,\"x,y\"\ndelete,4,1,\"x,y\"\n");
+    }
+
+    #[test]
+    fn wrong_options_are_refused() {
+        let refused = |pairs: &[(&str, &str)]| {
+            let options = Options::new(pairs.iter().copied()).unwrap();
+            let request = SinkRequest { options: &options, schema: rows().schema(), append_only: true };
+            StdoutConnector.validate(&request).err().unwrap().state().code().to_string()
+        };
+        assert_eq!(refused(&[("connector", "stdout"), ("format", "xml")]), "22023");
+        assert_eq!(refused(&[("connector", "stdout"), ("path", "x")]), "42704");
+    }
+}

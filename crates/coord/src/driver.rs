@@ -1,0 +1,345 @@
+//! The thread that reads one source: at its pace, only the columns that somebody wants, into the epoch that is open.
+//!
+//! Columns that no job reads are filled with nothing, so that rows keep the relation's schema; no job looks at them. A job that
+//! wants more columns says so before it is deployed, and rows that were read before that are read again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, SchemaRef};
+use connect::{BadRecord, Offset, Progress, ReadOutcome, ReadState, SourceReader, Split};
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
+use runtime::slot::Shared;
+use tracing::{info, warn};
+
+use crate::clock::{Clock, Event};
+use crate::gate::Late;
+use crate::sides;
+use crate::sources::{Positions, READ_BYTES, READ_ROWS, SourceHandle};
+
+/// How long a reader that must wait for the flow sleeps at a time.
+const BACK_PRESSURE_WAIT: Duration = Duration::from_millis(1);
+/// Late rows are shown whole: after one, all columns are read for so many portions.
+const WHOLE_PORTIONS: u32 = 64;
+
+struct OpenSplit {
+    split: Split,
+    reader: Box<dyn SourceReader>,
+    /// What the reader decodes.
+    columns: Vec<usize>,
+    at: Offset,
+    ended: bool,
+}
+
+/// Which offsets of a paced source are due. Time in which nobody reads the source does not count; time in which the flow
+/// cannot take more does, so that the rate holds over a stall.
+struct Pace {
+    /// Offsets a second.
+    rate: u64,
+    /// What was due at `since_us`.
+    due: f64,
+    since_us: i64,
+}
+
+impl Pace {
+    fn due(&mut self, now_us: i64) -> Offset {
+        let elapsed_us = now_us.saturating_sub(self.since_us).max(0);
+        self.due += elapsed_us as f64 * self.rate as f64 / 1e6;
+        self.since_us = now_us;
+        Offset(self.due as u64)
+    }
+}
+
+/// Whether a reader may go on.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Read,
+    /// As `Read`, after a time in which nobody wanted rows.
+    Resume,
+    Stop,
+}
+
+/// Reads one source for as long as it lives.
+pub(crate) struct Driver {
+    handle: Arc<SourceHandle>,
+    clock: Arc<Clock>,
+    shared: Shared,
+    /// A column of nothing for each column of the source, [`READ_ROWS`] long.
+    nothing: Vec<ArrayRef>,
+    /// Portions for which all columns are read.
+    whole: u32,
+}
+
+impl Driver {
+    pub(crate) fn new(handle: Arc<SourceHandle>, clock: Arc<Clock>, shared: Shared) -> Result<Driver> {
+        let fields = handle.source.schema().fields();
+        let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable())).collect::<Result<_>>()?;
+        Ok(Driver { handle, clock, shared, nothing, whole: 0 })
+    }
+
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.read_all() {
+            let handle = &self.handle;
+            warn!(relation = handle.relation.0, %error, "source stopped");
+            let consumers: Vec<RelationId> = {
+                let mut state = handle.state.lock();
+                state.failed = Some(error.clone());
+                state.consumers.iter().copied().collect()
+            };
+            for relation in consumers {
+                self.clock.send(Event::StopJob { relation, error: error.clone() });
+            }
+        }
+    }
+
+    /// Waits until the source may read.
+    fn wait_turn(&self) -> Turn {
+        let handle = &self.handle;
+        let mut turn = Turn::Read;
+        {
+            let mut state = handle.state.lock();
+            while !state.stopped && (state.paused || state.consumers.is_empty()) {
+                turn = Turn::Resume;
+                handle.wake.wait(&mut state);
+            }
+            if state.stopped {
+                return Turn::Stop;
+            }
+        }
+        while self.clock.is_full() {
+            std::thread::sleep(BACK_PRESSURE_WAIT);
+            if handle.state.lock().stopped {
+                return Turn::Stop;
+            }
+        }
+        turn
+    }
+
+    /// The columns to read now, and the version of the wishes that they come from.
+    fn columns(&self) -> (Vec<usize>, u64) {
+        let state = self.handle.state.lock();
+        let mut columns: Vec<usize> = match self.whole {
+            0 => state.wanted.values().flatten().copied().collect(),
+            _ => (0..self.nothing.len()).collect(),
+        };
+        columns.extend(self.handle.gate.as_ref().map(|gate| gate.declared.column));
+        columns.sort_unstable();
+        columns.dedup();
+        (columns, state.wishes)
+    }
+
+    fn read_all(&mut self) -> Result<()> {
+        let (handle, source) = (Arc::clone(&self.handle), Arc::clone(&self.handle.source));
+        let mut open: Vec<OpenSplit> = Vec::new();
+        let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
+        loop {
+            for split in source.splits()? {
+                if !open.iter().any(|o| o.split == split) {
+                    if let Some(gate) = &handle.gate {
+                        gate.add_split(&split, self.clock.time.now_us());
+                    }
+                    let columns = self.columns().0;
+                    let reader = source.reader(&split, Some(&columns))?;
+                    open.push(OpenSplit { split, reader, columns, at: Offset::START, ended: false });
+                }
+            }
+            let mut more = false;
+            for n in 0..open.len() {
+                if open[n].ended {
+                    continue;
+                }
+                let turn = self.wait_turn();
+                if turn == Turn::Stop {
+                    return Ok(());
+                }
+                let due = pace.as_mut().map(|pace| {
+                    let now_us = self.clock.time.now_us();
+                    if turn == Turn::Resume {
+                        pace.since_us = now_us;
+                    }
+                    pace.due(now_us)
+                });
+                if due.is_some_and(|due| due <= open[n].at) {
+                    continue;
+                }
+                let (columns, wishes) = self.columns();
+                if open[n].columns != columns {
+                    open[n].reader = source.reader(&open[n].split, Some(&columns))?;
+                    open[n].columns = columns;
+                }
+                let split = &mut open[n];
+                let from = split.at;
+                let outcome = split.reader.read(from, READ_ROWS, READ_BYTES, due)?;
+                split.at = outcome.next;
+                // What ends before its limit has ended; what reaches it waits for the next.
+                split.ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
+                more |= outcome.state == ReadState::More;
+                if !self.deliver(&open, n, from, outcome, wishes)? {
+                    (open[n].at, open[n].ended, more) = (from, false, true);
+                }
+            }
+            if open.iter().all(|o| o.ended) {
+                // An epoch of its own, so that waiting for it is waiting for everything before it.
+                self.clock.commit(true, |epoch| {
+                    handle.state.lock().ended = Some(epoch);
+                    Ok(Vec::new())
+                })?;
+                info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
+                return Ok(());
+            }
+            if !more {
+                let mut state = handle.state.lock();
+                if state.stopped {
+                    return Ok(());
+                }
+                handle.wake.wait_for(&mut state, source.poll_interval());
+                if state.stopped {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Hands what was read of split `n` from `from` on to the flow, in the epoch that is open. False: a job has wished for
+    /// more columns since, and it must be read again.
+    fn deliver(
+        &mut self,
+        open: &[OpenSplit],
+        n: usize,
+        from: Offset,
+        outcome: ReadOutcome,
+        wishes: u64,
+    ) -> Result<bool> {
+        let handle = Arc::clone(&self.handle);
+        let split = &open[n];
+        let (rows, errors) = (outcome.batch.num_rows() as u64, outcome.errors.len() as u64);
+        self.whole = self.whole.saturating_sub(1);
+        if rows == 0 && errors == 0 {
+            if let (true, Some(gate)) = (split.ended, &handle.gate) {
+                gate.end_split(&split.split);
+            }
+            return Ok(true);
+        }
+        let progress = open
+            .iter()
+            .map(|o| o.reader.progress())
+            .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
+        let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
+        let batch = self.widened(handle.source.schema(), &split.columns, &outcome.batch)?;
+        let mut sides = handle.sides.lock();
+        let (mut delivered, mut late_came) = (true, false);
+        let this = &*self;
+        this.clock.commit(false, |epoch| {
+            let mut state = handle.state.lock();
+            if state.wishes != wishes {
+                delivered = false;
+                return Ok(Vec::new());
+            }
+            let mut inputs = Vec::new();
+            let shown = handle.source.split_text(&split.split);
+            let on_time = match &handle.gate {
+                None => batch,
+                Some(gate) => {
+                    let passed = gate.measure(batch)?;
+                    let first_row = gate.admit(&split.split, &passed, this.clock.time.now_us())?;
+                    if split.ended {
+                        gate.end_split(&split.split);
+                    }
+                    if let (Some(mut late), Some(side)) = (passed.late, &mut sides.late) {
+                        if split.columns.len() < this.nothing.len() {
+                            late = this.whole_rows(&split.split, from, outcome.next, late)?;
+                        }
+                        late_came = true;
+                        let rows = sides::late_rows(&side.table, &late, &shown, first_row)?;
+                        inputs.push((side.table.relation, side.add(rows, epoch, &this.shared.budget)?));
+                    }
+                    passed.on_time
+                }
+            };
+            if let (false, Some(side)) = (outcome.errors.is_empty(), &mut sides.errors) {
+                let rows = sides::error_rows(&side.table, &outcome.errors, &shown)?;
+                inputs.push((side.table.relation, side.add(rows, epoch, &this.shared.budget)?));
+            }
+            state.history.insert(epoch, positions);
+            state.rows += rows;
+            state.skipped += errors;
+            state.progress = progress;
+            if on_time.num_rows() > 0 {
+                inputs.push((handle.relation, ChangeBatch::insert(on_time)));
+            }
+            Ok(inputs)
+        })?;
+        if late_came {
+            self.whole = WHOLE_PORTIONS;
+        }
+        if delivered {
+            metrics::counter!("millstream_source_rows").increment(rows);
+            self.tell(&outcome.errors);
+        }
+        let floor = Epoch(self.shared.floor.load(Ordering::Acquire));
+        for side in [&sides.late, &sides.errors].into_iter().flatten() {
+            side.maintain(floor, &self.shared.budget)?;
+        }
+        Ok(delivered)
+    }
+
+    /// `batch`, which has `columns` of the source, in the source's schema.
+    fn widened(&self, schema: &SchemaRef, columns: &[usize], batch: &RecordBatch) -> Result<RecordBatch> {
+        let rows = batch.num_rows();
+        if columns.len() == self.nothing.len() {
+            return Ok(batch.clone());
+        }
+        let mut wide = Vec::with_capacity(self.nothing.len());
+        for (column, (nothing, field)) in self.nothing.iter().zip(schema.fields()).enumerate() {
+            wide.push(match columns.iter().position(|c| *c == column) {
+                Some(at) => Arc::clone(batch.column(at)),
+                None if rows <= nothing.len() => nothing.slice(0, rows),
+                None => new_null_array(field.data_type(), rows),
+            });
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(Arc::clone(schema), wide, &options)?)
+    }
+
+    /// The late rows with all of their columns: their range is read once more.
+    fn whole_rows(&self, split: &Split, from: Offset, until: Offset, late: Late) -> Result<Late> {
+        let mut reader = self.handle.source.reader(split, None)?;
+        let (mut at, mut batches) = (from, Vec::new());
+        while at < until {
+            let outcome = reader.read(at, READ_ROWS, READ_BYTES, Some(until))?;
+            batches.push(outcome.batch);
+            if outcome.next <= at {
+                break;
+            }
+            at = outcome.next;
+        }
+        let rows = concat_batches(self.handle.source.schema(), &batches)?;
+        let numbers = arrow::array::UInt32Array::from_iter_values(late.numbers.iter().map(|n| *n as u32));
+        let rows = arrow::compute::take_record_batch(&rows, &numbers)
+            .map_err(|_| Error::internal("a range of a source gave other rows when it was read again"))?;
+        Ok(Late { rows, ..late })
+    }
+
+    /// Counts malformed records, and logs the first of them.
+    fn tell(&self, errors: &[BadRecord]) {
+        const LOGGED: usize = 10;
+        metrics::counter!("millstream_source_skipped_rows").increment(errors.len() as u64);
+        for bad in errors.iter().take(LOGGED) {
+            let relation = self.handle.relation.0;
+            warn!(relation, line = bad.line, reason = bad.reason, "malformed record skipped");
+        }
+    }
+}
+
+/// [`READ_ROWS`] values that nobody looks at: NULL, or zero where the column takes no NULL.
+fn nothing(data_type: &DataType, nullable: bool) -> Result<ArrayRef> {
+    let nulls = new_null_array(data_type, READ_ROWS);
+    if nullable {
+        return Ok(nulls);
+    }
+    let zeros = nulls.to_data().into_builder().nulls(None).build()?;
+    Ok(arrow::array::make_array(zeros))
+}
