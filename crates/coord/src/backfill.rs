@@ -240,7 +240,12 @@ impl Backfill {
         self.chunk += 1;
         self.rows = 0;
         let deployment = self.started.deployment;
-        self.worker.broadcast(&ToSlot::BackfillBarrier { deployment, tick, then: self.tick() });
+        self.worker.broadcast(&ToSlot::BackfillBarrier {
+            deployment,
+            tick,
+            then: self.tick(),
+            now_us: self.started.now_us,
+        });
         self.clock.board.set_backfill(self.relation, self.done, self.total.max(self.done));
         match self.chunk.checked_sub(CHUNKS_AHEAD) {
             Some(behind) => Fed::UntilFinished(Tick { epoch: tick.epoch, chunk: behind }),
@@ -252,7 +257,7 @@ impl Backfill {
     fn finish(&mut self) -> Result<Fed> {
         let (deployment, tick) = (self.started.deployment, self.tick());
         let then = Tick::end_of(self.started.first.epoch);
-        self.worker.broadcast(&ToSlot::BackfillBarrier { deployment, tick, then });
+        self.worker.broadcast(&ToSlot::BackfillBarrier { deployment, tick, then, now_us: self.started.now_us });
         self.clock.board.set_backfill(self.relation, self.done, self.done);
         // The job's first epoch has to end, also when nothing else comes.
         self.clock.commit(true, |_| Ok(Vec::new()))?;

@@ -92,6 +92,8 @@ pub struct Started {
     pub snapshot: Epoch,
     /// The job's first chunk, if it back-fills.
     pub first: Tick,
+    /// The processing time of what it reads to start: after that of the snapshot, before that of any later epoch.
+    pub now_us: i64,
 }
 
 /// Durability as committers see it.
@@ -296,6 +298,8 @@ pub struct ClockLoop {
     /// Numbers from here on are not reserved yet.
     reserved: Epoch,
     last_cut_us: i64,
+    /// The newest processing time that was given out.
+    stamped_us: i64,
     timers: Vec<Option<i64>>,
     deliver: Box<dyn Fn(FromSlot) + Send>,
     on_complete: Box<dyn Fn(Epoch) + Send>,
@@ -326,6 +330,7 @@ impl ClockLoop {
             cut,
             reserved,
             last_cut_us: i64::MIN / 2,
+            stamped_us: i64::MIN / 2,
             timers,
             deliver,
             on_complete,
@@ -355,12 +360,23 @@ impl ClockLoop {
     /// How long nothing can become due; `None` for ever.
     fn wait(&self) -> Option<Duration> {
         let now = self.time.now_us();
-        let mut due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).min();
+        let mut due = self.timers().chain(self.clock.next_idle_us()).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
             let cut_at = self.last_cut_us + self.interval_us();
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
         }
         due.map(|at| Duration::from_micros(at.saturating_sub(now).max(0) as u64))
+    }
+
+    /// What jobs wait for in processing time, without what an epoch that was cut already serves.
+    fn timers(&self) -> impl Iterator<Item = i64> {
+        self.timers.iter().flatten().copied().filter(|at| *at > self.stamped_us)
+    }
+
+    /// A processing time that is later than all before, though the system's clock may stand or go back.
+    fn stamp(&mut self, now_us: i64) -> i64 {
+        self.stamped_us = now_us.max(self.stamped_us + 1);
+        self.stamped_us
     }
 
     fn has_input(&self) -> bool {
@@ -443,7 +459,7 @@ impl ClockLoop {
     /// Cuts the open epoch if there is a reason to and room for it.
     pub fn try_cut(&mut self) {
         let now = self.time.now_us();
-        let timer_due = self.timers.iter().flatten().copied().chain(self.clock.next_idle_us()).any(|at| at <= now);
+        let timer_due = self.timers().chain(self.clock.next_idle_us()).any(|at| at <= now);
         if !(self.has_input() || timer_due) {
             return;
         }
@@ -459,6 +475,8 @@ impl ClockLoop {
         if self.clock.durable.borrow().failed.is_some() {
             return;
         }
+        self.last_cut_us = now_us;
+        let now_us = self.stamp(now_us);
         let (pending, watermarks) = {
             let mut open = self.clock.open.write();
             let epoch = *open;
@@ -476,7 +494,6 @@ impl ClockLoop {
             return;
         }
         self.clock.durable.send_modify(|d| d.epoch = epoch);
-        self.last_cut_us = now_us;
         for (relation, changes) in pending.inputs {
             if let Err(cause) = self.send_input(relation, epoch, changes) {
                 // Its readers have missed rows: they must not go on.
@@ -532,7 +549,8 @@ impl ClockLoop {
         self.next_deployment += 1;
         // Epochs up to `cut` have left; the job lives from the open one on.
         let open = self.cut.next();
-        let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 } };
+        let now_us = self.stamp(self.time.now_us());
+        let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
         self.worker.shared().stores.remove(deploy.relation);
         let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
         let mut job =

@@ -71,15 +71,16 @@ pub trait ProcessFunction: Send {
         Ok(())
     }
 
-    /// The earliest timer of this instance in microseconds since the Unix epoch, if one is set. The clock opens an epoch
-    /// when it is due.
+    /// The earliest moment of processing time that this instance waits for, in microseconds since the Unix epoch. An epoch
+    /// is opened when it is due.
     fn next_timer(&self) -> Option<i64> {
         None
     }
 
-    /// Fires every timer due at or before `now_us`, ordered by (time, key). Called before `finish_epoch` of the epoch
-    /// that the timer opened; calling it when no timer is set does nothing.
-    fn on_timer(&mut self, _now_us: i64, _out: &mut dyn Collector) -> Result<()> {
+    /// The processing time of the epoch, equal for all functions and slots: when its input was complete. Called before
+    /// [`finish_epoch`](Self::finish_epoch) of every epoch, after its rows. Later epochs have later times; the portions of what
+    /// a job reads when it starts all have that of its start.
+    fn on_time(&mut self, _now_us: i64) -> Result<()> {
         Ok(())
     }
 

@@ -125,7 +125,7 @@ impl Expr {
         }
     }
 
-    fn children_mut(&mut self) -> Vec<&mut Expr> {
+    pub(crate) fn children_mut(&mut self) -> Vec<&mut Expr> {
         match self {
             Expr::Column(_) | Expr::Literal(_) => vec![],
             Expr::Binary { left, right, .. } => vec![left, right],

@@ -31,6 +31,7 @@ pub mod extreme;
 pub mod format;
 pub mod guard;
 mod library;
+pub mod moment;
 pub mod overload;
 pub mod parse;
 mod ranking;
@@ -116,7 +117,8 @@ fn registry() -> &'static Registry {
             .chain(cast::ARRAY_TARGETS.iter().map(|name| ScalarUDF::from(cast::Cast::new(name))))
             .chain([ScalarUDF::from(single_row::SingleRow::new())])
             .chain(library::functions())
-            .map(Arc::new);
+            .map(Arc::new)
+            .chain(moment::standing(moment::PROCTIME));
         for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(ours) {
             for alias in function.aliases() {
                 scalars.insert(alias.clone(), Arc::clone(&function));

@@ -89,6 +89,14 @@ pub enum TaskOp {
         /// A group comes out once, when it is final; `closes` is set.
         on_close: bool,
     },
+    /// The processing time of the epoch, a timestamptz, as a last column of each row.
+    ProcessingTime,
+    /// Rows that are there while the processing time is at or after every `from` column and before every `until` column, each
+    /// plus so many microseconds. A row with NULL in one of them is never there.
+    TemporalFilter {
+        from: Vec<(usize, i64)>,
+        until: Vec<(usize, i64)>,
+    },
     /// Sessions of each partition: maximal runs of rows whose times are at most `gap_us` apart. Input is append-only. Output:
     /// the keys, `window_start`, `window_end` (the last time plus the gap), then one column per call.
     Session {
@@ -96,9 +104,9 @@ pub enum TaskOp {
         time: usize,
         gap_us: i64,
         calls: Vec<AggCall>,
-        /// A session is final once the watermark has reached its end plus this; `None`: never.
-        after_us: Option<i64>,
-        /// A session comes out once, when it is final; `after_us` is set.
+        /// When a session is final, by an output column, its end; `None`: never.
+        closes: Option<TimeColumn>,
+        /// A session comes out once, when it is final; `closes` is set.
         on_close: bool,
     },
     /// One row for each element of the list in `column`, which gives way to the element; none for NULL or an empty list.
@@ -141,6 +149,8 @@ pub enum TaskOp {
         /// Append the rank as a last `Int64`/`UInt64` column of the output schema.
         emit_rank: bool,
         input_kind: ChangeKind,
+        /// A column of the partition by which its partition is final and can be forgotten.
+        closes: Option<TimeColumn>,
     },
     /// Writes the relation's view store. `key` is a unique key of the rows, if one is known: the store is distributed and
     /// indexed by it; otherwise by the whole row. Emits the epoch's net change for readers downstream.

@@ -14,14 +14,16 @@ mod build;
 mod keys;
 mod lower;
 mod placement;
+mod temporal;
 mod time;
 mod types;
 
 pub(crate) use keys::contains_key;
 pub use lower::lower;
 pub(crate) use placement::placement;
-pub use time::TimeColumn;
+pub(crate) use temporal::unsupported as no_moment;
 pub(crate) use time::expiries;
+pub use time::{TimeClock, TimeColumn};
 pub use types::{canonical_schema, canonical_type};
 
 /// What the changes on an edge can be.
@@ -92,6 +94,13 @@ pub enum StreamOp {
         group: Vec<usize>,
         calls: Vec<AggCall>,
         on_close: bool,
+    },
+    /// The time of the epoch as a last column.
+    ProcessingTime,
+    /// Rows that are there from the latest of some columns on and until the earliest of others, each plus microseconds.
+    TemporalFilter {
+        from: Vec<(usize, i64)>,
+        until: Vec<(usize, i64)>,
     },
     /// Sessions of each partition with aggregates over them.
     Session {

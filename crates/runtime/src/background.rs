@@ -5,9 +5,9 @@
 //! thread wakes up, the system lets it go first, in the middle of a step. Messages stay with the slot; a machine that is
 //! lent gets them when it is back.
 
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{Error, Result, SlotId};
 
 use crate::job::{Machine, Outgoing};
@@ -40,8 +40,13 @@ enum Errand {
 }
 
 /// The slot's end of its background thread, which ends when this is dropped.
+///
+/// The thread sleeps until it is woken by name. To wait for the channel itself would be to give way again and again before
+/// sleeping, and on a busy machine a thread that stands back and gives way may not get its turn for a second.
 pub struct Background {
-    errands: Sender<Errand>,
+    /// Absent only while it is being dropped.
+    errands: Option<Sender<Errand>>,
+    thread: Thread,
     returned: Receiver<Lent>,
 }
 
@@ -55,33 +60,49 @@ impl Background {
             .stack_size(stack_bytes)
             .spawn(move || {
                 stand_back();
-                for errand in todo {
-                    match errand {
-                        Errand::Run(deployment, machine) => {
+                loop {
+                    match todo.try_recv() {
+                        Ok(Errand::Run(deployment, machine)) => {
                             if done.send(turn(deployment, machine)).is_err() {
                                 // The slot is gone: nobody waits for what is left.
                                 return;
                             }
                         }
-                        Errand::Drop(machine) => drop(machine),
+                        Ok(Errand::Drop(machine)) => drop(machine),
+                        Err(TryRecvError::Empty) => std::thread::park(),
+                        Err(TryRecvError::Disconnected) => return,
                     }
                 }
             })
             .map_err(|e| Error::internal(format!("cannot start a slot's background thread: {e}")))?;
-        Ok((Background { errands, returned }, thread))
+        Ok((Background { errands: Some(errands), thread: thread.thread().clone(), returned }, thread))
+    }
+
+    fn send(&self, errand: Errand) {
+        if let Some(errands) = &self.errands {
+            let _ = errands.send(errand);
+            self.thread.unpark();
+        }
     }
 
     /// Lets `machine` do some steps; it comes back by [`returned`](Background::returned).
     pub fn run(&self, deployment: DeploymentId, machine: Box<Machine>) {
-        let _ = self.errands.send(Errand::Run(deployment, machine));
+        self.send(Errand::Run(deployment, machine));
     }
 
     pub fn drop_machine(&self, machine: Box<Machine>) {
-        let _ = self.errands.send(Errand::Drop(machine));
+        self.send(Errand::Drop(machine));
     }
 
     pub fn returned(&self) -> &Receiver<Lent> {
         &self.returned
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.errands = None;
+        self.thread.unpark();
     }
 }
 

@@ -90,6 +90,7 @@ pub enum Outgoing {
         task: usize,
         port: usize,
         tick: Tick,
+        now_us: i64,
         watermark_us: i64,
     },
     /// Net changes of a tick by the terminal task.
@@ -97,9 +98,10 @@ pub enum Outgoing {
         tick: Tick,
         changes: Vec<ChangeBatch>,
     },
-    /// The terminal task has finished the tick; what it promises from then on.
+    /// The terminal task has finished the tick, of this processing time; what it promises from then on.
     Finished {
         tick: Tick,
+        now_us: i64,
         watermark_us: i64,
     },
 }
@@ -471,9 +473,7 @@ impl Machine {
             for (port, promised_us) in grown {
                 function.on_watermark(port, promised_us)?;
             }
-            if tick.is_end() && function.next_timer().is_some_and(|due| due <= now_us) {
-                function.on_timer(now_us, &mut emitted)?;
-            }
+            function.on_time(now_us)?;
             function.finish_epoch(tick.epoch, &mut emitted)?;
             self.dispatch(task, tick, emitted, out)?;
         }
@@ -491,7 +491,7 @@ impl Machine {
             self.levels[level].push_front(work);
         }
         if task + 1 == self.tasks.len() {
-            out.push(Outgoing::Finished { tick, watermark_us });
+            out.push(Outgoing::Finished { tick, now_us, watermark_us });
         }
         for Output { task, port, exchange } in outputs {
             if exchange == Exchange::Forward {
@@ -500,7 +500,7 @@ impl Machine {
                 self.run(Work { task, port, tick, kind }, out)?;
             } else {
                 for slot in 0..self.slots {
-                    out.push(Outgoing::Barrier { slot, task, port, tick, watermark_us });
+                    out.push(Outgoing::Barrier { slot, task, port, tick, now_us, watermark_us });
                 }
             }
         }

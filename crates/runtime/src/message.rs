@@ -56,8 +56,8 @@ pub enum ToSlot {
         epoch: Epoch,
         changes: ChangeBatch,
     },
-    /// The epoch's input is complete; `now_us` is the clock that its timers see, `watermarks` what is promised of the tables
-    /// and sources that declare one, from the epoch's end on.
+    /// The epoch's input is complete; `now_us` is its processing time, later than that of earlier epochs, `watermarks` what is
+    /// promised of the tables and sources that declare one, from the epoch's end on.
     Barrier {
         epoch: Epoch,
         now_us: i64,
@@ -75,6 +75,8 @@ pub enum ToSlot {
         deployment: DeploymentId,
         tick: Tick,
         then: Tick,
+        /// The processing time of the job's start.
+        now_us: i64,
     },
     /// From another slot (or this one): rows of an exchange.
     Exchange {
@@ -90,6 +92,7 @@ pub enum ToSlot {
         task: TaskId,
         port: u16,
         tick: Tick,
+        now_us: i64,
         watermark_us: i64,
     },
     /// A queue has room again.

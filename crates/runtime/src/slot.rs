@@ -218,11 +218,10 @@ impl Slot {
                     }
                 }
             }
-            ToSlot::BackfillBarrier { deployment, tick, then } => {
+            ToSlot::BackfillBarrier { deployment, tick, then, now_us } => {
                 if let Some(job) = self.jobs.get_mut(&deployment) {
                     for leaf in job.leaves.clone() {
-                        let kind =
-                            WorkKind::Barrier { then: Some(then), now_us: i64::MIN, watermark_us: WATERMARK_START };
+                        let kind = WorkKind::Barrier { then: Some(then), now_us, watermark_us: WATERMARK_START };
                         job.enqueue(Work { task: leaf.task, port: 0, tick, kind }, false);
                     }
                 }
@@ -234,14 +233,14 @@ impl Slot {
                 }
                 None => self.hold_early(deployment, ToSlot::Exchange { deployment, task, port, tick, changes }),
             },
-            ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us } => {
+            ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us } => {
                 match self.jobs.get_mut(&deployment) {
                     Some(job) => {
-                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN, watermark_us };
+                        let kind = WorkKind::Barrier { then: None, now_us, watermark_us };
                         job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, false);
                     }
                     None => {
-                        let message = ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us };
+                        let message = ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us };
                         self.hold_early(deployment, message);
                     }
                 }
@@ -339,12 +338,12 @@ impl Slot {
     }
 
     /// Ends an epoch of a view for every leaf that reads it.
-    fn publish_barrier(&mut self, relation: RelationId, tick: Tick, watermark_us: i64) {
+    fn publish_barrier(&mut self, relation: RelationId, tick: Tick, now_us: i64, watermark_us: i64) {
         let Some(readers) = self.readers.get(&relation) else { return };
         for (deployment, task) in readers {
             if let Some(job) = self.jobs.get_mut(deployment) {
                 let then = Some(Tick::end_of(tick.epoch.next()));
-                let kind = WorkKind::Barrier { then, now_us: i64::MIN, watermark_us };
+                let kind = WorkKind::Barrier { then, now_us, watermark_us };
                 job.enqueue(Work { task: *task, port: 0, tick, kind }, false);
             }
         }
@@ -421,18 +420,21 @@ impl Slot {
                         self.send(slot, ToSlot::Exchange { deployment, task, port, tick, changes });
                     }
                 }
-                Outgoing::Barrier { slot, task, port, tick, watermark_us } => {
+                Outgoing::Barrier { slot, task, port, tick, now_us, watermark_us } => {
                     if slot == self.id.0 as usize {
                         let Some(job) = self.jobs.get_mut(&deployment) else { return };
-                        let kind = WorkKind::Barrier { then: None, now_us: i64::MIN, watermark_us };
+                        let kind = WorkKind::Barrier { then: None, now_us, watermark_us };
                         job.enqueue(Work { task, port, tick, kind }, false);
                     } else {
                         let (task, port) = (task_id(task), port as u16);
-                        self.send(slot, ToSlot::ExchangeBarrier { deployment, task, port, tick, watermark_us });
+                        let barrier = ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us };
+                        self.send(slot, barrier);
                     }
                 }
                 Outgoing::Result { tick, changes } => self.result(deployment, tick, changes),
-                Outgoing::Finished { tick, watermark_us } => self.finished(deployment, tick, watermark_us),
+                Outgoing::Finished { tick, now_us, watermark_us } => {
+                    self.finished(deployment, tick, now_us, watermark_us)
+                }
             }
         }
     }
@@ -452,10 +454,10 @@ impl Slot {
     }
 
     /// A terminal task has finished a tick.
-    fn finished(&mut self, deployment: DeploymentId, tick: Tick, watermark_us: i64) {
+    fn finished(&mut self, deployment: DeploymentId, tick: Tick, now_us: i64, watermark_us: i64) {
         let Some(job) = self.jobs.get(&deployment) else { return };
         match job.end {
-            End::View(relation) if tick.is_end() => self.publish_barrier(relation, tick, watermark_us),
+            End::View(relation) if tick.is_end() => self.publish_barrier(relation, tick, now_us, watermark_us),
             End::View(_) => {}
             End::Sink(sink) => {
                 (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes: None });

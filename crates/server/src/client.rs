@@ -130,6 +130,11 @@ pub fn server_error(e: &tokio_postgres::Error) -> Error {
 
 /// Prints aligned columns with a header, as psql does.
 pub fn print_table(header: &[String], rows: &[Vec<String>]) {
+    print!("{}", table(header, rows));
+}
+
+/// A table as psql draws it, with its line ends.
+pub fn table(header: &[String], rows: &[Vec<String>]) -> String {
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
         cells.chain([header[i].chars().count()]).max().unwrap_or(0)
@@ -137,10 +142,10 @@ pub fn print_table(header: &[String], rows: &[Vec<String>]) {
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: &[String]| {
         let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!(" {c:<w$} ")).collect();
-        println!("{}", padded.join("|").trim_end());
+        format!("{}\n", padded.join("|").trim_end())
     };
-    line(header);
-    println!("{}", widths.iter().map(|w| "-".repeat(w + 2)).collect::<Vec<_>>().join("+"));
-    rows.iter().for_each(|r| line(r));
-    println!("({} {})", rows.len(), if rows.len() == 1 { "row" } else { "rows" });
+    let rule = widths.iter().map(|w| "-".repeat(w + 2)).collect::<Vec<_>>().join("+");
+    let body: String = rows.iter().map(|r| line(r)).collect();
+    let count = format!("({} {})", rows.len(), if rows.len() == 1 { "row" } else { "rows" });
+    format!("{}{rule}\n{body}{count}\n", line(header))
 }

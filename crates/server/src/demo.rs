@@ -12,7 +12,7 @@ use flow::{Error, Result, SqlState};
 use tokio::sync::watch;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::client::{connect, print_table, server_error};
+use crate::client::{connect, server_error, table};
 use crate::config::Config;
 use crate::{DemoArgs, ServerArgs};
 
@@ -99,10 +99,21 @@ async fn show(args: &DemoArgs, folder: &Path, addr: std::net::SocketAddr) -> Res
         let (stop, rate) = (Arc::clone(&stop), args.rate);
         move || follow(&mut orders, rate, &stop)
     });
+    // Also when a signal ends the demo while it shows.
+    let stopping = Stop(Arc::clone(&stop));
     let shown = screens(args, &client, addr, &path).await;
-    stop.store(true, Ordering::Relaxed);
+    drop(stopping);
     writer.await.map_err(|e| Error::internal(format!("writer: {e}")))??;
     shown
+}
+
+/// Stops the writer when the demo ends, however it ends.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Connects once the server listens.
@@ -140,17 +151,30 @@ async fn screens(args: &DemoArgs, client: &Client, addr: std::net::SocketAddr, p
                 _ => {}
             }
         }
-        if terminal {
-            // Home and clear: the table is drawn over the last one.
-            print!("\x1b[H\x1b[2J");
+        // Home and clear: the table is drawn over the last one.
+        let clear = if terminal { "\x1b[H\x1b[2J" } else { "" };
+        let screen = format!(
+            "{clear}Millstream demo: orders arrive in {} ({} a second)\n\n{}\n\
+             read in {:.1} ms, at one epoch: TOTAL is always the sum of the cities\n\
+             connect:  psql -h {} -p {} -U millstream dev\n\
+             try:      SELECT * FROM city_revenue WHERE city = 'Lisbon';\n          \
+             CREATE MATERIALIZED VIEW big AS SELECT * FROM sales WHERE amount > 30;\n\
+             stop:     Ctrl-C\n\n",
+            path.display(),
+            args.rate,
+            table(&header, &rows),
+            took_us as f64 / 1000.0,
+            addr.ip(),
+            addr.port()
+        );
+        let mut out = std::io::stdout().lock();
+        match out.write_all(screen.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // Nobody looks any more.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(e) => return Err(Error::new(SqlState::IoError, format!("cannot show the table: {e}"))),
         }
-        println!("Millstream demo: orders arrive in {} ({} a second)\n", path.display(), args.rate);
-        print_table(&header, &rows);
-        println!("\nread in {:.1} ms, at one epoch: TOTAL is always the sum of the cities", took_us as f64 / 1000.0);
-        println!("connect:  psql -h {} -p {} -U millstream dev", addr.ip(), addr.port());
-        println!("try:      SELECT * FROM city_revenue WHERE city = 'Lisbon';");
-        println!("          CREATE MATERIALIZED VIEW big AS SELECT * FROM sales WHERE amount > 30;");
-        println!("stop:     Ctrl-C\n");
+        drop(out);
         if args.seconds > 0 && time.now_us() - start >= args.seconds as i64 * 1_000_000 {
             return Ok(());
         }

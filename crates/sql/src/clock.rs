@@ -1,6 +1,7 @@
 //! `now()` and its relatives, bound to one moment: the start of the transaction, which the caller gives.
 //!
-//! A statement sees one time. Standing queries have none, and are refused with a position before planning.
+//! A statement sees one time. Standing queries know `now()` in conditions and `PROCTIME()` as a column, which the planner makes
+//! operators of; what else they ask of the clock is refused with a position before planning.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use plan::functions::zone::Zone;
 const US_PER_DAY: i64 = 86_400_000_000;
 
 /// The functions whose value is the time.
-pub(crate) const FUNCTIONS: [&str; 11] = [
+pub(crate) const FUNCTIONS: [&str; 12] = [
     "now",
     "current_timestamp",
     "transaction_timestamp",
@@ -27,6 +28,7 @@ pub(crate) const FUNCTIONS: [&str; 11] = [
     "localtime",
     "localtimestamp",
     "timeofday",
+    "proctime",
 ];
 
 /// The function `name` with the value that it has at `now_us` (microseconds since 1970 UTC) in `zone`; `None` if it is not
@@ -34,9 +36,12 @@ pub(crate) const FUNCTIONS: [&str; 11] = [
 pub(crate) fn function(name: &str, now_us: i64, zone: &Zone) -> Option<Arc<ScalarUDF>> {
     let local = zone.to_local(now_us).unwrap_or(now_us);
     let value = match name {
-        "now" | "current_timestamp" | "transaction_timestamp" | "statement_timestamp" | "clock_timestamp" => {
-            ScalarValue::TimestampMicrosecond(Some(now_us), Some("UTC".into()))
-        }
+        "now"
+        | "current_timestamp"
+        | "transaction_timestamp"
+        | "statement_timestamp"
+        | "clock_timestamp"
+        | "proctime" => ScalarValue::TimestampMicrosecond(Some(now_us), Some("UTC".into())),
         "current_date" | "today" => {
             ScalarValue::Date32(Some(i32::try_from(local.div_euclid(US_PER_DAY)).unwrap_or(i32::MAX)))
         }

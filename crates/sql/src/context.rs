@@ -209,8 +209,12 @@ impl ContextProvider for Context<'_> {
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
         let name = plain(name);
         let now = self.planner.settings.now_us;
-        if let Some(function) = now.and_then(|now| clock::function(name, now, &self.planner.zone)) {
-            return Some(function);
+        let moment = match now {
+            Some(now) => clock::function(name, now, &self.planner.zone),
+            None => plan::functions::moment::standing(name),
+        };
+        if moment.is_some() {
+            return moment;
         }
         plan::functions::declared(name)
             .or_else(|| self.planner.resolver.function(name))

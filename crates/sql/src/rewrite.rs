@@ -3,11 +3,12 @@
 //! Output columns get Postgres' names (`count`, `?column?`); spellings that DataFusion does not know are replaced by ones
 //! that it does; what Millstream has not, and what DataFusion would silently get wrong, is refused with its position.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, CastKind, Expr, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SetExpr, Spanned, TableFactor, Value, ValueWithSpan, VisitorMut,
+    SetExpr, Spanned, TableFactor, Value, ValueWithSpan, Visitor, VisitorMut,
 };
 use flow::{Error, Result, SqlState};
 
@@ -27,7 +28,7 @@ pub(crate) struct Found {
 
 /// Rewrites `query` in place. `standing`: the query has no clock.
 pub(crate) fn rewrite(query: &mut dyn Walk, source: &Source<'_>, standing: bool) -> Result<Found> {
-    let mut rewriter = Rewriter { source, standing, found: Found::default() };
+    let mut rewriter = Rewriter { source, standing, moments: HashSet::new(), found: Found::default() };
     query.try_walk_mut(&mut rewriter)?;
     Ok(rewriter.found)
 }
@@ -35,7 +36,38 @@ pub(crate) fn rewrite(query: &mut dyn Walk, source: &Source<'_>, standing: bool)
 struct Rewriter<'a> {
     source: &'a Source<'a>,
     standing: bool,
+    /// Where a standing query asks for the time in a place that has an answer: line and column.
+    moments: HashSet<(u64, u64)>,
     found: Found,
+}
+
+/// What a standing query can know in WHERE and HAVING.
+const PRESENT: [&str; 4] = ["now", "current_timestamp", "transaction_timestamp", "statement_timestamp"];
+/// What it can know in a column.
+const COMING: [&str; 1] = ["proctime"];
+
+fn function_name(function: &ast::Function) -> String {
+    function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default()
+}
+
+/// Finds calls of some functions.
+struct Moments<'a> {
+    names: &'a [&'a str],
+    found: &'a mut HashSet<(u64, u64)>,
+}
+
+impl Visitor for Moments<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr
+            && self.names.contains(&function_name(function).as_str())
+        {
+            let start = expr.span().start;
+            self.found.insert((start.line, start.column));
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 type Step = ControlFlow<Box<Error>>;
@@ -153,6 +185,13 @@ impl VisitorMut for Rewriter<'_> {
                 select.span(),
             );
         }
+        if self.standing {
+            let conditions = [&select.selection, &select.having];
+            for condition in conditions.into_iter().flatten() {
+                condition.walk(&mut Moments { names: &PRESENT, found: &mut self.moments });
+            }
+            select.projection.walk(&mut Moments { names: &COMING, found: &mut self.moments });
+        }
         name_columns(select);
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
@@ -225,11 +264,19 @@ impl VisitorMut for Rewriter<'_> {
         rows::comparison(expr);
         match expr {
             Expr::Function(function) if self.standing => {
-                let name = function.name.0.last().and_then(|p| p.as_ident()).map(names::fold).unwrap_or_default();
-                if clock::FUNCTIONS.contains(&name.as_str()) {
+                let name = function_name(function);
+                let start = expr.span().start;
+                if clock::FUNCTIONS.contains(&name.as_str()) && !self.moments.contains(&(start.line, start.column)) {
+                    let hint = match name.as_str() {
+                        name if PRESENT.contains(&name) => {
+                            "Compare a time of the row with now() in WHERE: ts > now() - INTERVAL '1 hour'; PROCTIME() is the time at which a row came."
+                        }
+                        name if COMING.contains(&name) => "Select PROCTIME() as a column, and use the column.",
+                        _ => "Use now() in WHERE or PROCTIME() as a column, or filter by time where you read the view.",
+                    };
                     return self.refuse(
-                        &format!("{name} is not supported in a standing query"),
-                        "Filter by time where you read the view, or write the time into a column.",
+                        &format!("{name} is not supported here in a standing query"),
+                        hint,
                         expr.span(),
                     );
                 }

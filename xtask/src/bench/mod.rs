@@ -5,6 +5,7 @@
 //! checks results fails the command when a check fails.
 
 mod chain;
+mod flat;
 mod isolation;
 mod kill;
 mod load;
@@ -13,6 +14,7 @@ mod nexmark;
 mod reads;
 mod server;
 mod transfers;
+mod visible;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +26,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
 /// The benchmarks, in the order in which they run.
-const NAMES: &[&str] = &["chain", "point", "copy", "idle", "isolation", "transfers", "kill9"];
+const NAMES: &[&str] = &["chain", "point", "copy", "idle", "isolation", "transfers", "visible", "flat", "kill9"];
 
 /// What the command line chooses.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl Options {
     }
 }
 
-pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
 /// An error with its causes; a driver's own text is only "db error".
 fn told(error: &(dyn std::error::Error + 'static)) -> String {
@@ -115,6 +117,8 @@ async fn one(name: &str, options: &Options, report: &mut Report) -> Result<()> {
         "idle" => load::idle(options, report).await,
         "isolation" => isolation::run(options, report).await,
         "transfers" => transfers::run(options, report).await,
+        "visible" => visible::run(options, report).await,
+        "flat" => flat::run(options, report).await,
         "kill9" => kill::run(options, report).await,
         other => Err(format!("no benchmark {other}").into()),
     }

@@ -36,6 +36,7 @@ pub struct Server {
     folder: TempDir,
     process: Child,
     port: u16,
+    http_port: u16,
 }
 
 impl Server {
@@ -45,9 +46,9 @@ impl Server {
             Some(parent) => tempfile::tempdir_in(parent)?,
             None => tempfile::tempdir()?,
         };
-        let port = free_port()?;
-        let process = spawn(&options.binary, folder.path(), port)?;
-        let mut server = Server { binary: options.binary.clone(), folder, process, port };
+        let (port, http_port) = (free_port()?, free_port()?);
+        let process = spawn(&options.binary, folder.path(), port, http_port)?;
+        let mut server = Server { binary: options.binary.clone(), folder, process, port, http_port };
         server.ready().await?;
         Ok(server)
     }
@@ -62,8 +63,8 @@ impl Server {
     /// Starts again on the same folder. Answers with the milliseconds until it took a connection.
     pub async fn restart(&mut self) -> Result<f64> {
         let start = now();
-        self.port = free_port()?;
-        self.process = spawn(&self.binary, self.folder.path(), self.port)?;
+        (self.port, self.http_port) = (free_port()?, free_port()?);
+        self.process = spawn(&self.binary, self.folder.path(), self.port, self.http_port)?;
         self.ready().await?;
         Ok(ms_since(start))
     }
@@ -99,6 +100,11 @@ impl Server {
         Ok(client)
     }
 
+    /// Where it tells its metrics.
+    pub fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
     /// A folder beside the data for files of the benchmark.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
@@ -131,11 +137,11 @@ impl Drop for Server {
     }
 }
 
-fn spawn(binary: &Path, folder: &Path, port: u16) -> Result<Child> {
+fn spawn(binary: &Path, folder: &Path, port: u16, http_port: u16) -> Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
     Command::new(binary)
         .arg("server")
-        .args(["--pg-addr", &format!("127.0.0.1:{port}"), "--http-addr", &format!("127.0.0.1:{}", free_port()?)])
+        .args(["--pg-addr", &format!("127.0.0.1:{port}"), "--http-addr", &format!("127.0.0.1:{http_port}")])
         .args(["--log-level", "warn", "--data-dir"])
         .arg(folder.join("data"))
         .stdin(Stdio::null())

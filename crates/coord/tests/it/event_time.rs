@@ -431,3 +431,47 @@ async fn distinct_values_of_a_closed_window_do_not_count_in_later_ones() {
     assert_eq!(one(&mut s, "SELECT count(*) FROM closed WHERE d = 3 AND total = 6").await, "5");
     instance.close().await;
 }
+
+/// The first rows of each window: their state goes when the window is over, their rows stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_a_top_n_end_with_their_windows() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 32);
+    let mut s = instance.session();
+    ok(
+        &mut s,
+        "CREATE TABLE e (id int, v int, ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '15 seconds') APPEND ONLY",
+    )
+    .await;
+    let select = "SELECT window_start, id, v FROM (SELECT *, row_number() OVER (PARTITION BY window_start, window_end ORDER BY v DESC, id) AS place FROM TUMBLE(e, ts, INTERVAL '10 seconds')) r WHERE place <= 3";
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW best AS {select}")).await;
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW closed AS {select} EMIT ON WINDOW CLOSE")).await;
+    let explained = rows(&mut s, &format!("EXPLAIN (LAYER process) {select}")).await.concat().join("\n");
+    assert!(explained.contains("until window_start is behind the watermark"), "{explained}");
+    let mut rng = Rng::new(seed());
+    for step in 0..80 {
+        let values: Vec<String> = (0..5 + rng.below(10))
+            .map(|n| {
+                let second = step * 3 + 20 - rng.below(20);
+                format!(
+                    "({}, {}, TIMESTAMP '2026-01-01' + {second} * INTERVAL '1 second')",
+                    step * 100 + n,
+                    rng.below(50)
+                )
+            })
+            .collect();
+        ok(&mut s, &format!("INSERT INTO e VALUES {}", values.join(", "))).await;
+        if step % 16 == 15 {
+            let differ = format!(
+                "SELECT count(*) FROM ((SELECT * FROM best EXCEPT ALL {select}) UNION ALL ({select} EXCEPT ALL SELECT * FROM best)) x"
+            );
+            assert_eq!(one(&mut s, &differ).await, "0", "step {step}");
+            assert_eq!(
+                one(&mut s, "SELECT count(*) FROM (SELECT * FROM closed EXCEPT SELECT * FROM best) x").await,
+                "0"
+            );
+        }
+    }
+    assert!(one(&mut s, "SELECT count(*) FROM closed").await.parse::<u32>().unwrap() >= 30);
+    instance.close().await;
+}

@@ -13,6 +13,9 @@ fn events() -> u64 {
 /// Queries over windows, which also stand with EMIT ON WINDOW CLOSE.
 const CLOSING: [&str; 4] = ["q11", "q5", "q7", "q8"];
 
+/// What is left of q12 without its windows, which lie in processing time.
+const WITHOUT_WINDOWS: &str = "SELECT bidder, sum(bid_count)::bigint AS n FROM ({}) q GROUP BY bidder";
+
 /// Names and texts of the queries.
 fn queries() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests/nexmark");
@@ -29,7 +32,7 @@ fn queries() -> Vec<(String, String)> {
         queries.push((name, text));
     }
     queries.sort();
-    assert!(queries.len() >= 15);
+    assert!(queries.len() >= 16);
     queries
 }
 
@@ -65,8 +68,13 @@ async fn views_equal_batch(slots: usize, delay: &str, options: &str) -> u64 {
         ok(&mut s, &format!("CREATE MATERIALIZED VIEW {name} AS {query}")).await;
     }
     for (name, query) in &queries {
-        let mut standing = rows(&mut s, &format!("SELECT * FROM {name}")).await;
-        let mut batch = rows(&mut s, query).await;
+        let (all, query) = (format!("SELECT * FROM {name}"), query.clone());
+        let [all, query] = match name.as_str() {
+            "q12" => [all, query].map(|q| WITHOUT_WINDOWS.replace("{}", &q)),
+            _ => [all, query],
+        };
+        let mut standing = rows(&mut s, &all).await;
+        let mut batch = rows(&mut s, &query).await;
         standing.sort_unstable();
         batch.sort_unstable();
         if CLOSING.contains(&name.as_str()) {

@@ -6,7 +6,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use serde_json::Value;
 
 use super::quoted;
-use super::stream::{aggregate, change_kind, join, list, projected, session, top_n};
+use super::stream::{aggregate, change_kind, join, list, projected, session, temporal, top_n};
 use crate::process::{Exchange, ProcessPlan, Task, TaskOp};
 use crate::stream::{AggCall, AggFunction, ChangeKind, JoinKind};
 
@@ -80,6 +80,8 @@ fn describe(plan: &ProcessPlan, task: &Task) -> String {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", aggregate(group, calls, &input(0)))
         }
+        TaskOp::ProcessingTime => "ProcessingTime".into(),
+        TaskOp::TemporalFilter { from, until } => temporal(from, until, &input(0)),
         TaskOp::Session { keys, gap_us, calls, on_close, .. } => {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", session(keys, *gap_us, calls, &input(0)))
@@ -109,12 +111,16 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
         | TaskOp::Filter { .. }
         | TaskOp::Union
         | TaskOp::Unnest { .. }
+        | TaskOp::ProcessingTime
         | TaskOp::Deliver { .. } => None,
         TaskOp::EmitOnClose { time } => {
-            Some(format!("rows until {} is behind the watermark", list(&task.schema, &[time.column])))
+            Some(format!("rows until {} is behind {}", list(&task.schema, &[time.column]), time.clock.words()))
         }
-        TaskOp::Session { keys, calls, after_us, .. } => {
-            let until = after_us.map_or("", |_| ", until the watermark has passed it");
+        TaskOp::TemporalFilter { .. } => {
+            Some("rows that are there for a time, and those that are not there yet".into())
+        }
+        TaskOp::Session { keys, calls, closes, .. } => {
+            let until = closes.map_or(String::new(), |t| format!(", until it is behind {}", t.clock.words()));
             let per = if keys.is_empty() { String::new() } else { format!(" of each ({})", list(&input(0), keys)) };
             Some(format!("each session{per}: start, end, {}{until}", held(calls, ChangeKind::AppendOnly)))
         }
@@ -127,8 +133,8 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
             Some(match group.is_empty() {
                 true => format!("one group: {what}"),
                 false => {
-                    let until =
-                        closes.map(|t| format!(", until {} is behind the watermark", list(&task.schema, &[t.column])));
+                    let until = closes
+                        .map(|t| format!(", until {} is behind {}", list(&task.schema, &[t.column]), t.clock.words()));
                     format!("for each ({}): {what}{}", list(&input(0), group), until.unwrap_or_default())
                 }
             })
@@ -153,14 +159,18 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
             }
             Some(parts.join("; "))
         }
-        TaskOp::TopN { partition, input_kind, limit, .. } => {
+        TaskOp::TopN { partition, input_kind, limit, closes, .. } => {
             let rows = match (input_kind, limit) {
                 (ChangeKind::AppendOnly, Some(n)) => format!("the first {n} rows"),
                 _ => "all rows in order".to_owned(),
             };
             Some(match partition.is_empty() {
                 true => rows,
-                false => format!("for each ({}): {rows}", list(&input(0), partition)),
+                false => {
+                    let until = closes
+                        .map(|t| format!(", until {} is behind {}", list(&input(0), &[t.column]), t.clock.words()));
+                    format!("for each ({}): {rows}{}", list(&input(0), partition), until.unwrap_or_default())
+                }
             })
         }
         TaskOp::Materialize { .. } => Some("the view's rows".to_owned()),

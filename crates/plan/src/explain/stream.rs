@@ -117,6 +117,8 @@ fn describe(node: &StreamNode) -> String {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", aggregate(group, calls, &input(0)))
         }
+        StreamOp::ProcessingTime => "ProcessingTime".into(),
+        StreamOp::TemporalFilter { from, until } => temporal(from, until, &input(0)),
         StreamOp::Session { keys, gap_us, calls, on_close, .. } => {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", session(keys, *gap_us, calls, &input(0)))
@@ -148,6 +150,18 @@ pub(super) fn aggregate(group: &[usize], calls: &[AggCall], input: &Schema) -> S
         (true, _) => format!("Aggregate {}", calls.join(", ")),
         (false, false) => format!("Aggregate {} by {}", calls.join(", "), list(input, group)),
     }
+}
+
+pub(super) fn temporal(from: &[(usize, i64)], until: &[(usize, i64)], input: &Schema) -> String {
+    let one = |word: &str, (column, shift_us): &(usize, i64)| {
+        let column = list(input, &[*column]);
+        match shift_us {
+            0 => format!("{word} {column}"),
+            us => format!("{word} {column} {} {} s", if *us < 0 { "-" } else { "+" }, us.unsigned_abs() as f64 / 1e6),
+        }
+    };
+    let bounds = from.iter().map(|b| one("from", b)).chain(until.iter().map(|b| one("until", b)));
+    format!("TemporalFilter {}", bounds.collect::<Vec<_>>().join(", "))
 }
 
 pub(super) fn session(keys: &[usize], gap_us: i64, calls: &[AggCall], input: &Schema) -> String {

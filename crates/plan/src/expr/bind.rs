@@ -15,6 +15,7 @@ use super::guard::GuardedLogic;
 use super::{DEPTH_MAX, Expr, Is};
 use crate::error::from_datafusion_error;
 use crate::functions;
+use crate::functions::moment::{NOW, PROCTIME};
 
 /// Binds `expr` to the columns of `input`: the result evaluates batches of exactly that schema.
 ///
@@ -89,6 +90,10 @@ fn bind_tree(expr: &Expr, input: &Schema) -> Result<Arc<dyn PhysicalExpr>> {
         Expr::Like { expr, pattern, negated, case_insensitive } => {
             let (expr, pattern) = (bind_tree(expr, input)?, bind_tree(pattern, input)?);
             expressions::like(*negated, *case_insensitive, expr, pattern, input).map_err(df)?
+        }
+        // Whatever the present can be had for has been taken out of the expression.
+        Expr::Call { function, .. } if matches!(function.as_str(), NOW | PROCTIME) => {
+            return Err(crate::stream::no_moment(function));
         }
         Expr::Call { function, args } => {
             let udf = functions::scalar(function).ok_or_else(|| {

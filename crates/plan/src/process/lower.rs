@@ -144,12 +144,14 @@ fn task_op(node: &StreamNode) -> TaskOp {
             closes: node.traits.times.first().copied(),
             on_close: *on_close,
         },
+        StreamOp::ProcessingTime => TaskOp::ProcessingTime,
+        StreamOp::TemporalFilter { from, until } => TaskOp::TemporalFilter { from: from.clone(), until: until.clone() },
         StreamOp::Session { keys, time, gap_us, calls, on_close } => TaskOp::Session {
             keys: keys.clone(),
             time: *time,
             gap_us: *gap_us,
             calls: calls.clone(),
-            after_us: node.traits.times.first().map(|t| t.after_us),
+            closes: node.traits.times.first().copied(),
             on_close: *on_close,
         },
         StreamOp::Join { kind: join, on, nulls_equal, filter, null_aware } => {
@@ -180,6 +182,7 @@ fn task_op(node: &StreamNode) -> TaskOp {
             rank: *rank,
             emit_rank: *emit_rank,
             input_kind: kind(0),
+            closes: node.traits.times.first().copied(),
         },
     }
 }

@@ -109,6 +109,7 @@ impl StreamNode {
             return below.project(merged.into_iter().zip(names).collect());
         }
         input = input.without_unread_rank(&exprs)?;
+        (input, exprs) = input.with_processing_time(exprs)?;
         let mut fields = Vec::with_capacity(exprs.len());
         for (e, name) in exprs.iter().zip(names) {
             fields.push(project_field(e, &name, &input.schema)?);
@@ -175,11 +176,20 @@ impl StreamNode {
     }
 
     /// Rows for which `predicate` is true.
-    pub fn filter(mut self, predicate: Expr) -> Result<StreamNode> {
+    ///
+    /// Conditions on `now()` make it come and go: see [`super::temporal`].
+    pub fn filter(self, predicate: Expr) -> Result<StreamNode> {
+        match self.filter_by_present(predicate)? {
+            (node, Some(predicate)) => node.filter_by(predicate),
+            (node, None) => Ok(node),
+        }
+    }
+
+    fn filter_by(mut self, predicate: Expr) -> Result<StreamNode> {
         if let StreamOp::Filter { predicate: below } = &self.op
             && let Some(input) = self.inputs.pop()
         {
-            return input.filter(below.clone().and(predicate));
+            return input.filter_by(below.clone().and(predicate));
         }
         let bound = expr::field_of(&predicate, &self.schema)?;
         if !matches!(bound.data_type(), DataType::Boolean | DataType::Null) {
@@ -191,6 +201,22 @@ impl StreamNode {
         let keys = filtered_keys(&self.traits.unique_keys, &predicate);
         let (schema, change_kind) = (Arc::clone(&self.schema), self.traits.change_kind);
         Ok(StreamNode::new(StreamOp::Filter { predicate }, vec![self], schema, change_kind, keys))
+    }
+
+    /// The node with the processing time of each row's epoch in a last column.
+    pub(super) fn processing_time(self) -> StreamNode {
+        let zone = DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into()));
+        let mut fields: Vec<FieldRef> = self.schema.fields().iter().cloned().collect();
+        fields.push(Arc::new(Field::new("proctime", zone, false)));
+        let (kind, keys) = (self.traits.change_kind, self.traits.unique_keys.clone());
+        StreamNode::new(StreamOp::ProcessingTime, vec![self], Arc::new(Schema::new(fields)), kind, keys)
+    }
+
+    /// The rows while they are there; see [`StreamOp::TemporalFilter`].
+    pub(super) fn temporal_filter(self, from: Vec<(usize, i64)>, until: Vec<(usize, i64)>) -> StreamNode {
+        let kind = if until.is_empty() { self.traits.change_kind } else { ChangeKind::Retract };
+        let (schema, keys) = (Arc::clone(&self.schema), self.traits.unique_keys.clone());
+        StreamNode::new(StreamOp::TemporalFilter { from, until }, vec![self], schema, kind, keys)
     }
 
     /// All rows of all inputs. Each input is cast and renamed to `schema`.
@@ -410,6 +436,9 @@ impl StreamNode {
         filter: Option<Expr>,
         null_aware: bool,
     ) -> Result<StreamNode> {
+        if let Some(name) = filter.as_ref().and_then(super::temporal::moment_of) {
+            return Err(super::no_moment(name));
+        }
         for (l, r) in &on {
             let (l, r) = (left.schema.field(*l).data_type(), right.schema.field(*r).data_type());
             if l != r || !expr::is_key_type(l) {

@@ -42,7 +42,10 @@ pub(crate) fn placement(op: &StreamOp, inputs: &[StreamNode]) -> Placement {
             let map = |c: usize| schema.as_ref().and_then(|s| super::build::kept_column(exprs, s, c));
             forward(map_distribution(&distribution(0), map), 1)
         }
-        StreamOp::Filter { .. } | StreamOp::EmitOnClose { .. } => forward(distribution(0), 1),
+        StreamOp::Filter { .. }
+        | StreamOp::EmitOnClose { .. }
+        | StreamOp::ProcessingTime
+        | StreamOp::TemporalFilter { .. } => forward(distribution(0), 1),
         StreamOp::Unnest { column } => forward(map_distribution(&distribution(0), |c| (c != *column).then_some(c)), 1),
         StreamOp::Union => {
             let first = distribution(0);

@@ -16,35 +16,57 @@ use crate::expr::Expr;
 pub struct TimeColumn {
     pub column: usize,
     pub after_us: i64,
+    pub clock: TimeClock,
+}
+
+/// What makes the values of a time final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TimeClock {
+    /// The watermark.
+    Event,
+    /// The processing time of the epochs, in the place of the watermark.
+    Processing,
+}
+
+impl TimeClock {
+    pub fn words(self) -> &'static str {
+        match self {
+            TimeClock::Event => "the watermark",
+            TimeClock::Processing => "the clock",
+        }
+    }
 }
 
 impl TimeColumn {
     /// The column by which the watermark of a relation is made.
     pub fn declared(column: usize) -> TimeColumn {
-        TimeColumn { column, after_us: 1 }
+        TimeColumn { column, after_us: 1, clock: TimeClock::Event }
     }
 }
 
 const US_PER_DAY: i64 = 86_400_000_000;
 
-/// `after_us` of `expr` over columns of which `times` are event times; for an array, of its elements. `None` if it is no
-/// event time.
-pub(super) fn after(expr: &Expr, times: &[TimeColumn]) -> Option<i64> {
+/// `expr` over columns of which `times` are times, as one itself (of column 0); for an array, its elements. `None` if it is none.
+fn after(expr: &Expr, times: &[TimeColumn]) -> Option<TimeColumn> {
+    let of = |time: &Expr, more_us: Option<i64>| {
+        let time = after(time, times)?;
+        Some(TimeColumn { after_us: time.after_us.checked_add(more_us?)?, ..time })
+    };
     match expr {
-        Expr::Column(c) => times.iter().find(|t| t.column == *c).map(|t| t.after_us),
+        Expr::Column(c) => times.iter().find(|t| t.column == *c).map(|t| TimeColumn { column: 0, ..*t }),
         Expr::Call { function, args } => match (function.as_str(), args.as_slice()) {
             ("+", [time, by]) | ("+", [by, time]) if constant_us(by).is_some() => {
-                after(time, times)?.checked_sub(constant_us(by)?)
+                of(time, constant_us(by)?.checked_neg())
             }
-            ("-", [time, by]) => after(time, times)?.checked_add(constant_us(by)?),
+            ("-", [time, by]) => of(time, constant_us(by)),
             // The newest row of a window lies just before its end.
             ("tumble_start", [time, size, ..]) | ("date_bin", [size, time, _]) => {
-                after(time, times)?.checked_add(constant_us(size)? - 1)
+                of(time, Some(constant_us(size)? - 1))
             }
-            ("hop_starts", [time, _, size, ..]) => after(time, times)?.checked_add(constant_us(size)? - 1),
+            ("hop_starts", [time, _, size, ..]) => of(time, Some(constant_us(size)? - 1)),
             ("date_trunc", [Expr::Literal(unit), time, ..]) => {
                 let unit = unit.to_scalar().ok()?;
-                after(time, times)?.checked_add(unit_us(unit.try_as_str().flatten()?)? - 1)
+                of(time, Some(unit_us(unit.try_as_str().flatten()?)? - 1))
             }
             _ => None,
         },
@@ -93,18 +115,27 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
     match op {
         // Set by the constructor.
         StreamOp::Relation { .. } | StreamOp::Values { .. } => {}
+        // Rows come and go behind their times.
+        StreamOp::TemporalFilter { .. } => {}
+        // Later epochs have later times.
+        StreamOp::ProcessingTime => {
+            let column = inputs.first().map_or(0, StreamNode::width);
+            times.extend(of(0));
+            times.push(TimeColumn { column, after_us: 0, clock: TimeClock::Processing });
+        }
         StreamOp::Project { exprs } => {
             for (column, e) in exprs.iter().enumerate() {
-                times.extend(after(e, of(0)).map(|after_us| TimeColumn { column, after_us }));
+                times.extend(after(e, of(0)).map(|time| TimeColumn { column, ..time }));
             }
         }
         StreamOp::Filter { .. } | StreamOp::Unnest { .. } | StreamOp::EmitOnClose { .. } => times.extend(of(0)),
         StreamOp::Union => {
             for first in of(0) {
+                let same = |t: &&TimeColumn| t.clock == first.clock;
                 let all: Option<Vec<i64>> =
-                    (0..inputs.len()).map(|i| found(i, first.column).map(|t| t.after_us)).collect();
+                    (0..inputs.len()).map(|i| found(i, first.column).filter(same).map(|t| t.after_us)).collect();
                 let after_us = all.and_then(|all| all.into_iter().max());
-                times.extend(after_us.map(|after_us| TimeColumn { column: first.column, after_us }));
+                times.extend(after_us.map(|after_us| TimeColumn { after_us, ..*first }));
             }
         }
         StreamOp::Aggregate { group, .. } => {
@@ -125,8 +156,8 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
             if let [left, right] = inputs {
                 let [of_left, of_right] = expiries(left, right, on, filter.as_ref());
                 let own = |i: usize, met: TimeColumn| {
-                    let own = found(i, met.column)?;
-                    Some(TimeColumn { column: met.column, after_us: own.after_us.max(met.after_us) })
+                    let own = found(i, met.column).filter(by_watermark)?;
+                    Some(TimeColumn { after_us: own.after_us.max(met.after_us), ..met })
                 };
                 if !matches!(kind, JoinKind::Right | JoinKind::Full) {
                     times.extend(of_left.and_then(|met| own(0, met)));
@@ -138,19 +169,27 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
             }
             for (left, right) in on {
                 let (Some(l), Some(r)) = (found(0, *left), found(1, *right)) else { continue };
-                let after_us = l.after_us.max(r.after_us);
+                if !(by_watermark(&l) && by_watermark(&r)) {
+                    continue;
+                }
+                let (after_us, clock) = (l.after_us.max(r.after_us), TimeClock::Event);
                 // The column of a side that may be filled with NULL is no time: NULL is never final.
                 if !matches!(kind, JoinKind::Right | JoinKind::Full) {
-                    times.push(TimeColumn { column: *left, after_us });
+                    times.push(TimeColumn { column: *left, after_us, clock });
                 }
                 if matches!(kind, JoinKind::Inner | JoinKind::Right) {
-                    times.push(TimeColumn { column: width + right, after_us });
+                    times.push(TimeColumn { column: width + right, after_us, clock });
                 }
             }
         }
         StreamOp::Join { .. } => {}
     }
     normalise(times)
+}
+
+/// Joins forget rows by the watermark alone.
+fn by_watermark(time: &&TimeColumn) -> bool {
+    time.clock == TimeClock::Event
 }
 
 /// When rows of each side of a join are of no more use: by a time that the keys equate, or by a condition that bounds the
@@ -171,12 +210,12 @@ pub(crate) fn expiries(
     }
     [0, 1].map(|side| {
         let (own, other) = (sides[side], sides[1 - side]);
-        let own_time = |column: usize| own.traits.times.iter().find(|t| t.column == column);
-        let other_time = |column: usize| other.traits.times.iter().find(|t| t.column == column);
+        let own_time = |column: usize| own.traits.times.iter().filter(by_watermark).find(|t| t.column == column);
+        let other_time = |column: usize| other.traits.times.iter().filter(by_watermark).find(|t| t.column == column);
         let by_key = on.iter().find_map(|(l, r)| {
             let (mine, theirs) = if side == 0 { (*l, *r) } else { (*r, *l) };
             let (mine, theirs) = (own_time(mine)?, other_time(theirs)?);
-            Some(TimeColumn { column: mine.column, after_us: mine.after_us.max(theirs.after_us) })
+            Some(TimeColumn { after_us: mine.after_us.max(theirs.after_us), ..*mine })
         });
         let place = |column: usize| if column < width { (0, column) } else { (1, column - width) };
         let by_bound = || {
@@ -189,10 +228,12 @@ pub(crate) fn expiries(
                 let after_us = by_us.checked_add(other_time(least)?.after_us)?;
                 let is_time = matches!(own.schema.field(most).data_type(), arrow::datatypes::DataType::Timestamp(..));
                 match own.traits.change_kind {
-                    ChangeKind::AppendOnly => is_time.then_some(TimeColumn { column: most, after_us }),
+                    ChangeKind::AppendOnly => {
+                        is_time.then_some(TimeColumn { column: most, after_us, clock: TimeClock::Event })
+                    }
                     // A row that may still be taken away must still be there.
                     ChangeKind::Retract => {
-                        own_time(most).map(|t| TimeColumn { column: most, after_us: after_us.max(t.after_us) })
+                        own_time(most).map(|t| TimeColumn { after_us: after_us.max(t.after_us), ..*t })
                     }
                 }
             })

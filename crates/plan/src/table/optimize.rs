@@ -28,6 +28,7 @@ use flow::{Error, Result};
 
 use super::keys::{DropRepeated, ForgetKeys};
 use crate::error::from_datafusion_error;
+use crate::functions::moment::{NOW, PROCTIME};
 
 /// The optimised plan of a standing query.
 ///
@@ -109,9 +110,9 @@ impl OptimizerConfig for StandingConfig {
     }
 }
 
-/// Functions of the clock: stable within a statement, but a standing query has no end.
-const CLOCK_FUNCTIONS: [&str; 12] = [
-    "now",
+/// Functions of the clock: stable within a statement, but a standing query has no end. Lowering deals with `now()` and
+/// `PROCTIME()`.
+const CLOCK_FUNCTIONS: [&str; 10] = [
     "current_timestamp",
     "current_date",
     "current_time",
@@ -122,7 +123,6 @@ const CLOCK_FUNCTIONS: [&str; 12] = [
     "transaction_timestamp",
     "clock_timestamp",
     "timeofday",
-    "proctime",
 ];
 
 fn refuse_unstable_functions(plan: &LogicalPlan) -> Result<()> {
@@ -133,6 +133,9 @@ fn refuse_unstable_functions(plan: &LogicalPlan) -> Result<()> {
             expr.apply(|e| {
                 if let Expr::ScalarFunction(call) = e {
                     let name = call.func.name();
+                    if matches!(name, NOW | PROCTIME) {
+                        return Ok(TreeNodeRecursion::Continue);
+                    }
                     if CLOCK_FUNCTIONS.contains(&name) {
                         refusal = Some(
                             Error::unsupported(format!("{name}() is not supported in a standing query"))

@@ -111,6 +111,7 @@ fn run(node: &StreamNode, relations: &Relations) -> Vec<Row> {
             inputs[0].iter().flat_map(one).collect()
         }
         StreamOp::Aggregate { group, calls, .. } => aggregate(group, calls, &inputs[0]),
+        StreamOp::ProcessingTime | StreamOp::TemporalFilter { .. } => panic!("the twin has no clock"),
         StreamOp::Session { keys, time, gap_us, calls, .. } => {
             let width = node.inputs[0].width();
             let at = |row: &Row| match &row[*time] {

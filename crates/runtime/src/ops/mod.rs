@@ -19,6 +19,7 @@ mod aggregate;
 mod consolidate;
 mod join;
 mod stateless;
+mod temporal;
 mod topn;
 
 pub use consolidate::consolidate;
@@ -64,8 +65,10 @@ pub fn instantiate(task: &Task, inputs: &[SchemaRef], ctx: &OpContext) -> Result
             let closes = aggregate::Closes { time: *closes, emits: *on_close };
             Box::new(aggregate::Aggregate::new(group, calls, *input_kind, closes, &input(0)?, schema, ctx)?)
         }
-        TaskOp::Session { keys, time, gap_us, calls, after_us, on_close } => {
-            let (times, ends) = ((*time, *gap_us), (*after_us, *on_close));
+        TaskOp::ProcessingTime => Box::new(temporal::ProcessingTime::new(input(0)?, schema)),
+        TaskOp::TemporalFilter { from, until } => Box::new(temporal::TemporalFilter::new(from, until, &input(0)?, ctx)),
+        TaskOp::Session { keys, time, gap_us, calls, closes, on_close } => {
+            let (times, ends) = ((*time, *gap_us), aggregate::Closes { time: *closes, emits: *on_close });
             Box::new(aggregate::Session::new(keys, times, calls, ends, &input(0)?, schema, ctx)?)
         }
         TaskOp::EmitOnClose { time } => {

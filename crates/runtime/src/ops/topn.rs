@@ -10,16 +10,17 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, PrimitiveArray, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortOptions, take};
-use arrow::datatypes::{DataType, Int64Type, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
 use flow::process::{Declaration, StateDeclaration};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
-use plan::stream::RankKind;
+use plan::stream::{RankKind, TimeClock, TimeColumn};
 use plan::{ChangeKind, TaskOp};
 
 use super::aggregate::check_append_only;
@@ -147,6 +148,7 @@ pub struct TopN {
     is_changed: Bits,
     /// Rows whose multiplicity is below zero for the moment.
     negative: usize,
+    closing: Option<Closing>,
     outboxes: [Outbox; 2],
     batch_rows: usize,
     touched: u64,
@@ -154,6 +156,20 @@ pub struct TopN {
     ids: Vec<u32>,
     fresh: Vec<u32>,
 }
+
+/// Partitions by their time, so that those which are final are found without a search.
+struct Closing {
+    time: TimeColumn,
+    /// Which of the partition's columns it is.
+    place: usize,
+    /// What has been reached: by the watermark, or by the processing time.
+    reached_us: i64,
+    /// By partition; [`GONE`] when it is not there.
+    times: Vec<i64>,
+    panes: BTreeMap<i64, Vec<u32>>,
+}
+
+const GONE: i64 = i64::MIN;
 
 /// Rows that leave or enter the output, not yet decoded.
 #[derive(Default)]
@@ -252,7 +268,7 @@ const ENTRY: usize = 96;
 impl TopN {
     /// `op` is a `TaskOp::TopN`.
     pub fn new(op: &TaskOp, input: &SchemaRef, schema: SchemaRef, ctx: &OpContext) -> Result<TopN> {
-        let TaskOp::TopN { partition, order, offset, limit, rank, emit_rank, input_kind } = op else {
+        let TaskOp::TopN { partition, order, offset, limit, rank, emit_rank, input_kind, closes } = op else {
             return Err(Error::internal("not a Top-N"));
         };
         let width = input.fields().len();
@@ -295,6 +311,12 @@ impl TopN {
         let partition_types: Vec<DataType> = partition_columns.iter().map(column_type).collect();
         let rest_types: Vec<DataType> = rest_columns.iter().map(column_type).collect();
         let outbox = || Outbox::new(schema.clone(), ctx.batch_rows);
+        let closing = closes.map(|time| {
+            let place = at(&partition_columns, time.column);
+            let place = place.ok_or_else(|| Error::internal("a Top-N ends by a column that is not its partition's"))?;
+            Ok::<_, Error>(Closing { time, place, reached_us: GONE, times: Vec::new(), panes: BTreeMap::new() })
+        });
+        let closing = closing.transpose()?;
         Ok(TopN {
             input: input.clone(),
             input_kind: *input_kind,
@@ -312,6 +334,7 @@ impl TopN {
             changed: Vec::new(),
             is_changed: Bits::default(),
             negative: 0,
+            closing,
             outboxes: [outbox(), outbox()],
             schema,
             batch_rows: ctx.batch_rows.max(1),
@@ -337,6 +360,18 @@ impl TopN {
         self.numbers.upsert(&BatchColumn::all(&keys)?, &hashes, &mut self.ids, &mut self.fresh)?;
         if self.partitions.len() < self.numbers.size() {
             self.partitions.resize_with(self.numbers.size(), Partition::default);
+        }
+        if let Some(closing) = &mut self.closing {
+            let times = keys.get(closing.place).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+            let times = times.ok_or_else(|| Error::internal("a Top-N ends by a column that is no timestamp"))?;
+            closing.times.resize(self.numbers.size(), GONE);
+            for i in &self.fresh {
+                let (row, id) = (*i as usize, self.ids[*i as usize]);
+                // NULL is never final.
+                let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
+                closing.times[id as usize] = time;
+                closing.panes.entry(time).or_default().push(id);
+            }
         }
         for id in &self.ids {
             if !self.is_changed.get(*id as usize) {
@@ -499,7 +534,8 @@ fn difference(partition: u32, old: &[Placed], new: &[Placed], gone: &mut Pending
 
 impl ProcessFunction for TopN {
     fn declare(&self) -> Declaration {
-        let bounded_by = self.forgets().then(|| format!("{} ranks per partition", self.window.end));
+        let by_ranks = self.forgets().then(|| format!("{} ranks per partition", self.window.end));
+        let bounded_by = self.closing.as_ref().map(|c| c.time.clock.words().to_owned()).or(by_ranks);
         let rows = StateDeclaration {
             name: "rows",
             key: self.partition_types.clone(),
@@ -553,7 +589,25 @@ impl ProcessFunction for TopN {
             if partition.rows.len() == 0 && partition.bound.is_none() {
                 self.partitions[id as usize] = Partition::default();
                 self.numbers.remove(id);
+                if let Some(closing) = &mut self.closing {
+                    closing.times[id as usize] = GONE;
+                }
             }
+        }
+        self.close();
+        Ok(())
+    }
+
+    fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
+        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Event) {
+            closing.reached_us = watermark_us;
+        }
+        Ok(())
+    }
+
+    fn on_time(&mut self, now_us: i64) -> Result<()> {
+        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Processing) {
+            closing.reached_us = closing.reached_us.max(now_us);
         }
         Ok(())
     }
@@ -568,6 +622,28 @@ impl ProcessFunction for TopN {
 }
 
 impl TopN {
+    /// Forgets the partitions that are final; what they show stays.
+    fn close(&mut self) {
+        let Some(closing) = &mut self.closing else { return };
+        let due = |time: &i64| time.saturating_add(closing.time.after_us) <= closing.reached_us;
+        while let Some(pane) = closing.panes.first_entry().filter(|p| due(p.key())) {
+            let (time, ids) = pane.remove_entry();
+            for id in ids {
+                // One that lost its last row, or whose number serves another.
+                if closing.times[id as usize] != time {
+                    continue;
+                }
+                closing.times[id as usize] = GONE;
+                let partition = std::mem::take(&mut self.partitions[id as usize]);
+                partition.rows.walk(|key, _| {
+                    self.heap = self.heap.saturating_sub(key.cost());
+                    true
+                });
+                self.numbers.remove(id);
+            }
+        }
+    }
+
     fn emit_both(&mut self, gone: &mut Pending, come: &mut Pending, out: &mut dyn Collector) -> Result<()> {
         let (gone, come) = (std::mem::take(gone), std::mem::take(come));
         // The complement shows a row exactly if it is not among the first.

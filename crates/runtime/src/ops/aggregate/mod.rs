@@ -27,7 +27,7 @@ use flow::keys::{KeyEncoder, canonical};
 use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
 use plan::ChangeKind;
-use plan::stream::{AggCall, AggFunction, TimeColumn};
+use plan::stream::{AggCall, AggFunction, TimeClock, TimeColumn};
 
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types};
@@ -51,6 +51,7 @@ struct Closing {
     emits: bool,
     /// Whether a group stands for equal rows, and comes out as often as it has rows.
     holds_rows: bool,
+    /// What has been reached: by the watermark, or by the processing time.
     watermark_us: i64,
     /// The groups that were made with each time; NULL is the last of all. A group that is gone, and whose number another has
     /// taken, is still here.
@@ -58,6 +59,11 @@ struct Closing {
 }
 
 impl Closing {
+    /// Whether an epoch must be opened for a group to come out.
+    fn waits_for_clock(&self) -> bool {
+        self.emits && self.time.clock == TimeClock::Processing
+    }
+
     fn bytes(&self) -> usize {
         self.panes.values().map(|p| 64 + p.capacity() * size_of::<u32>()).sum()
     }
@@ -474,12 +480,12 @@ impl ProcessFunction for Aggregate {
             key: self.group_types.clone(),
             holds,
             bounded_by: match (&self.closing, self.global) {
-                (Some(_), _) => Some("the watermark".into()),
+                (Some(closing), _) => Some(closing.time.clock.words().into()),
                 (None, true) => Some("one row".into()),
                 (None, false) => None,
             },
         };
-        Declaration { states: vec![groups], timers: false }
+        Declaration { states: vec![groups], timers: self.closing.as_ref().is_some_and(Closing::waits_for_clock) }
     }
 
     fn process(&mut self, _port: usize, batch: ChangeBatch, _out: &mut dyn Collector) -> Result<()> {
@@ -527,10 +533,22 @@ impl ProcessFunction for Aggregate {
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
-        if let Some(closing) = &mut self.closing {
+        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Event) {
             closing.watermark_us = watermark_us;
         }
         Ok(())
+    }
+
+    fn on_time(&mut self, now_us: i64) -> Result<()> {
+        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Processing) {
+            closing.watermark_us = closing.watermark_us.max(now_us);
+        }
+        Ok(())
+    }
+
+    fn next_timer(&self) -> Option<i64> {
+        let closing = self.closing.as_ref().filter(|c| c.waits_for_clock())?;
+        closing.panes.keys().next().map(|time| time.saturating_add(closing.time.after_us))
     }
 
     fn state_bytes(&self) -> usize {

@@ -18,10 +18,10 @@ use flow::hash::hash_columns;
 use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
 use plan::ChangeKind;
-use plan::stream::AggCall;
+use plan::stream::{AggCall, TimeClock, TimeColumn};
 
 use super::accumulate::Counts;
-use super::{Call, check_append_only, different, evaluate_calls, make_calls, update_calls, words};
+use super::{Call, Closes, check_append_only, different, evaluate_calls, make_calls, update_calls, words};
 use crate::ops::OpContext;
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::emit::{Outbox, check_types};
@@ -83,13 +83,20 @@ impl Table {
 
 /// When sessions end.
 struct Ending {
-    /// A session is final when the watermark has reached its end plus this.
-    after_us: i64,
+    time: TimeColumn,
     /// Whether sessions come out when they are final, and only then.
     emits: bool,
+    /// What has been reached: by the watermark, or by the processing time.
     watermark_us: i64,
     /// Sessions by the end that they had when they were noted; one that was stretched is noted again when its turn comes.
     ends: BTreeMap<i64, Vec<u32>>,
+}
+
+impl Ending {
+    /// Whether an epoch must be opened for a session to come out.
+    fn waits_for_clock(&self) -> bool {
+        self.emits && self.time.clock == TimeClock::Processing
+    }
 }
 
 /// Sessions that an epoch touched first in one batch, as they were before it.
@@ -137,15 +144,14 @@ struct Found {
 }
 
 impl Session {
-    /// Of the column `time`, if it is an event time, a value `v` is final once the watermark has reached `v + after_us`.
-    /// `emits`: sessions come out only when they are final.
+    /// `ends`: when a session is final, by its end.
     ///
     /// Output: the key columns, `window_start`, `window_end`, then one column for each call.
     pub fn new(
         keys: &[usize],
         (time, gap_us): (usize, i64),
         calls: &[AggCall],
-        (after_us, emits): (Option<i64>, bool),
+        ends: Closes,
         input: &SchemaRef,
         schema: SchemaRef,
         ctx: &OpContext,
@@ -172,9 +178,9 @@ impl Session {
             born: Vec::new(),
             joined: Vec::new(),
             touched_now: Bits::default(),
-            ending: after_us.map(|after_us| Ending {
-                after_us,
-                emits,
+            ending: ends.time.map(|time| Ending {
+                time,
+                emits: ends.emits,
                 watermark_us: WATERMARK_START,
                 ends: BTreeMap::new(),
             }),
@@ -417,7 +423,7 @@ impl Session {
     fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
         loop {
             let Some(ending) = &mut self.ending else { return Ok(()) };
-            let due = |end: &i64| end.saturating_add(ending.after_us) <= ending.watermark_us;
+            let due = |end: &i64| end.saturating_add(ending.time.after_us) <= ending.watermark_us;
             let Some(entry) = ending.ends.first_entry().filter(|e| due(e.key())) else { return Ok(()) };
             let (end, noted) = entry.remove_entry();
             let emits = ending.emits;
@@ -494,9 +500,9 @@ impl ProcessFunction for Session {
             name: "sessions",
             key: self.key_types.clone(),
             holds,
-            bounded_by: self.ending.as_ref().map(|_| "the watermark".into()),
+            bounded_by: self.ending.as_ref().map(|e| e.time.clock.words().into()),
         };
-        Declaration { states: vec![sessions], timers: false }
+        Declaration { states: vec![sessions], timers: self.ending.as_ref().is_some_and(Ending::waits_for_clock) }
     }
 
     fn process(&mut self, _port: usize, batch: ChangeBatch, out: &mut dyn Collector) -> Result<()> {
@@ -555,10 +561,22 @@ impl ProcessFunction for Session {
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
-        if let Some(ending) = &mut self.ending {
+        if let Some(ending) = self.ending.as_mut().filter(|e| e.time.clock == TimeClock::Event) {
             ending.watermark_us = watermark_us;
         }
         Ok(())
+    }
+
+    fn on_time(&mut self, now_us: i64) -> Result<()> {
+        if let Some(ending) = self.ending.as_mut().filter(|e| e.time.clock == TimeClock::Processing) {
+            ending.watermark_us = ending.watermark_us.max(now_us);
+        }
+        Ok(())
+    }
+
+    fn next_timer(&self) -> Option<i64> {
+        let ending = self.ending.as_ref().filter(|e| e.waits_for_clock())?;
+        ending.ends.keys().next().map(|end| end.saturating_add(ending.time.after_us))
     }
 
     fn state_bytes(&self) -> usize {

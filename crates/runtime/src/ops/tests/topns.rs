@@ -30,6 +30,7 @@ impl Case {
             rank: self.rank,
             emit_rank: self.emit_rank,
             input_kind: self.kind,
+            closes: None,
         }
     }
 
