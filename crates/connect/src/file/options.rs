@@ -22,9 +22,27 @@ const fn spec(
 /// The options of a file source, as documented in `docs/connectors/file.md`.
 pub static SOURCE_OPTIONS: &[OptionSpec] = &[
     spec("connector", "file", None, true, "Chooses this connector."),
-    spec("path", "a path", None, true, "The file to read; a relative path starts at the server's working directory."),
-    spec("format", "csv, json", None, true, "CSV, or one JSON object a line; also written ENCODE CSV or ENCODE JSON."),
-    spec("follow", "true, false", Some("false"), false, "Whether to wait for more lines at the end of the file."),
+    spec(
+        "path",
+        "a path or pattern",
+        None,
+        true,
+        "The file to read, or a pattern with * ? [ ] or a folder with / at its end for many; a relative path starts at the server's working directory.",
+    ),
+    spec(
+        "format",
+        "csv, json, parquet",
+        None,
+        true,
+        "CSV, one JSON object a line, or Parquet; also written ENCODE CSV, ENCODE JSON or ENCODE PARQUET.",
+    ),
+    spec(
+        "follow",
+        "true, false",
+        Some("false"),
+        false,
+        "Whether to wait for more lines at the end of each file, and for more files.",
+    ),
     spec(
         "header",
         "true, false, skip",
@@ -87,7 +105,8 @@ pub enum Header {
 /// The options of a file source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSourceOptions {
-    pub path: PathBuf,
+    /// A path or a pattern, as written.
+    pub path: String,
     pub format: Format,
     pub follow: bool,
     pub header: Header,
@@ -97,8 +116,13 @@ pub struct FileSourceOptions {
     pub poll_interval: Duration,
 }
 
-const FORMATS: &[(&str, Format)] =
-    &[("csv", Format::Csv), ("json", Format::Json), ("ndjson", Format::Json), ("jsonl", Format::Json)];
+const FORMATS: &[(&str, Format)] = &[
+    ("csv", Format::Csv),
+    ("json", Format::Json),
+    ("ndjson", Format::Json),
+    ("jsonl", Format::Json),
+    ("parquet", Format::Parquet),
+];
 
 impl FileSourceOptions {
     /// Errors: `42704` unknown option, `22023` missing option or wrong value.
@@ -113,7 +137,7 @@ impl FileSourceOptions {
         };
         let follow = reader.boolean("follow")?;
         Ok(FileSourceOptions {
-            path: PathBuf::from(reader.text("path")),
+            path: reader.text("path").into(),
             format,
             follow,
             header,
@@ -154,6 +178,10 @@ impl FileSinkOptions {
     pub fn read(options: &Options) -> Result<FileSinkOptions> {
         let reader = OptionReader::new("sink connector \"file\"", options, SINK_OPTIONS)?;
         let format = reader.one_of("format", FORMATS)?;
+        if format == Format::Parquet {
+            return Err(Error::unsupported("a file sink does not write Parquet")
+                .with_hint("Use format = 'csv' or format = 'json'."));
+        }
         only_for_csv(&reader, format, &["header", "delimiter", "null"])?;
         let modes = [("append", SinkMode::Append), ("changes", SinkMode::Changes), ("snapshot", SinkMode::Snapshot)];
         let mode = match reader.given("mode") {

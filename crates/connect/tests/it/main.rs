@@ -3,7 +3,9 @@
 mod datagen;
 mod docs;
 mod follow;
+mod many;
 mod nexmark;
+mod parquet;
 mod round_trip;
 mod sink;
 mod source;
@@ -45,7 +47,12 @@ pub fn open(path: &Path, pairs: &[(&str, &str)], schema: &SchemaRef) -> flow::Re
 }
 
 pub fn reader(path: &Path, pairs: &[(&str, &str)], schema: &SchemaRef) -> Box<dyn SourceReader> {
-    open(path, pairs, schema).unwrap().reader(&Split("0".into()), None).unwrap()
+    open(path, pairs, schema).unwrap().reader(&split(path), None).unwrap()
+}
+
+/// The split that a file is.
+pub fn split(path: &Path) -> Split {
+    Split(path.to_str().unwrap().into())
 }
 
 /// Columns `name type …` in canonical types; `!` after a type means NOT NULL.

@@ -1,0 +1,177 @@
+//! Where the files of a source are: one path, or every file that matches a pattern.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use flow::{Error, Result, SqlState};
+use glob::{MatchOptions, Pattern};
+
+use super::io_error;
+
+/// `*` stays inside a folder and finds no hidden file.
+const MATCH: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// A file as it was when it was found. Readers refuse another one that stands in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The path; the name of the file's split.
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+    pub mark: Mark,
+}
+
+/// What tells a file from another one of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Device, inode, and when it was made, where the file system knows: an inode is used again once its file is gone.
+    Local(u64, u64, Option<SystemTime>),
+}
+
+impl Mark {
+    pub fn of(metadata: &Metadata) -> Mark {
+        Mark::Local(metadata.dev(), metadata.ino(), metadata.created().ok())
+    }
+}
+
+impl Found {
+    /// Errors: `58P01`, `42501`, `58030` it cannot be looked at; `42809` it is no regular file.
+    pub fn local(name: &str) -> Result<Found> {
+        let path = Path::new(name);
+        let metadata = std::fs::metadata(path).map_err(|e| io_error("open file", path, &e))?;
+        if metadata.is_dir() {
+            return Err(Error::new(SqlState::WrongObjectType, format!("\"{name}\" is a directory"))
+                .with_hint(format!("Write '{name}/' for all of its files.")));
+        }
+        if !metadata.is_file() {
+            return Err(Error::new(SqlState::WrongObjectType, format!("\"{name}\" is not a regular file")));
+        }
+        Ok(Found { name: name.into(), size: metadata.len(), mark: Mark::of(&metadata) })
+    }
+
+    /// `XX001`: the file is not what was found or read before. `how`: `it was truncated`.
+    pub fn changed(&self, how: &str) -> Error {
+        Error::new(SqlState::DataCorrupted, format!("file \"{}\" changed while it was read: {how}", self.name))
+            .with_detail("A file source may only grow at its end; rows that were read cannot be taken back.")
+            .with_hint("Drop the source and create it again to read its files from their start.")
+    }
+}
+
+/// What stands in the option `path`.
+pub enum Place {
+    File(String),
+    Pattern(String),
+}
+
+impl Place {
+    /// Errors: `22023` a pattern that is none.
+    pub fn new(path: &str) -> Result<Place> {
+        let pattern = match path.strip_suffix('/') {
+            Some(_) => format!("{path}*"),
+            None if path.contains(['*', '?', '[']) => path.to_string(),
+            None => return Ok(Place::File(path.into())),
+        };
+        Pattern::new(&pattern).map_err(|e| {
+            Error::new(SqlState::InvalidParameterValue, format!("\"{path}\" is not a pattern: {}", e.msg))
+                .with_hint("In a path, * ? and [ are patterns; write [*], [?] and [[] for the characters themselves.")
+        })?;
+        Ok(Place::Pattern(pattern))
+    }
+
+    pub fn is_pattern(&self) -> bool {
+        matches!(self, Place::Pattern(_))
+    }
+
+    /// The files that are there now, ordered by name. Errors: as [`Found::local`]; `42501` a folder that cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>> {
+        match self {
+            Place::File(path) => Ok(vec![Found::local(path)?]),
+            Place::Pattern(pattern) => {
+                let paths =
+                    glob::glob_with(pattern, MATCH).map_err(|e| Error::internal(format!("a pattern: {}", e.msg)))?;
+                let mut found = Vec::new();
+                for path in paths {
+                    let path: PathBuf = path.map_err(|e| io_error("read folder", e.path(), e.error()))?;
+                    if path.is_dir() {
+                        continue;
+                    }
+                    let name = path.to_str().ok_or_else(|| {
+                        Error::new(
+                            SqlState::CharacterNotInRepertoire,
+                            format!("the name of file \"{}\" is not UTF-8", path.display()),
+                        )
+                        .with_hint("Rename the file, or write a pattern that does not match it.")
+                    })?;
+                    match Found::local(name) {
+                        Ok(file) => found.push(file),
+                        // It went away between the two looks.
+                        Err(e) if e.state() == SqlState::UndefinedFile && !path.is_symlink() => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                found.sort_by(|a, b| a.name.cmp(&b.name));
+                found.dedup_by(|a, b| a.name == b.name);
+                Ok(found)
+            }
+        }
+    }
+
+    /// `58P01`: nothing matches the pattern.
+    pub fn nothing(&self) -> Error {
+        let (Place::File(text) | Place::Pattern(text)) = self;
+        Error::new(SqlState::UndefinedFile, format!("no file matches \"{text}\"")).with_hint(
+            "Check the path (a relative one starts at the server's working directory), or add follow = 'true' to wait \
+             for files, with the columns declared.",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(place: &Place, root: &Path) -> Vec<String> {
+        let root = format!("{}/", root.display());
+        place.list().unwrap().into_iter().map(|f| f.name.strip_prefix(&root).unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn patterns_find_regular_files_in_the_order_of_their_names() {
+        let root = tempfile::tempdir().unwrap();
+        for name in
+            ["b.json", "a.json", "c.csv", ".hidden.json", "d1/p1.json", "d2/p2.json", "d2/deep/p3.json", "x[1].json"]
+        {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "{}").unwrap();
+        }
+        std::fs::create_dir(root.path().join("folder.json")).unwrap();
+        let at = |pattern: &str| {
+            let place = Place::new(&format!("{}/{pattern}", root.path().display())).unwrap();
+            names(&place, root.path())
+        };
+        assert_eq!(at("*.json"), ["a.json", "b.json", "x[1].json"]);
+        assert_eq!(at("?.json"), ["a.json", "b.json"]);
+        assert_eq!(at("[bc].*"), ["b.json", "c.csv"]);
+        assert_eq!(at("d?/p?.json"), ["d1/p1.json", "d2/p2.json"]);
+        assert_eq!(at("d2/**/*.json"), ["d2/deep/p3.json", "d2/p2.json"]);
+        assert_eq!(at("d2/"), ["d2/p2.json"]);
+        assert_eq!(at("x[[]1].json"), ["x[1].json"]);
+        assert_eq!(at("none*"), [""; 0]);
+        assert_eq!(at("a.json"), ["a.json"]);
+    }
+
+    #[test]
+    fn what_is_no_pattern_or_no_file_is_refused_by_name() {
+        assert_eq!(Place::new("a[").err().unwrap().state().code(), "22023");
+        assert_eq!(Place::new("a***").err().unwrap().state().code(), "22023");
+        let folder = tempfile::tempdir().unwrap();
+        let e = Found::local(folder.path().to_str().unwrap()).unwrap_err();
+        assert_eq!((e.state().code(), e.hint().is_some()), ("42809", true));
+        let e = Found::local("/nonexistent/x.csv").unwrap_err();
+        assert_eq!(e.state().code(), "58P01");
+    }
+}
