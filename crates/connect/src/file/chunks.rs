@@ -12,6 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::io_error;
+use super::objects::ObjectRanges;
 use super::place::{Found, Mark};
 
 /// The least that is read at a time where the length is not known.
@@ -56,8 +57,12 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// The file that was found, as large as it was. Errors: `XX001` another one or a shorter one is there; `42501`, `58030`.
-    pub fn open(found: &Found) -> Result<Chunks> {
+    /// The file that was found, as large as it was, of which so many columns are read. Errors: `XX001` another one or a shorter
+    /// one is there; `42501`, `58030`.
+    pub fn open(found: &Found, columns: usize) -> Result<Chunks> {
+        if let Mark::Object(object) = &found.mark {
+            return Ok(Chunks::new(Arc::new(ObjectRanges::new(found, object, columns))));
+        }
         let path = Path::new(&found.name);
         let file = File::open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => found.changed("it was removed or renamed"),

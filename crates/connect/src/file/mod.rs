@@ -6,6 +6,7 @@
 //! replaced, disappears, or no longer continues the bytes that were read is an error, never a silent restart.
 
 mod chunks;
+mod objects;
 mod options;
 mod parquet;
 mod place;

@@ -7,6 +7,7 @@ use std::path::Path;
 use flow::{Error, Result};
 
 use super::io_error;
+use super::objects::ForwardObject;
 use super::place::{Found, Mark};
 
 /// The longest record, in bytes. A longer one is malformed.
@@ -18,11 +19,19 @@ const STEP_BYTES: usize = 1 << 20;
 /// Bytes before the end of what was read that are compared when a followed file has grown.
 const TAIL_BYTES: usize = 64;
 
+/// Where bytes come from.
+enum Handle {
+    /// Not opened yet, or idle: a folder may hold more files than a process may open.
+    Closed,
+    File(File),
+    /// One reader goes forwards, the other looks up what is reported.
+    Object(Box<ForwardObject>, Box<ForwardObject>),
+}
+
 /// An open file and the part of it that is in memory.
 pub struct Input {
     file: Found,
-    /// Closed while a followed file is idle: a folder may hold more files than a process may open.
-    handle: Option<File>,
+    handle: Handle,
     /// Bytes from the start that may be read: fixed for a bounded input, growing for a followed one.
     end: u64,
     follow: bool,
@@ -34,22 +43,32 @@ pub struct Input {
     tail: (u64, Vec<u8>),
     /// The last counted place: (offset, line number there).
     counted: (u64, u64),
+    /// The same for bytes that an object gave and will not give again; ahead of `counted`.
+    passed: (u64, u64),
 }
 
 impl Input {
     /// The bytes of a file that was found: all of them that are there now if it is followed, else those that were there.
     /// Errors: `XX001` it is not the file that was found, or shorter.
     pub fn open(file: &Found, follow: bool) -> Result<Input> {
+        let handle = match &file.mark {
+            Mark::Local(..) => Handle::Closed,
+            Mark::Object(object) => {
+                let reader = || Box::new(ForwardObject::new(file, object));
+                Handle::Object(reader(), reader())
+            }
+        };
         let mut input = Input {
             file: file.clone(),
-            handle: None,
+            handle,
             end: file.size,
-            follow,
+            follow: follow && file.grows(),
             buffer: Vec::new(),
             base: 0,
             filled: 0,
             tail: (0, Vec::new()),
             counted: (0, 1),
+            passed: (0, 1),
         };
         input.refresh()?;
         Ok(input)
@@ -71,6 +90,9 @@ impl Input {
 
     /// Looks whether a followed file has grown. Errors: `XX001` it has become shorter, or another file stands in its place.
     pub fn refresh(&mut self) -> Result<()> {
+        if matches!(self.handle, Handle::Object(..)) {
+            return Ok(());
+        }
         let path = Path::new(&self.file.name);
         let at_path = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => self.file.changed("it was removed or renamed"),
@@ -78,7 +100,7 @@ impl Input {
         });
         let metadata = match (&self.handle, at_path) {
             // What a bounded reader has opened may lose its name.
-            (Some(open), _) if !self.follow => open.metadata().map_err(|e| io_error("read file", path, &e))?,
+            (Handle::File(open), _) if !self.follow => open.metadata().map_err(|e| io_error("read file", path, &e))?,
             (_, at_path) => at_path?,
         };
         self.check(&metadata)?;
@@ -103,18 +125,23 @@ impl Input {
         self.file.changed(how)
     }
 
-    /// Fills `buffer` with the file from `offset` on.
-    fn read_exact(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills `buffer` with the file from `offset` on. `aside`: not on the way through the file.
+    fn read_exact(&mut self, buffer: &mut [u8], offset: u64, aside: bool) -> Result<()> {
         let path = Path::new(&self.file.name);
-        if self.handle.is_none() {
+        if let Handle::Closed = self.handle {
             let file = File::open(path).map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => self.file.changed("it was removed or renamed"),
                 _ => io_error("open file", path, &e),
             })?;
             self.check(&file.metadata().map_err(|e| io_error("read file", path, &e))?)?;
-            self.handle = Some(file);
+            self.handle = Handle::File(file);
         }
-        let file = self.handle.as_ref().ok_or_else(|| Error::internal("a file that is not open"))?;
+        let file = match &mut self.handle {
+            Handle::File(file) => file,
+            Handle::Object(forward, _) if !aside => return forward.read_exact(buffer, offset),
+            Handle::Object(_, other) => return other.read_exact(buffer, offset),
+            Handle::Closed => return Err(Error::internal("a file that is not open")),
+        };
         file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => self.file.changed("it was truncated"),
             _ => io_error("read file", path, &e),
@@ -138,13 +165,14 @@ impl Input {
         if self.at_end(from) {
             if kept == 0 && self.follow {
                 // An idle follower holds no memory and no file.
-                (self.buffer, self.base, self.filled, self.handle) = (Vec::new(), from, 0, None);
+                (self.buffer, self.base, self.filled, self.handle) = (Vec::new(), from, 0, Handle::Closed);
             }
             return Ok(false);
         }
         if self.follow {
             self.verify_tail()?;
         }
+        self.pass(from);
         self.buffer.copy_within(self.filled - kept..self.filled, 0);
         (self.base, self.filled) = (from, kept);
         let left = self.end - from - kept as u64;
@@ -154,7 +182,7 @@ impl Input {
             self.buffer.resize(kept + step, 0);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = self.read_exact(&mut buffer[kept..kept + step], from + kept as u64);
+        let read = self.read_exact(&mut buffer[kept..kept + step], from + kept as u64, false);
         self.buffer = buffer;
         read?;
         self.filled = kept + step;
@@ -163,10 +191,30 @@ impl Input {
         Ok(true)
     }
 
+    /// Counts the lines before `to`, which is in memory, of an object: looking them up later would mean to get it again.
+    fn pass(&mut self, to: u64) {
+        let at = |offset: u64| offset.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+        if let (Handle::Object(..), Some(from), Some(until)) = (&self.handle, at(self.passed.0), at(to))
+            && from <= until
+            && until <= self.filled
+        {
+            let lines = memchr::memchr_iter(b'\n', &self.buffer[from..until]).count() as u64;
+            self.passed = (to, self.passed.1 + lines);
+        }
+    }
+
+    /// Reading goes on at `from`: what is reported from now on lies behind it.
+    pub fn begin(&mut self, from: u64) {
+        self.pass(from);
+        if self.passed.0 == from {
+            self.counted = self.passed;
+        }
+    }
+
     /// A file that was truncated and written anew may have grown beyond the old size; its bytes betray it.
     fn verify_tail(&mut self) -> Result<()> {
         let mut now = vec![0; self.tail.1.len()];
-        self.read_exact(&mut now, self.tail.0)?;
+        self.read_exact(&mut now, self.tail.0, true)?;
         if now == self.tail.1 { Ok(()) } else { Err(self.changed("bytes that were already read are different")) }
     }
 
@@ -177,7 +225,7 @@ impl Input {
         let mut block = vec![0; STEP_BYTES];
         while at < self.end {
             let length = usize::try_from(self.end - at).unwrap_or(usize::MAX).min(block.len());
-            self.read_exact(&mut block[..length], at)?;
+            self.read_exact(&mut block[..length], at, true)?;
             if let Some(i) = memchr::memchr(b'\n', &block[..length]) {
                 return Ok(Some(at + i as u64 + 1));
             }
@@ -192,7 +240,7 @@ impl Input {
         let mut block = vec![0; STEP_BYTES.min(usize::try_from(offset - at).unwrap_or(STEP_BYTES))];
         while at < offset {
             let length = usize::try_from(offset - at).unwrap_or(usize::MAX).min(block.len());
-            self.read_exact(&mut block[..length], at)?;
+            self.read_exact(&mut block[..length], at, true)?;
             line += memchr::memchr_iter(b'\n', &block[..length]).count() as u64;
             at += length as u64;
         }
@@ -204,7 +252,7 @@ impl Input {
     pub fn sample(&mut self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<u8>> {
         let length = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX).min(bytes_max);
         let mut bytes = vec![0; length];
-        self.read_exact(&mut bytes, start)?;
+        self.read_exact(&mut bytes, start, true)?;
         Ok(bytes)
     }
 }

@@ -1,6 +1,6 @@
 //! The files of a source: found by its path, checked, one split each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ use super::text::{self, TextReader};
 
 /// Files that are read in turns. Each holds a window of its file, and what it has decoded.
 const TURNS: usize = 8;
+
+/// How often files are looked at; each look at a bucket is a request that costs.
+const LOCAL_POLL: Duration = Duration::from_millis(100);
+const REMOTE_POLL: Duration = Duration::from_secs(10);
 
 /// Files as a source: one split each, named by its path.
 pub struct FileSource {
@@ -54,10 +58,12 @@ impl FileSource {
                 .with_hint("Declare the column as text and cast it in a view."));
             }
         }
-        let place = Place::new(&options.path)?;
-        if options.format == Format::Parquet && options.follow && !place.is_pattern() {
-            return Err(Error::new(SqlState::InvalidParameterValue, "a single Parquet file cannot be followed")
-                .with_detail("A Parquet file is written once; it does not grow.")
+        let place = Place::new(&options.path, &options.s3)?;
+        let written_once = options.format == Format::Parquet || place.is_remote();
+        if options.follow && written_once && !place.is_pattern() {
+            let what = if place.is_remote() { "object" } else { "Parquet file" };
+            return Err(Error::new(SqlState::InvalidParameterValue, format!("a single {what} cannot be followed"))
+                .with_detail("It is written once; it does not grow.")
                 .with_hint("Leave follow out, or write a pattern or a folder to wait for more files."));
         }
         let found = place.list()?;
@@ -78,12 +84,14 @@ impl FileSource {
     /// Takes the files that are not known yet. Errors: `XX001` one that is known is gone or is another file.
     fn learn(&self, found: Vec<Found>) -> Result<()> {
         let mut files = self.files();
-        let mut seen = 0;
+        let names: BTreeSet<Split> = found.iter().map(|file| Split(file.name.clone())).collect();
+        if let Some((_, gone)) = files.iter().find(|(split, _)| !names.contains(split)) {
+            return Err(gone.found.changed("it was removed or renamed"));
+        }
         for file in found {
             let split = Split(file.name.clone());
             match files.get(&split) {
                 Some(known) => {
-                    seen += 1;
                     if known.found.mark != file.mark {
                         return Err(known.found.changed("it was replaced by another file"));
                     }
@@ -93,16 +101,9 @@ impl FileSource {
                     }
                 }
                 None => {
-                    seen += 1;
                     let known = self.check(file)?;
                     files.insert(split, Arc::new(known));
                 }
-            }
-        }
-        if seen < files.len() {
-            let gone = files.values().find(|f| !std::path::Path::new(&f.found.name).exists());
-            if let Some(gone) = gone {
-                return Err(gone.found.changed("it was removed or renamed"));
             }
         }
         Ok(())
@@ -111,7 +112,7 @@ impl FileSource {
     fn check(&self, found: Found) -> Result<KnownFile> {
         let layout = match self.options.format {
             Format::Parquet => {
-                let layout = parquet::Layout::find(&found.name, &Chunks::open(&found)?, &self.schema)?;
+                let layout = parquet::Layout::find(&found.name, &Chunks::open(&found, 0)?, &self.schema)?;
                 Layout::Parquet(Box::new(layout))
             }
             _ => {
@@ -137,7 +138,8 @@ impl Source for FileSource {
     }
 
     fn poll_interval(&self) -> Duration {
-        self.options.poll_interval
+        let usual = if self.place.is_remote() { REMOTE_POLL } else { LOCAL_POLL };
+        self.options.poll_interval.unwrap_or(usual)
     }
 
     fn turns(&self) -> usize {
@@ -167,7 +169,7 @@ impl Source for FileSource {
                 Box::new(TextReader::new(options, &self.schema, wanted, layout.clone(), input)?)
             }
             Layout::Parquet(layout) => {
-                let chunks = Chunks::open(&file.found)?;
+                let chunks = Chunks::open(&file.found, wanted.len())?;
                 let (name, layout) = (&file.found.name, layout.as_ref().clone());
                 Box::new(ParquetReader::new(name, chunks, layout, &self.schema, &wanted, self.options.on_error)?)
             }
@@ -177,11 +179,11 @@ impl Source for FileSource {
 
 /// Columns guessed from the first file that shows some.
 pub fn infer_schema(options: &FileSourceOptions, sample_rows: usize) -> Result<SchemaRef> {
-    let place = Place::new(&options.path)?;
+    let place = Place::new(&options.path, &options.s3)?;
     let mut error = None;
     for found in place.list()? {
         let inferred = match options.format {
-            Format::Parquet => parquet::infer_schema(&found.name, &Chunks::open(&found)?),
+            Format::Parquet => parquet::infer_schema(&found.name, &Chunks::open(&found, 0)?),
             _ => text::infer_schema(options, &mut Input::open(&found, options.follow)?, sample_rows),
         };
         match inferred {

@@ -250,6 +250,7 @@ impl TextReader {
     fn read_records(&mut self, start: u64, max_rows: usize, max_bytes: usize, limit: u64) -> Result<ReadOutcome> {
         let mut refused: Vec<Refused> = Vec::new();
         let mut position = start;
+        self.input.begin(start);
         let state = loop {
             if position >= limit {
                 break ReadState::End;

@@ -1,5 +1,6 @@
 //! The connectors through their public contract. One binary: linking is the cost.
 
+mod bad;
 mod datagen;
 mod docs;
 mod follow;
@@ -7,6 +8,7 @@ mod many;
 mod nexmark;
 mod parquet;
 mod round_trip;
+mod s3;
 mod sink;
 mod source;
 
@@ -17,6 +19,9 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, IntervalUnit, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use connect::{BadRecord, Offset, Options, ReadOutcome, ReadState, Source, SourceReader, Split};
+
+#[global_allocator]
+static ALLOCATOR: bad::Counting = bad::Counting;
 
 /// A folder that disappears with the test, and files in it.
 pub(crate) struct Folder(tempfile::TempDir);

@@ -8,6 +8,7 @@ mod messages;
 mod nexmark;
 mod random_views;
 mod recovery;
+mod s3;
 mod sources_and_sinks;
 mod sql_tests;
 mod stepped;
