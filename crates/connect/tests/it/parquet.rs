@@ -157,6 +157,23 @@ fn any_range_in_any_portions_gives_the_same_rows() {
 }
 
 #[test]
+fn the_events_of_nexmark_come_back_as_they_were() {
+    let folder = Folder::new();
+    for kind in ["person", "auction", "bid"] {
+        let own = Options::new([("connector", "nexmark"), ("table", kind), ("events", "20000")]).unwrap();
+        let connector = connect::source("nexmark").unwrap();
+        let s = connector.infer_schema(&own, 0).unwrap();
+        let made = connector.open(&own, &s).unwrap();
+        let (want, _) = read_all(&mut *made.reader(&made.splits().unwrap()[0], None).unwrap());
+        let path = folder.path(kind);
+        write(&path, &want, 5000, Compression::SNAPPY);
+        assert_eq!(infer(&path).unwrap(), s);
+        let (rows, bad) = read_all(&mut *reader(&path, PARQUET, &s));
+        assert!(rows == want && bad.is_empty() && rows.num_rows() > 300, "{kind}");
+    }
+}
+
+#[test]
 fn only_the_wanted_columns_are_read() {
     let folder = Folder::new();
     let path = folder.path("a.parquet");
