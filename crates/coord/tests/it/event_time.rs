@@ -354,7 +354,7 @@ async fn a_file_that_has_ended_does_not_hold_the_watermark() {
     for (row, (end, n)) in closed.iter().zip(want) {
         assert_eq!((row[0].as_str(), row[1].as_str()), (format!("2026-01-01 {end}").as_str(), n));
     }
-    let late = rows(&mut s, "SELECT ts, split FROM \"f$late\"").await;
+    let late = rows(&mut s, "SELECT ts, _split FROM \"f$late\"").await;
     assert_eq!(late, [["2026-01-01 00:00:14".to_string(), folder.path().join("c.parquet").display().to_string()]]);
     instance.close().await;
 }
