@@ -345,7 +345,7 @@ async fn a_file_that_has_ended_does_not_hold_the_watermark() {
     let watermark = rows(&mut s, "SHOW WATERMARKS").await;
     assert_eq!([watermark[0][2].as_str(), watermark[0][7].as_str()], ["2026-01-01 00:00:15", "ended"]);
     // The next file goes on, with a row that is late, and the one that has ended does not hold it.
-    write("c.parquet", &[30, 14, 41]);
+    write("c.parquet", &[30, 14, 46]);
     wait_until(&mut s, "SELECT n FROM n", "5").await;
     wait_until(&mut s, "SELECT count(*) FROM w", "4").await;
     let closed = rows(&mut s, "SELECT window_end, n FROM w ORDER BY 1").await;
