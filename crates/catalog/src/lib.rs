@@ -25,7 +25,7 @@ pub use change::{CatalogChange, ColumnSource, Commented, Database, Role, Schema}
 pub use create::{IfExists, NewRelation};
 pub use relation::{
     Column, Connector, Definition, Format, OnConflict, PrimaryKey, Query, Relation, RelationKind, Side, SideKind, Sink,
-    SinkInput, Source, Table, Watermark,
+    SinkInput, Source, Table, Watermark, shown_options,
 };
 pub use resolve::Scope;
 pub use settings::Settings;

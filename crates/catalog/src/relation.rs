@@ -142,6 +142,18 @@ impl Connector {
     }
 }
 
+/// Options in the order written, as they may be shown: `********` for the value of each whose name says that it is a secret.
+pub fn shown_options<'a>(
+    options: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    const SECRET_WORDS: [&str; 6] = ["password", "secret", "token", "credential", "private", "access_key"];
+    options.into_iter().map(|(name, value)| {
+        let lower = name.to_ascii_lowercase();
+        let secret = SECRET_WORDS.iter().any(|word| lower.contains(word));
+        (name.as_str(), if secret { "********" } else { value.as_str() })
+    })
+}
+
 /// `FORMAT PLAIN ENCODE CSV (…)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Format {

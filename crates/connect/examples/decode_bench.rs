@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use connect::{Offset, Options, ReadState, Split};
+use connect::{Offset, Options, ReadState};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rows: u64 = std::env::args().nth(1).map_or(Ok(1_000_000), |a| a.parse())?;
@@ -69,7 +69,7 @@ fn run(folder: &Path, rows: u64, only: Option<&str>) -> Result<(), Box<dyn std::
             let source = connect::source("file")?.open(&Options::new(options)?, &case.schema)?;
             let mut best = f64::MAX;
             for _ in 0..5 {
-                let mut reader = source.reader(&Split("0".into()), *columns)?;
+                let mut reader = source.reader(&source.splits()?[0], *columns)?;
                 let start = cpu_seconds()?;
                 let (mut at, mut count) = (Offset::START, 0);
                 loop {

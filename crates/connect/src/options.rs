@@ -67,8 +67,12 @@ impl Options {
         if let Some(old) = self.pairs.get(&key)
             && !(key == "format" && old.eq_ignore_ascii_case(&value))
         {
-            return Err(Error::new(SqlState::SyntaxError, format!("option \"{key}\" is given twice"))
-                .with_detail(format!("The values are '{old}' and '{value}'.")));
+            // Other options may be secrets.
+            let error = Error::new(SqlState::SyntaxError, format!("option \"{key}\" is given twice"));
+            return Err(match key == "format" {
+                true => error.with_detail(format!("The values are '{old}' and '{value}'.")),
+                false => error,
+            });
         }
         self.pairs.insert(key, value);
         Ok(())

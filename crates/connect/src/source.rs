@@ -143,8 +143,20 @@ pub trait Source: Send + Sync {
         false
     }
 
-    /// All splits now, ordered by name; never empty. A split never disappears.
+    /// All splits now, ordered by name. A split never disappears. Those of a bounded source never change, and it has at least
+    /// one; a source that is not bounded may have none yet, and more each time. Blocking, as a reader is. Errors: as
+    /// [`SourceReader::read`], and what is wrong with a new split.
     fn splits(&self) -> Result<Vec<Split>>;
+
+    /// Known size of a split now, in the unit of [`Progress`]: for the progress of splits that no reader has begun.
+    fn size(&self, _split: &Split) -> u64 {
+        0
+    }
+
+    /// How many splits that have more are read in turns; the others wait. `usize::MAX`: all of them.
+    fn turns(&self) -> usize {
+        usize::MAX
+    }
 
     /// A split as users know it: the path of a file.
     fn split_text(&self, split: &Split) -> String {

@@ -5,6 +5,7 @@ use catalog::Connector;
 use connect::options::{OptionReader, OptionSpec};
 use connect::{Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 fn name(connector: &Connector) -> Result<&str> {
     connector.name().ok_or_else(|| {
@@ -60,16 +61,26 @@ pub fn watermark_options(watermark: &catalog::Watermark) -> Vec<(String, String)
     idle.into_iter().chain(lateness.map(|us| text("allowed_lateness", us))).collect()
 }
 
+/// Runs what may wait for a disk or a network: other tasks of this thread go on elsewhere meanwhile.
+fn waiting<R>(work: impl FnOnce() -> R) -> R {
+    match Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread) {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
 /// Opens a source, checking everything that can be checked.
 pub fn open_source(connector: &Connector, schema: &SchemaRef) -> Result<Box<dyn Source>> {
-    connect::source(name(connector)?)?.open(&options(connector)?, schema)
+    let (source, options) = (connect::source(name(connector)?)?, options(connector)?);
+    waiting(|| source.open(&options, schema))
 }
 
 /// The columns of a source that was declared without any.
 pub fn infer_source(connector: &Connector) -> Result<SchemaRef> {
     /// Records that are looked at.
     const SAMPLE_ROWS: usize = 1000;
-    connect::source(name(connector)?)?.infer_schema(&options(connector)?, SAMPLE_ROWS)
+    let (source, options) = (connect::source(name(connector)?)?, options(connector)?);
+    waiting(|| source.infer_schema(&options, SAMPLE_ROWS))
 }
 
 /// Checks a sink's options without touching its target.

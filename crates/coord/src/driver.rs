@@ -3,6 +3,7 @@
 //! Columns that no job reads are filled with nothing, so that rows keep the relation's schema; no job looks at them. A job that
 //! wants more columns says so before it is deployed, and rows that were read before that are read again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,13 +26,19 @@ const BACK_PRESSURE_WAIT: Duration = Duration::from_millis(1);
 /// Late rows are shown whole: after one, all columns are read for so many portions.
 const WHOLE_PORTIONS: u32 = 64;
 
+/// A split that was found.
 struct OpenSplit {
     split: Split,
-    reader: Box<dyn SourceReader>,
+    /// None before its turn and after its end.
+    reader: Option<Box<dyn SourceReader>>,
     /// What the reader decodes.
     columns: Vec<usize>,
     at: Offset,
+    /// There may be more to read at once.
+    busy: bool,
     ended: bool,
+    /// When it was last read.
+    progress: Progress,
 }
 
 /// Which offsets of a paced source are due. Time in which nobody reads the source does not count; time in which the flow
@@ -134,21 +141,43 @@ impl Driver {
     fn read_all(&mut self) -> Result<()> {
         let (handle, source) = (Arc::clone(&self.handle), Arc::clone(&self.handle.source));
         let mut open: Vec<OpenSplit> = Vec::new();
+        let mut found: HashSet<Split> = HashSet::new();
+        let mut looked_us = None;
         let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
         loop {
-            for split in source.splits()? {
-                if !open.iter().any(|o| o.split == split) {
-                    if let Some(gate) = &handle.gate {
-                        gate.add_split(&split, self.clock.time.now_us());
+            let now_us = self.clock.time.now_us();
+            let poll_us = source.poll_interval().as_micros() as i64;
+            if looked_us.is_none_or(|at: i64| !source.bounded() && now_us.saturating_sub(at) >= poll_us) {
+                looked_us = Some(now_us);
+                for split in source.splits()? {
+                    if found.contains(&split) {
+                        continue;
                     }
-                    let columns = self.columns().0;
-                    let reader = source.reader(&split, Some(&columns))?;
-                    open.push(OpenSplit { split, reader, columns, at: Offset::START, ended: false });
+                    if let Some(gate) = &handle.gate {
+                        gate.add_split(&split, now_us);
+                    }
+                    found.insert(split.clone());
+                    let progress = Progress { done: 0, total: source.size(&split) };
+                    let at = Offset::START;
+                    open.push(OpenSplit {
+                        split,
+                        reader: None,
+                        columns: Vec::new(),
+                        at,
+                        busy: false,
+                        ended: false,
+                        progress,
+                    });
                 }
             }
             let mut more = false;
+            let mut busy = open.iter().filter(|o| o.busy).count();
             for n in 0..open.len() {
                 if open[n].ended {
+                    continue;
+                }
+                if open[n].reader.is_none() && busy >= source.turns() {
+                    more = true;
                     continue;
                 }
                 let turn = self.wait_turn();
@@ -166,22 +195,33 @@ impl Driver {
                     continue;
                 }
                 let (columns, wishes) = self.columns();
-                if open[n].columns != columns {
-                    open[n].reader = source.reader(&open[n].split, Some(&columns))?;
-                    open[n].columns = columns;
-                }
                 let split = &mut open[n];
+                let reader = match &mut split.reader {
+                    Some(reader) if split.columns == columns => reader,
+                    other => {
+                        split.columns = columns;
+                        other.insert(source.reader(&split.split, Some(&split.columns))?)
+                    }
+                };
                 let from = split.at;
-                let outcome = split.reader.read(from, READ_ROWS, READ_BYTES, due)?;
+                let outcome = reader.read(from, READ_ROWS, READ_BYTES, due)?;
+                split.progress = reader.progress();
+                busy -= usize::from(split.busy);
+                split.busy = outcome.state == ReadState::More;
                 split.at = outcome.next;
                 // What ends before its limit has ended; what reaches it waits for the next.
                 split.ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
-                more |= outcome.state == ReadState::More;
                 if !self.deliver(&open, n, from, outcome, wishes)? {
-                    (open[n].at, open[n].ended, more) = (from, false, true);
+                    let split = &mut open[n];
+                    (split.at, split.ended, split.busy) = (from, false, true);
+                }
+                busy += usize::from(open[n].busy);
+                more |= open[n].busy;
+                if open[n].ended {
+                    open[n].reader = None;
                 }
             }
-            if open.iter().all(|o| o.ended) {
+            if source.bounded() && open.iter().all(|o| o.ended) {
                 // An epoch of its own, so that waiting for it is waiting for everything before it.
                 self.clock.commit(true, |epoch| {
                     handle.state.lock().ended = Some(epoch);
@@ -220,12 +260,14 @@ impl Driver {
         if rows == 0 && errors == 0 {
             if let (true, Some(gate)) = (split.ended, &handle.gate) {
                 gate.end_split(&split.split);
+                // The watermark may move without a row.
+                self.clock.commit(false, |_| Ok(Vec::new()))?;
             }
             return Ok(true);
         }
         let progress = open
             .iter()
-            .map(|o| o.reader.progress())
+            .map(|o| o.progress)
             .fold(Progress::default(), |a, p| Progress { done: a.done + p.done, total: a.total + p.total });
         let positions: Positions = open.iter().map(|o| (o.split.clone(), o.at)).collect();
         let batch = self.widened(handle.source.schema(), &split.columns, &outcome.batch)?;

@@ -4,8 +4,8 @@
 //! before the watermark of the cut before, less the allowed lateness. So every reader of the relation gets the same rows, and
 //! a watermark *w* that a reader is told promises that no row with a time below *w* follows.
 //!
-//! The watermark is the least, over the splits that have not ended and are not idle, of the newest time seen less the delay;
-//! when every split has ended it is [`Gate::END`].
+//! The watermark is the least, over the splits that have not ended and are not idle, of the newest time seen less the delay.
+//! When every split has ended it is [`Gate::END`], or, where more splits may come, the newest time of all less the delay.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use parking_lot::Mutex;
 pub struct Gate {
     pub relation: RelationId,
     pub declared: Watermark,
+    /// Whether no split follows when all have ended.
+    bounded: bool,
     state: Mutex<State>,
 }
 
@@ -93,9 +95,9 @@ impl Gate {
     /// The watermark when nothing follows.
     pub const END: i64 = i64::MAX;
 
-    pub fn new(relation: RelationId, declared: Watermark, now_us: i64) -> Gate {
+    pub fn new(relation: RelationId, declared: Watermark, bounded: bool, now_us: i64) -> Gate {
         let state = State { splits: BTreeMap::new(), watermark_us: Gate::START, moved_us: now_us, late_rows: 0 };
-        Gate { relation, declared, state: Mutex::new(state) }
+        Gate { relation, declared, bounded, state: Mutex::new(state) }
     }
 
     /// Lets the watermark wait for a split from now on.
@@ -174,7 +176,8 @@ impl Gate {
         let next = if state.splits.is_empty() {
             Gate::START
         } else if open().next().is_none() {
-            Gate::END
+            let newest = state.splits.values().map(|t| t.newest_us).max();
+            newest.filter(|_| !self.bounded).map_or(Gate::END, |t| t.saturating_sub(self.declared.delay_us))
         } else {
             let waited = open().filter(|t| !t.idle).map(|t| t.newest_us);
             waited.min().map_or(Gate::START, |t| t.saturating_sub(self.declared.delay_us))
@@ -237,7 +240,7 @@ mod tests {
     fn gate(delay_us: i64, idle_timeout_us: Option<i64>, allowed_lateness_us: i64) -> Gate {
         let declared =
             Watermark { column: 0, expression: String::new(), delay_us, idle_timeout_us, allowed_lateness_us };
-        Gate::new(RelationId(1), declared, 0)
+        Gate::new(RelationId(1), declared, true, 0)
     }
 
     fn rows(times: &[Option<i64>]) -> RecordBatch {
@@ -299,6 +302,28 @@ mod tests {
         gate.end_split(&split("b"));
         assert_eq!(gate.advance(1_000), Gate::END);
         assert_eq!(gate.next_idle_us(), None);
+    }
+
+    #[test]
+    fn splits_that_have_ended_hold_nothing_and_others_may_follow() {
+        let mut gate = gate(10, None, 0);
+        gate.bounded = false;
+        gate.add_split(&split("a"), 0);
+        gate.add_split(&split("b"), 0);
+        late(&gate, "a", &[100]);
+        gate.end_split(&split("a"));
+        assert_eq!(gate.advance(0), Gate::START);
+        late(&gate, "b", &[500]);
+        assert_eq!(gate.advance(0), 490);
+        gate.end_split(&split("b"));
+        assert_eq!(gate.advance(0), 490);
+        // A new split waits for its first row, and is measured as any other.
+        gate.add_split(&split("c"), 0);
+        assert_eq!(gate.advance(0), 490);
+        assert_eq!(late(&gate, "c", &[489, 700]), [0]);
+        assert_eq!(gate.advance(0), 690);
+        gate.end_split(&split("c"));
+        assert_eq!(gate.advance(0), 690);
     }
 
     #[test]

@@ -241,7 +241,7 @@ impl Sources {
 
     /// Takes an opened source. `watermark` is what its relation declares.
     pub fn add(&self, relation: RelationId, source: Box<dyn Source>, watermark: Option<Watermark>, sides: Sides) {
-        let gate = watermark.map(|w| Arc::new(Gate::new(relation, w, self.clock.time.now_us())));
+        let gate = watermark.map(|w| Arc::new(Gate::new(relation, w, source.bounded(), self.clock.time.now_us())));
         if let Some(gate) = &gate {
             self.clock.add_gate(Arc::clone(gate));
         }

@@ -129,7 +129,7 @@ impl Table {
     /// Puts a gate before the table: rows that are there already have come through it. `late` is its side table.
     pub fn set_gate(&self, watermark: &Watermark, late: Arc<Table>, clock: &Clock) -> Result<()> {
         let now_us = clock.time.now_us();
-        let gate = Arc::new(Gate::new(self.relation, watermark.clone(), now_us));
+        let gate = Arc::new(Gate::new(self.relation, watermark.clone(), false, now_us));
         let split = Split(SPLIT.into());
         gate.add_split(&split, now_us);
         // Late rows are older than the newest that was on time, so the table alone gives back where the watermark was.

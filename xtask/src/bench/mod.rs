@@ -137,7 +137,11 @@ fn release_build() -> std::result::Result<PathBuf, String> {
     if !status.success() {
         return Err("cargo build failed".to_string());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
-    Ok(target.join("release/millstream"))
+    Ok(target_folder().join("release/millstream"))
+}
+
+/// Where cargo puts what it builds.
+fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from)
 }

@@ -1,4 +1,5 @@
-//! The queries of `sql-tests/nexmark` over the nexmark generator into a blackhole, each in a process of its own.
+//! The queries of `sql-tests/nexmark` over the nexmark generator, or over files of its events, into a blackhole, each in a process
+//! of its own.
 //!
 //! Every number is of the whole process from its start to its end: user and system CPU of all threads, planning included.
 
@@ -17,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--rows full|pruned] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -28,8 +29,31 @@ struct Choice {
     runs: u64,
     /// Every event of every kind with all of its columns, whatever the query reads; or only what it reads.
     full_rows: bool,
+    input: Input,
     binary: Option<PathBuf>,
     csv: Option<PathBuf>,
+}
+
+/// Where the events come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Generator,
+    Ndjson,
+    Csv,
+    Parquet,
+}
+
+impl Input {
+    const ALL: [Input; 4] = [Input::Generator, Input::Ndjson, Input::Csv, Input::Parquet];
+
+    fn name(self) -> &'static str {
+        match self {
+            Input::Generator => "generator",
+            Input::Ndjson => "ndjson",
+            Input::Csv => "csv",
+            Input::Parquet => "parquet",
+        }
+    }
 }
 
 /// One run of one query.
@@ -55,6 +79,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         slots: vec![1],
         runs: RUNS,
         full_rows: true,
+        input: Input::Generator,
         binary: None,
         csv: None,
     };
@@ -69,6 +94,10 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--slots" => choice.slots = numbers()?,
             "--runs" => choice.runs = number(&value)?.max(1),
             "--rows" if value == "full" || value == "pruned" => choice.full_rows = value == "full",
+            "--input" => {
+                let known = Input::ALL.into_iter().find(|input| input.name() == value);
+                choice.input = known.ok_or_else(|| format!("there is no input \"{value}\"; usage: {USAGE}"))?;
+            }
             "--binary" => choice.binary = Some(value.into()),
             "--csv" => choice.csv = Some(value.into()),
             _ => return Err(format!("there is no option \"{arg}\"; usage: {USAGE}")),
@@ -106,15 +135,16 @@ fn all_queries(folder: &Path) -> Result<Vec<String>> {
 
 fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     let mut csv = "query,events,event_rate,slots,runs,events_per_s,events_per_cpu_s,events_per_cpu_s_min,events_per_cpu_s_max,wall_s,cpu_s,peak_rss_mb,written_mb\n".to_string();
-    println!("{} rows", if choice.full_rows { "full" } else { "pruned" });
+    println!("{} rows from {}", if choice.full_rows { "full" } else { "pruned" }, choice.input.name());
     println!(
         "{:<10} {:>10} {:>5} {:>12} {:>14} {:>29} {:>8} {:>8} {:>10}",
         "query", "event rate", "slots", "events/s", "events/cpu-s", "min – max", "cpu s", "peak MB", "written MB"
     );
     for event_rate in &choice.event_rates {
+        let files = files(choice, *event_rate)?;
         for slots in &choice.slots {
             for query in &choice.queries {
-                let script = script(query, folder, choice, *event_rate)?;
+                let script = script(query, folder, choice, *event_rate, files.as_deref())?;
                 let mut runs = Vec::new();
                 for _ in 0..choice.runs {
                     runs.push(one(binary, &script, *slots)?);
@@ -150,14 +180,50 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     Ok(csv)
 }
 
+/// The folder with the events of this rate, which is written once and then kept beside what is built. `None`: the generator.
+fn files(choice: &Choice, event_rate: u64) -> Result<Option<PathBuf>> {
+    if choice.input == Input::Generator {
+        return Ok(None);
+    }
+    let format = choice.input.name();
+    let cache = super::target_folder().join("nexmark").join(format!("{}-{event_rate}", choice.events));
+    if ["person", "auction", "bid"].iter().all(|table| cache.join(format!("{table}.{format}")).is_file()) {
+        return Ok(Some(cache));
+    }
+    let status = Command::new(env!("CARGO"))
+        .args(["run", "--release", "--workspace", "--example", "nexmark_files", "--"])
+        .arg(&cache)
+        .args([format, &choice.events.to_string(), &event_rate.to_string()])
+        .status()?;
+    if !status.success() {
+        return Err("the files could not be written".into());
+    }
+    Ok(Some(cache))
+}
+
 /// The script of a query. With full rows all three sources are read, as in suites where one source makes all events; else
 /// only those that the query names.
-fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64) -> Result<String> {
+fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64, files: Option<&Path>) -> Result<String> {
     let (events, full) = (choice.events, choice.full_rows);
     let mut script = String::new();
+    let format = choice.input.name();
     let source = |table: &str| {
+        let (columns, from) = match files {
+            None => (
+                "",
+                format!(
+                    "connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, full_rows = {full}"
+                ),
+            ),
+            Some(folder) => {
+                let path = folder.join(format!("{table}.{format}"));
+                let header = if choice.input == Input::Csv { ", header = 'true'" } else { "" };
+                let columns = if choice.input == Input::Parquet { "" } else { columns(table) };
+                (columns, format!("connector = 'file', path = '{}', format = '{format}'{header}", path.display()))
+            }
+        };
         format!(
-            "CREATE SOURCE {table} (WATERMARK FOR date_time AS date_time - INTERVAL '4 seconds') WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, full_rows = {full});\n"
+            "CREATE SOURCE {table} ({columns}WATERMARK FOR date_time AS date_time - INTERVAL '4 seconds') WITH ({from});\n"
         )
     };
     if query == GENERATOR {
@@ -190,6 +256,19 @@ fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64) -> Resul
     let emit = if CLOSING.contains(&query) { "EMIT ON WINDOW CLOSE" } else { "" };
     script.push_str(&format!("CREATE SINK out AS {text} {emit} WITH (connector = 'blackhole');\n"));
     Ok(script)
+}
+
+/// The columns of a file of text, whose first lines may not show the type of each.
+fn columns(table: &str) -> &'static str {
+    match table {
+        "person" => {
+            "id bigint, name text, email_address text, credit_card text, city text, state text, date_time timestamp, extra text, "
+        }
+        "auction" => {
+            "id bigint, item_name text, description text, initial_bid bigint, reserve bigint, date_time timestamp, expires timestamp, seller bigint, category bigint, extra text, "
+        }
+        _ => "auction bigint, bidder bigint, price bigint, channel text, url text, date_time timestamp, extra text, ",
+    }
 }
 
 fn one(binary: &Path, script: &str, slots: u64) -> Result<Run> {

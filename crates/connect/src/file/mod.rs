@@ -1,12 +1,18 @@
-//! The connector `file`: a CSV or NDJSON file as a source, bounded or followed while it grows, and as a sink.
+//! The connector `file`: CSV, NDJSON or Parquet files as a source, bounded or followed while they grow, and text files as a
+//! sink.
 //!
-//! A source is one split, `0`; its offsets are bytes from the file's start, always where a record starts. The law that equal
-//! ranges give equal rows needs a file that is only appended to; a followed file that shrinks, is replaced, or no longer
-//! continues the bytes that were read is an error, never a silent restart.
+//! Each file of a source is a split, named by its path; its offsets are bytes from the file's start, always where a record
+//! starts (Parquet: rows). The law that equal ranges give equal rows needs files that are only appended to; a followed file that shrinks, is
+//! replaced, disappears, or no longer continues the bytes that were read is an error, never a silent restart.
 
+mod chunks;
+mod objects;
 mod options;
+mod parquet;
+mod place;
 mod read;
 mod source;
+mod text;
 
 mod snapshot;
 mod write;

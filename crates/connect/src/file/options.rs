@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flow::{Error, Result};
+use flow::{Error, Result, SqlState};
 
 use crate::format::Format;
 use crate::options::{OptionReader, OptionSpec, Options};
 use crate::source::OnError;
+
+use super::objects::S3Options;
 
 const fn spec(
     name: &'static str,
@@ -22,9 +24,27 @@ const fn spec(
 /// The options of a file source, as documented in `docs/connectors/file.md`.
 pub static SOURCE_OPTIONS: &[OptionSpec] = &[
     spec("connector", "file", None, true, "Chooses this connector."),
-    spec("path", "a path", None, true, "The file to read; a relative path starts at the server's working directory."),
-    spec("format", "csv, json", None, true, "CSV, or one JSON object a line; also written ENCODE CSV or ENCODE JSON."),
-    spec("follow", "true, false", Some("false"), false, "Whether to wait for more lines at the end of the file."),
+    spec(
+        "path",
+        "a path or pattern",
+        None,
+        true,
+        "The file to read, or a pattern with * ? [ ] or a folder with / at its end for many; s3://bucket/… for objects. A relative path starts at the server's working directory.",
+    ),
+    spec(
+        "format",
+        "csv, json, parquet",
+        None,
+        true,
+        "CSV, one JSON object a line, or Parquet; also written ENCODE CSV, ENCODE JSON or ENCODE PARQUET.",
+    ),
+    spec(
+        "follow",
+        "true, false",
+        Some("false"),
+        false,
+        "Whether to wait for more lines at the end of each file, and for more files.",
+    ),
     spec(
         "header",
         "true, false, skip",
@@ -41,7 +61,18 @@ pub static SOURCE_OPTIONS: &[OptionSpec] = &[
         false,
         "Whether a malformed record is left out and kept in the table of errors, or stops the source.",
     ),
-    spec("poll_interval", "a time from 1ms to 24h", Some("100ms"), false, "How often a followed file is looked at."),
+    spec(
+        "poll_interval",
+        "a time from 1ms to 24h",
+        None,
+        false,
+        "How often followed files are looked at. Without it: 100ms, and 10s for objects.",
+    ),
+    spec("s3.endpoint", "a URL", None, false, "The address of the service, if it is not AWS."),
+    spec("s3.region", "a text", None, false, "The region of the bucket."),
+    spec("s3.access_key_id", "a text", None, false, "Who reads the bucket."),
+    spec("s3.secret_access_key", "a text", None, false, "The secret that belongs to the key; never shown."),
+    spec("s3.allow_http", "true, false", None, false, "Whether the endpoint may be reached without encryption."),
 ];
 
 /// The options of a file sink, as documented in `docs/connectors/file.md`.
@@ -87,18 +118,26 @@ pub enum Header {
 /// The options of a file source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSourceOptions {
-    pub path: PathBuf,
+    /// A path or a pattern, as written.
+    pub path: String,
     pub format: Format,
     pub follow: bool,
     pub header: Header,
     pub delimiter: u8,
     pub null: String,
     pub on_error: OnError,
-    pub poll_interval: Duration,
+    /// As written.
+    pub poll_interval: Option<Duration>,
+    pub s3: S3Options,
 }
 
-const FORMATS: &[(&str, Format)] =
-    &[("csv", Format::Csv), ("json", Format::Json), ("ndjson", Format::Json), ("jsonl", Format::Json)];
+const FORMATS: &[(&str, Format)] = &[
+    ("csv", Format::Csv),
+    ("json", Format::Json),
+    ("ndjson", Format::Json),
+    ("jsonl", Format::Json),
+    ("parquet", Format::Parquet),
+];
 
 impl FileSourceOptions {
     /// Errors: `42704` unknown option, `22023` missing option or wrong value.
@@ -113,16 +152,36 @@ impl FileSourceOptions {
         };
         let follow = reader.boolean("follow")?;
         Ok(FileSourceOptions {
-            path: PathBuf::from(reader.text("path")),
+            path: reader.text("path").into(),
             format,
             follow,
             header,
             delimiter: reader.ascii_char("delimiter")?,
             null: null_text(&reader)?,
             on_error: reader.one_of("on_error", &[("stop", OnError::Stop), ("skip", OnError::Skip)])?,
-            poll_interval: reader.duration("poll_interval")?,
+            poll_interval: reader.given("poll_interval").map(|_| reader.duration("poll_interval")).transpose()?,
+            s3: s3_options(&reader)?,
         })
     }
+}
+
+fn s3_options(reader: &OptionReader<'_>) -> Result<S3Options> {
+    let text = |name: &str| reader.given(name).filter(|v| !v.is_empty()).map(str::to_string);
+    let options = S3Options {
+        endpoint: text("s3.endpoint"),
+        region: text("s3.region"),
+        access_key_id: text("s3.access_key_id"),
+        secret_access_key: text("s3.secret_access_key"),
+        allow_http: reader.given("s3.allow_http").map(|_| reader.boolean("s3.allow_http")).transpose()?,
+    };
+    if options != S3Options::default() && !reader.text("path").starts_with("s3://") {
+        return Err(Error::new(
+            SqlState::InvalidParameterValue,
+            "the options s3.… are only for a path that begins with s3://",
+        )
+        .with_detail(format!("The path is '{}'.", reader.text("path"))));
+    }
+    Ok(options)
 }
 
 /// What a file sink writes.
@@ -154,6 +213,10 @@ impl FileSinkOptions {
     pub fn read(options: &Options) -> Result<FileSinkOptions> {
         let reader = OptionReader::new("sink connector \"file\"", options, SINK_OPTIONS)?;
         let format = reader.one_of("format", FORMATS)?;
+        if format == Format::Parquet {
+            return Err(Error::unsupported("a file sink does not write Parquet")
+                .with_hint("Use format = 'csv' or format = 'json'."));
+        }
         only_for_csv(&reader, format, &["header", "delimiter", "null"])?;
         let modes = [("append", SinkMode::Append), ("changes", SinkMode::Changes), ("snapshot", SinkMode::Snapshot)];
         let mode = match reader.given("mode") {

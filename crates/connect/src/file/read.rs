@@ -1,12 +1,14 @@
 //! Bytes of a file that may be growing: a window over it, its size, and the proof that it is still the same file.
 
 use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use flow::{Error, Result, SqlState};
+use flow::{Error, Result};
 
 use super::io_error;
+use super::objects::ForwardObject;
+use super::place::{Found, Mark};
 
 /// The longest record, in bytes. A longer one is malformed.
 pub const RECORD_BYTES_MAX: usize = 16 << 20;
@@ -17,12 +19,19 @@ const STEP_BYTES: usize = 1 << 20;
 /// Bytes before the end of what was read that are compared when a followed file has grown.
 const TAIL_BYTES: usize = 64;
 
+/// Where bytes come from.
+enum Handle {
+    /// Not opened yet, or idle: a folder may hold more files than a process may open.
+    Closed,
+    File(File),
+    /// One reader goes forwards, the other looks up what is reported.
+    Object(Box<ForwardObject>, Box<ForwardObject>),
+}
+
 /// An open file and the part of it that is in memory.
 pub struct Input {
-    path: PathBuf,
-    file: File,
-    /// Device and inode at opening.
-    identity: (u64, u64),
+    file: Found,
+    handle: Handle,
     /// Bytes from the start that may be read: fixed for a bounded input, growing for a followed one.
     end: u64,
     follow: bool,
@@ -34,40 +43,44 @@ pub struct Input {
     tail: (u64, Vec<u8>),
     /// The last counted place: (offset, line number there).
     counted: (u64, u64),
+    /// The same for bytes that an object gave and will not give again; ahead of `counted`.
+    passed: (u64, u64),
 }
 
 impl Input {
-    /// Opens a regular file. `end`: where a bounded input ends, if that was fixed before.
-    pub fn open(path: &Path, follow: bool, end: Option<u64>) -> Result<Input> {
-        // Looked at before it is opened: opening a named pipe would wait for a writer.
-        let metadata = std::fs::metadata(path).map_err(|e| io_error("open file", path, &e))?;
-        if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
-            return Err(Error::new(SqlState::WrongObjectType, format!("\"{}\" is {what}", path.display())));
-        }
-        let file = File::open(path).map_err(|e| io_error("open file", path, &e))?;
-        let metadata = file.metadata().map_err(|e| io_error("read file", path, &e))?;
+    /// The bytes of a file that was found: all of them that are there now if it is followed, else those that were there.
+    /// Errors: `XX001` it is not the file that was found, or shorter.
+    pub fn open(file: &Found, follow: bool) -> Result<Input> {
+        let handle = match &file.mark {
+            Mark::Local(..) => Handle::Closed,
+            Mark::Object(object) => {
+                let reader = || Box::new(ForwardObject::new(file, object));
+                Handle::Object(reader(), reader())
+            }
+        };
         let mut input = Input {
-            path: path.to_path_buf(),
-            file,
-            identity: identity(&metadata),
-            end: end.unwrap_or(metadata.len()),
-            follow,
+            file: file.clone(),
+            handle,
+            end: file.size,
+            follow: follow && file.grows(),
             buffer: Vec::new(),
             base: 0,
             filled: 0,
             tail: (0, Vec::new()),
             counted: (0, 1),
+            passed: (0, 1),
         };
-        input.check(&metadata)?;
-        if follow {
-            input.end = metadata.len();
-        }
+        input.refresh()?;
         Ok(input)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    /// Whether more may come at the end.
+    pub fn follows(&self) -> bool {
+        self.follow
     }
 
     /// Where the readable bytes end now.
@@ -77,24 +90,30 @@ impl Input {
 
     /// Looks whether a followed file has grown. Errors: `XX001` it has become shorter, or another file stands in its place.
     pub fn refresh(&mut self) -> Result<()> {
-        let metadata = self.file.metadata().map_err(|e| io_error("read file", &self.path, &e))?;
+        if matches!(self.handle, Handle::Object(..)) {
+            return Ok(());
+        }
+        let path = Path::new(&self.file.name);
+        let at_path = std::fs::metadata(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => self.file.changed("it was removed or renamed"),
+            _ => io_error("read file", path, &e),
+        });
+        let metadata = match (&self.handle, at_path) {
+            // What a bounded reader has opened may lose its name.
+            (Handle::File(open), _) if !self.follow => open.metadata().map_err(|e| io_error("read file", path, &e))?,
+            (_, at_path) => at_path?,
+        };
         self.check(&metadata)?;
         if self.follow {
             self.end = metadata.len();
-            let at_path = std::fs::metadata(&self.path);
-            match at_path {
-                Ok(m) if identity(&m) == self.identity => {}
-                Ok(_) => return Err(self.changed("it was replaced by another file")),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(self.changed("it was removed or renamed"));
-                }
-                Err(e) => return Err(io_error("read file", &self.path, &e)),
-            }
         }
         Ok(())
     }
 
     fn check(&self, metadata: &Metadata) -> Result<()> {
+        if Mark::of(metadata) != self.file.mark {
+            return Err(self.changed("it was replaced by another file"));
+        }
         if metadata.len() < self.end {
             return Err(self.changed(&format!("it was truncated from {} to {} bytes", self.end, metadata.len())));
         }
@@ -103,12 +122,30 @@ impl Input {
 
     /// `XX001`: the file is not what was read before.
     pub fn changed(&self, how: &str) -> Error {
-        Error::new(
-            SqlState::DataCorrupted,
-            format!("file \"{}\" changed while it was read: {how}", self.path.display()),
-        )
-        .with_detail("A file source may only grow at its end; rows that were read cannot be taken back.")
-        .with_hint("Drop the source and create it again to read the file from its start.")
+        self.file.changed(how)
+    }
+
+    /// Fills `buffer` with the file from `offset` on. `aside`: not on the way through the file.
+    fn read_exact(&mut self, buffer: &mut [u8], offset: u64, aside: bool) -> Result<()> {
+        let path = Path::new(&self.file.name);
+        if let Handle::Closed = self.handle {
+            let file = File::open(path).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => self.file.changed("it was removed or renamed"),
+                _ => io_error("open file", path, &e),
+            })?;
+            self.check(&file.metadata().map_err(|e| io_error("read file", path, &e))?)?;
+            self.handle = Handle::File(file);
+        }
+        let file = match &mut self.handle {
+            Handle::File(file) => file,
+            Handle::Object(forward, _) if !aside => return forward.read_exact(buffer, offset),
+            Handle::Object(_, other) => return other.read_exact(buffer, offset),
+            Handle::Closed => return Err(Error::internal("a file that is not open")),
+        };
+        file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.file.changed("it was truncated"),
+            _ => io_error("read file", path, &e),
+        })
     }
 
     /// The bytes in memory from `from` on; at least one after [`more`](Self::more) returned true.
@@ -127,14 +164,15 @@ impl Input {
         let kept = self.bytes(from).len();
         if self.at_end(from) {
             if kept == 0 && self.follow {
-                // An idle follower holds no memory.
-                (self.buffer, self.base, self.filled) = (Vec::new(), from, 0);
+                // An idle follower holds no memory and no file.
+                (self.buffer, self.base, self.filled, self.handle) = (Vec::new(), from, 0, Handle::Closed);
             }
             return Ok(false);
         }
         if self.follow {
             self.verify_tail()?;
         }
+        self.pass(from);
         self.buffer.copy_within(self.filled - kept..self.filled, 0);
         (self.base, self.filled) = (from, kept);
         let left = self.end - from - kept as u64;
@@ -143,29 +181,51 @@ impl Input {
         if self.buffer.len() < kept + step {
             self.buffer.resize(kept + step, 0);
         }
-        read_exact(&self.file, &mut self.buffer[kept..kept + step], from + kept as u64).map_err(|e| self.failed(&e))?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.read_exact(&mut buffer[kept..kept + step], from + kept as u64, false);
+        self.buffer = buffer;
+        read?;
         self.filled = kept + step;
         let tail_start = self.filled.saturating_sub(TAIL_BYTES);
         self.tail = (from + tail_start as u64, self.buffer[tail_start..self.filled].to_vec());
         Ok(true)
     }
 
+    /// Counts the lines before `to`, which is in memory, of an object: looking them up later would mean to get it again.
+    fn pass(&mut self, to: u64) {
+        let at = |offset: u64| offset.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+        if let (Handle::Object(..), Some(from), Some(until)) = (&self.handle, at(self.passed.0), at(to))
+            && from <= until
+            && until <= self.filled
+        {
+            let lines = memchr::memchr_iter(b'\n', &self.buffer[from..until]).count() as u64;
+            self.passed = (to, self.passed.1 + lines);
+        }
+    }
+
+    /// Reading goes on at `from`: what is reported from now on lies behind it.
+    pub fn begin(&mut self, from: u64) {
+        self.pass(from);
+        if self.passed.0 == from {
+            self.counted = self.passed;
+        }
+    }
+
     /// A file that was truncated and written anew may have grown beyond the old size; its bytes betray it.
-    fn verify_tail(&self) -> Result<()> {
-        let (start, known) = &self.tail;
-        let mut now = vec![0; known.len()];
-        read_exact(&self.file, &mut now, *start).map_err(|e| self.failed(&e))?;
-        if now == *known { Ok(()) } else { Err(self.changed("bytes that were already read are different")) }
+    fn verify_tail(&mut self) -> Result<()> {
+        let mut now = vec![0; self.tail.1.len()];
+        self.read_exact(&mut now, self.tail.0, true)?;
+        if now == self.tail.1 { Ok(()) } else { Err(self.changed("bytes that were already read are different")) }
     }
 
     /// The position after the first line end at or after `from`, searched without keeping the bytes. `None`: there is none
     /// yet. A bounded input ends with a line end in effect.
-    pub fn after_line_end(&self, from: u64) -> Result<Option<u64>> {
+    pub fn after_line_end(&mut self, from: u64) -> Result<Option<u64>> {
         let mut at = from;
         let mut block = vec![0; STEP_BYTES];
         while at < self.end {
             let length = usize::try_from(self.end - at).unwrap_or(usize::MAX).min(block.len());
-            read_exact(&self.file, &mut block[..length], at).map_err(|e| self.failed(&e))?;
+            self.read_exact(&mut block[..length], at, true)?;
             if let Some(i) = memchr::memchr(b'\n', &block[..length]) {
                 return Ok(Some(at + i as u64 + 1));
             }
@@ -180,7 +240,7 @@ impl Input {
         let mut block = vec![0; STEP_BYTES.min(usize::try_from(offset - at).unwrap_or(STEP_BYTES))];
         while at < offset {
             let length = usize::try_from(offset - at).unwrap_or(usize::MAX).min(block.len());
-            read_exact(&self.file, &mut block[..length], at).map_err(|e| self.failed(&e))?;
+            self.read_exact(&mut block[..length], at, true)?;
             line += memchr::memchr_iter(b'\n', &block[..length]).count() as u64;
             at += length as u64;
         }
@@ -189,25 +249,10 @@ impl Input {
     }
 
     /// Up to `bytes_max` bytes of `start .. end`.
-    pub fn sample(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<u8>> {
+    pub fn sample(&mut self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<u8>> {
         let length = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX).min(bytes_max);
         let mut bytes = vec![0; length];
-        read_exact(&self.file, &mut bytes, start).map_err(|e| self.failed(&e))?;
+        self.read_exact(&mut bytes, start, true)?;
         Ok(bytes)
     }
-
-    fn failed(&self, e: &std::io::Error) -> Error {
-        match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.changed("it was truncated"),
-            _ => io_error("read file", &self.path, e),
-        }
-    }
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-fn read_exact(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-    file.read_exact_at(buffer, offset)
 }

@@ -56,7 +56,7 @@ pub fn open(options: FileSinkOptions, request: &SinkRequest<'_>) -> Result<Box<d
 fn encoder(options: &FileSinkOptions, request: &SinkRequest<'_>, mode: SinkMode) -> Result<Encoder> {
     let format = match options.format {
         Format::Csv => LineFormat::Csv { delimiter: options.delimiter, null: options.null.clone() },
-        Format::Json => LineFormat::Json,
+        _ => LineFormat::Json,
     };
     let leads: &[&str] = if mode == SinkMode::Changes { &CHANGE_COLUMNS } else { &[] };
     Encoder::new(&request.schema, format, leads)

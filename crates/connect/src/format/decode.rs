@@ -84,6 +84,15 @@ impl Decoder {
         self.fields.iter().zip(&self.kept).map(column).collect()
     }
 
+    /// Gives memory back while nothing comes. Only without rows. Errors: as [`new`](Self::new).
+    pub fn rest(&mut self) -> Result<()> {
+        if self.capacity > 0 && self.rows == 0 {
+            self.capacity = 0;
+            self.columns = self.new_columns()?;
+        }
+        Ok(())
+    }
+
     /// Rows since the last [`finish`](Self::finish), faulty ones included.
     pub fn rows(&self) -> usize {
         self.rows

@@ -32,6 +32,8 @@ pub enum Format {
     Csv,
     /// One JSON object a line.
     Json,
+    /// Columns in row groups, with a footer. Read only.
+    Parquet,
 }
 
 /// The SQL name of a canonical type, for messages.

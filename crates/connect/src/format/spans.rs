@@ -64,6 +64,11 @@ impl Spans {
         self.consumed = 0;
     }
 
+    /// Gives memory back while nothing comes.
+    pub fn rest(&mut self) {
+        *self = Spans::new(self.width);
+    }
+
     pub fn rows(&self) -> usize {
         self.records.len()
     }

@@ -40,7 +40,7 @@ fn encoder(request: &SinkRequest<'_>) -> Result<Encoder> {
     let format = reader.one_of("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
     let format = match format {
         Format::Csv => LineFormat::Csv { delimiter: b',', null: String::new() },
-        Format::Json => LineFormat::Json,
+        _ => LineFormat::Json,
     };
     Encoder::new(&request.schema, format, if request.append_only { &[] } else { &CHANGE_COLUMNS })
 }

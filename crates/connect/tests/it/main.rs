@@ -1,10 +1,14 @@
 //! The connectors through their public contract. One binary: linking is the cost.
 
+mod bad;
 mod datagen;
 mod docs;
 mod follow;
+mod many;
 mod nexmark;
+mod parquet;
 mod round_trip;
+mod s3;
 mod sink;
 mod source;
 
@@ -15,6 +19,9 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, IntervalUnit, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use connect::{BadRecord, Offset, Options, ReadOutcome, ReadState, Source, SourceReader, Split};
+
+#[global_allocator]
+static ALLOCATOR: bad::Counting = bad::Counting;
 
 /// A folder that disappears with the test, and files in it.
 pub(crate) struct Folder(tempfile::TempDir);
@@ -45,7 +52,12 @@ pub fn open(path: &Path, pairs: &[(&str, &str)], schema: &SchemaRef) -> flow::Re
 }
 
 pub fn reader(path: &Path, pairs: &[(&str, &str)], schema: &SchemaRef) -> Box<dyn SourceReader> {
-    open(path, pairs, schema).unwrap().reader(&Split("0".into()), None).unwrap()
+    open(path, pairs, schema).unwrap().reader(&split(path), None).unwrap()
+}
+
+/// The split that a file is.
+pub fn split(path: &Path) -> Split {
+    Split(path.to_str().unwrap().into())
 }
 
 /// Columns `name type …` in canonical types; `!` after a type means NOT NULL.

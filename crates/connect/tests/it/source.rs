@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use connect::{Offset, ReadState, Split};
+use connect::{Offset, ReadState};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -281,9 +281,9 @@ fn projection_decodes_less_and_changes_nothing_else() {
     // With on_error = 'stop', a value that no one reads does not matter.
     let path = folder.write("a.csv", "1,a,x\n2,b,1\n");
     let source = open(&path, &[("format", "csv"), ("on_error", "stop")], &schema).unwrap();
-    let mut some = source.reader(&Split("0".into()), Some(&[1])).unwrap();
+    let mut some = source.reader(&split(&path), Some(&[1])).unwrap();
     assert_eq!(table(&read_all(&mut *some).0), strings(&[&["a"], &["b"]]));
-    let mut all = source.reader(&Split("0".into()), None).unwrap();
+    let mut all = source.reader(&split(&path), None).unwrap();
     assert!(all.read(Offset::START, 10, 100, None).is_err());
 }
 

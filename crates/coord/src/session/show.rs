@@ -305,13 +305,13 @@ pub fn create_statement(
         .collect();
     let column_names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
     let options = |connector: &catalog::Connector| -> Vec<(String, String)> {
-        connector.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+        catalog::shown_options(&connector.options).map(|(k, v)| (k.to_string(), v.to_string())).collect()
     };
     let format = |connector: &catalog::Connector| {
         connector.format.as_ref().map(|f| sql::statement::Format {
             format: f.format.clone(),
             encode: f.encode.clone(),
-            options: f.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            options: catalog::shown_options(&f.options).map(|(k, v)| (k.to_string(), v.to_string())).collect(),
         })
     };
     let watermark = relation.watermark().map(|w| WatermarkText {

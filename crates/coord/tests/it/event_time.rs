@@ -1,6 +1,7 @@
 //! Event time from end to end: watermarks, late rows, windows that close.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::harness::{Instance, Rng, ok, rows, run, scratch, seed, state_of};
@@ -313,6 +314,59 @@ async fn watermarks_that_cannot_be_are_refused() {
     assert!(refused.hint().unwrap().contains("window_start"), "{refused}");
     assert_eq!(state_of(&mut s, "ALTER TABLE e ADD COLUMN x int").await, "0A000");
     instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_has_ended_does_not_hold_the_watermark() {
+    let folder = scratch();
+    let write = |name: &str, times: &[i64]| {
+        use arrow::array::{ArrayRef, TimestampMicrosecondArray};
+        let start = 1_767_225_600_000_000i64;
+        let times: ArrayRef =
+            Arc::new(TimestampMicrosecondArray::from_iter_values(times.iter().map(|s| start + s * 1_000_000)));
+        let rows = arrow::array::RecordBatch::try_from_iter([("ts", times)]).unwrap();
+        // Renamed when it is whole, as the documentation says.
+        let (part, path) = (folder.path().join(format!("{name}.part")), folder.path().join(name));
+        let file = std::fs::File::create(&part).unwrap();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(file, rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        std::fs::rename(part, path).unwrap();
+    };
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    write("b.parquet", &[0, 10, 20]);
+    let path = folder.path().join("*.parquet").display().to_string();
+    ok(&mut s, &format!("CREATE SOURCE f (ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '5 s') WITH (connector = 'file', path = '{path}', follow = 'true', poll_interval = '10ms') FORMAT PLAIN ENCODE PARQUET")).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW w AS SELECT window_end, count(*) AS n FROM TUMBLE(f, ts, INTERVAL '10 seconds') GROUP BY window_start, window_end EMIT ON WINDOW CLOSE").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM f").await;
+    // The only file has ended: what it was the newest of is where the time is.
+    wait_until(&mut s, "SELECT count(*) FROM w", "1").await;
+    let watermark = rows(&mut s, "SHOW WATERMARKS").await;
+    assert_eq!([watermark[0][2].as_str(), watermark[0][7].as_str()], ["2026-01-01 00:00:15", "ended"]);
+    // The next file goes on, with a row that is late, and the one that has ended does not hold it.
+    write("c.parquet", &[30, 14, 46]);
+    wait_until(&mut s, "SELECT n FROM n", "5").await;
+    wait_until(&mut s, "SELECT count(*) FROM w", "4").await;
+    let closed = rows(&mut s, "SELECT window_end, n FROM w ORDER BY 1").await;
+    let want = [("00:00:10", "1"), ("00:00:20", "1"), ("00:00:30", "1"), ("00:00:40", "1")];
+    assert_eq!(closed.len(), want.len(), "{closed:?}");
+    for (row, (end, n)) in closed.iter().zip(want) {
+        assert_eq!((row[0].as_str(), row[1].as_str()), (format!("2026-01-01 {end}").as_str(), n));
+    }
+    let late = rows(&mut s, "SELECT ts, _split FROM \"f$late\"").await;
+    assert_eq!(late, [["2026-01-01 00:00:14".to_string(), folder.path().join("c.parquet").display().to_string()]]);
+    instance.close().await;
+}
+
+async fn wait_until(session: &mut coord::Session, query: &str, expected: &str) {
+    for _ in 0..1000 {
+        if rows(session, query).await == [[expected]] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{query} did not become {expected}: {:?}", rows(session, query).await);
 }
 
 /// Trap "session windows: rows 0, 5, 100, 110 with gap 20 are {0,5},{100,110}" and "an out-of-order row bridges two sessions".

@@ -9,6 +9,7 @@ mod nexmark;
 mod processing_time;
 mod random_views;
 mod recovery;
+mod s3;
 mod sources_and_sinks;
 mod sql_tests;
 mod stepped;

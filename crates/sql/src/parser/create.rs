@@ -249,9 +249,9 @@ impl Reader<'_> {
         self.expect_word("ENCODE")?;
         let at = self.position();
         let encode = self.ident()?.0.to_uppercase();
-        if !matches!(encode.as_str(), "JSON" | "CSV" | "AVRO" | "PROTOBUF" | "BYTES") {
+        if !matches!(encode.as_str(), "JSON" | "CSV" | "PARQUET" | "AVRO" | "PROTOBUF" | "BYTES") {
             return Err(Error::new(SqlState::SyntaxError, format!("unknown encoding \"{encode}\""))
-                .with_hint("Use ENCODE JSON or ENCODE CSV.")
+                .with_hint("Use ENCODE JSON, ENCODE CSV or ENCODE PARQUET.")
                 .with_position(at)
                 .into());
         }

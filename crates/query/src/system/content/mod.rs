@@ -175,14 +175,6 @@ pub fn derived_oid(relation: RelationId, number: usize) -> u32 {
 }
 
 /// Options of a connector as `name=value`, with secrets masked.
-pub fn option_texts(options: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<str>)>) -> Vec<String> {
-    const SECRET_WORDS: [&str; 6] = ["password", "secret", "token", "credential", "private", "access_key"];
-    options
-        .into_iter()
-        .map(|(name, value)| {
-            let lower = name.as_ref().to_ascii_lowercase();
-            let secret = SECRET_WORDS.iter().any(|w| lower.contains(w));
-            format!("{}={}", name.as_ref(), if secret { "********" } else { value.as_ref() })
-        })
-        .collect()
+pub fn option_texts<'a>(options: impl IntoIterator<Item = (&'a String, &'a String)>) -> Vec<String> {
+    catalog::shown_options(options).map(|(name, value)| format!("{name}={value}")).collect()
 }
