@@ -1,8 +1,8 @@
 //! From what the catalog stores of a connector to the connector itself.
 
 use arrow::datatypes::SchemaRef;
-use catalog::Connector;
-use connect::options::{OptionReader, OptionSpec};
+use catalog::{Catalog, Connector, Definition, Relation, Sink, SinkInput};
+use connect::options::{OptionReader, OptionSpec, RowForm};
 use connect::{Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 
@@ -72,14 +72,56 @@ pub fn infer_source(connector: &Connector) -> Result<SchemaRef> {
     connect::source(name(connector)?)?.infer_schema(&options(connector)?, SAMPLE_ROWS)
 }
 
+/// Refuses a FORMAT that no source reads.
+pub fn check_source_form(connector: &Connector) -> Result<()> {
+    let Some(format) = connector.format.as_ref().filter(|f| f.format != RowForm::Plain.keyword()) else {
+        return Ok(());
+    };
+    Err(Error::unsupported(format!("FORMAT {} is not supported for sources", format.format))
+        .with_hint("Use FORMAT PLAIN."))
+}
+
+/// Refuses a FORMAT or an ENCODE that the sink's connector does not write.
+pub fn check_sink_form(connector: &Connector) -> Result<()> {
+    let Some(format) = &connector.format else { return Ok(()) };
+    let sink = connect::sink(name(connector)?)?;
+    let owner = format!("sink connector \"{}\"", sink.name());
+    connect::options::check_form(&owner, sink.forms(), &format.format, &format.encode)
+}
+
+/// What the rows of a sink come from, as its records name it: the relation that it reads, or the sink itself.
+pub fn sink_input(catalog: &Catalog, sink: &Relation) -> String {
+    let input = match &sink.definition {
+        Definition::Sink(Sink { input: SinkInput::Relation(oid), .. }) => catalog.relation(*oid),
+        _ => None,
+    };
+    input.map_or_else(|| sink.qualified_name(), |input| input.qualified_name())
+}
+
+/// What a sink's connector is told of the rows.
+pub struct SinkRows<'a> {
+    pub schema: SchemaRef,
+    pub append_only: bool,
+    pub keys: &'a [Vec<usize>],
+    /// What the rows come from.
+    pub relation: &'a str,
+}
+
+impl SinkRows<'_> {
+    fn request<'a>(&'a self, options: &'a Options) -> SinkRequest<'a> {
+        let SinkRows { schema, append_only, keys, relation } = self;
+        SinkRequest { options, schema: SchemaRef::clone(schema), append_only: *append_only, keys, relation }
+    }
+}
+
 /// Checks a sink's options without touching its target.
-pub fn check_sink(connector: &Connector, schema: SchemaRef, append_only: bool) -> Result<()> {
+pub fn check_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<()> {
     let options = options(connector)?;
-    connect::sink(name(connector)?)?.validate(&SinkRequest { options: &options, schema, append_only })
+    connect::sink(name(connector)?)?.validate(&rows.request(&options))
 }
 
 /// Opens a sink for writing from nothing.
-pub fn open_sink(connector: &Connector, schema: SchemaRef, append_only: bool) -> Result<Box<dyn SinkWriter>> {
+pub fn open_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<Box<dyn SinkWriter>> {
     let options = options(connector)?;
-    connect::sink(name(connector)?)?.open(&SinkRequest { options: &options, schema, append_only })
+    connect::sink(name(connector)?)?.open(&rows.request(&options))
 }

@@ -243,6 +243,8 @@ pub struct Format {
     /// Upper case: `JSON`, `CSV`.
     pub encode: String,
     pub options: Options,
+    /// Where the clause begins; 0 when it was not parsed.
+    pub position: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]

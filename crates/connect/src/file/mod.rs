@@ -19,7 +19,7 @@ use std::path::Path;
 use arrow::datatypes::SchemaRef;
 use flow::{Error, Result, SqlState};
 
-use crate::options::{OptionSpec, Options};
+use crate::options::{Form, OptionSpec, Options};
 use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 use crate::source::{Source, SourceConnector};
 
@@ -51,6 +51,10 @@ impl SinkConnector for FileConnector {
 
     fn options(&self) -> &'static [OptionSpec] {
         SINK_OPTIONS
+    }
+
+    fn forms(&self) -> &'static [Form] {
+        crate::format::records::FORMS
     }
 
     fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {

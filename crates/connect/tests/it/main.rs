@@ -4,6 +4,7 @@ mod datagen;
 mod docs;
 mod follow;
 mod nexmark;
+mod records;
 mod round_trip;
 mod sink;
 mod source;

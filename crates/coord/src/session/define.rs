@@ -23,6 +23,7 @@ use super::private::{PendingJob, refuse_in_block};
 use super::replan::{STANDING_ZONE, standing};
 use super::transaction::Status;
 use super::{Outcome, Session, planning};
+use crate::connectors::SinkRows;
 use crate::engine::StandingQuery;
 
 /// The folded parts of a name.
@@ -365,6 +366,9 @@ impl Session {
         let mut options = create.options.clone();
         let times = crate::connectors::take_watermark_options(&mut options)?;
         let connector = connector(&options, &create.format);
+        if let Some(format) = &create.format {
+            crate::connectors::check_source_form(&connector).map_err(|e| e.with_position(format.position))?;
+        }
         let columns = if create.columns.is_empty() {
             let inferred = crate::connectors::infer_source(&connector)?;
             inferred.fields().iter().map(|f| Column::new(f.name(), f.data_type().clone(), "")).collect()
@@ -700,8 +704,16 @@ impl Session {
         self.ready_inputs(&standing).await?;
         let process = self.engine.process_plan(&standing, &relation)?;
         if into.is_none() {
-            let append_only = standing.node.traits.change_kind == plan::ChangeKind::AppendOnly;
-            crate::connectors::check_sink(&connector, Arc::clone(&standing.node.schema), append_only)?;
+            if let Some(format) = &create.format {
+                crate::connectors::check_sink_form(&connector).map_err(|e| e.with_position(format.position))?;
+            }
+            let rows = SinkRows {
+                schema: Arc::clone(&standing.node.schema),
+                append_only: standing.node.traits.change_kind == plan::ChangeKind::AppendOnly,
+                keys: &standing.node.traits.unique_keys,
+                relation: &crate::connectors::sink_input(&self.catalog(), &relation),
+            };
+            crate::connectors::check_sink(&connector, &rows)?;
         }
         let oid = relation.oid;
         if matches!(planned.change, Some(CatalogChange::Replace(_))) {

@@ -129,12 +129,13 @@ impl PrivateCatalog {
         let mut views = Vec::new();
         for job in self.jobs {
             let oid = job.relation.oid;
+            let keys = job.traits.unique_keys.clone();
             if job.relation.kind() == RelationKind::MaterializedView {
                 engine.clock.board.expect(oid);
                 engine.set_view_traits(oid, job.traits);
                 views.push(oid);
             }
-            if let Err(failed) = engine.start_job(&job.relation, job.plan, job.inputs).await {
+            if let Err(failed) = engine.start_job(&job.relation, job.plan, &keys, job.inputs).await {
                 error!(relation = job.relation.name, error = %failed, "job cannot be started");
                 engine.clock.board.set_failed(oid, failed.clone());
                 return Err(failed);

@@ -312,6 +312,7 @@ pub fn create_statement(
             format: f.format.clone(),
             encode: f.encode.clone(),
             options: f.options.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            position: 0,
         })
     };
     let watermark = relation.watermark().map(|w| WatermarkText {

@@ -129,3 +129,162 @@ async fn bad_connectors_are_refused_at_create() {
     assert!(unknown.hint().unwrap().contains("file"), "{unknown}");
     instance.close().await;
 }
+
+/// Content by key, or by whole row, as JSON texts.
+type Content = std::collections::BTreeMap<String, String>;
+
+/// The contents that the records of an UPSERT or DEBEZIUM file show, one after each epoch that changes something.
+fn replayed(path: &std::path::Path) -> Vec<Content> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let records: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut contents = Vec::new();
+    let mut now = Content::new();
+    for epoch in records.chunk_by(|a, b| epoch_of(a) == epoch_of(b)) {
+        for record in epoch {
+            if record.get("key").is_some() {
+                match record["op"].as_str() {
+                    Some("upsert") => now.insert(record["key"].to_string(), record["row"].to_string()),
+                    _ => Some(now.remove(&record["key"].to_string()).expect("a key that is there")),
+                };
+            } else {
+                // Keyed by itself: an update is there before it is changed.
+                if let serde_json::Value::Object(_) = &record["before"] {
+                    now.remove(&record["before"].to_string()).expect("a row that is there");
+                }
+                if let serde_json::Value::Object(_) = &record["after"] {
+                    now.insert(record["after"].to_string(), record["after"].to_string());
+                }
+            }
+        }
+        contents.push(now.clone());
+    }
+    contents
+}
+
+fn epoch_of(record: &serde_json::Value) -> u64 {
+    record["epoch"].as_u64().or(record["source"]["epoch"].as_u64()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upserts_and_debezium_replayed_are_the_view_at_each_epoch() {
+    let folder = scratch();
+    let path = |name: &str| folder.path().join(name);
+    let mut rng = Rng::new(seed());
+    let instance = Instance::open(&path("data"), 3, 8);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int, v text)").await;
+    ok(&mut s, "INSERT INTO t SELECT n, n % 5, 'old' FROM generate_series(1, 60) AS s(n)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT g, count(*) AS n, max(v) AS m FROM t GROUP BY g").await;
+    let sinks = [("u", "UPSERT", "v"), ("d", "DEBEZIUM", "v"), ("tu", "UPSERT", "t"), ("td", "DEBEZIUM", "t")];
+    for (name, form, from) in sinks {
+        let create = format!(
+            "CREATE SINK {name} FROM {from} WITH (connector = 'file', path = '{}') FORMAT {form} ENCODE JSON",
+            path(name).display()
+        );
+        ok(&mut s, &create).await;
+    }
+    let queries = [("v", "SELECT g, n, m FROM v"), ("t", "SELECT k, g, v FROM t")];
+    let mut seen: Vec<Vec<std::collections::BTreeSet<Vec<String>>>> = vec![Vec::new(); queries.len()];
+    for step in 0..60 {
+        for ((_, query), seen) in queries.iter().zip(&mut seen) {
+            let content = rows(&mut s, query).await.into_iter().collect();
+            if seen.last() != Some(&content) {
+                seen.push(content);
+            }
+        }
+        let (k, g) = (rng.below(70), rng.pick(&["NULL", "0", "1", "2", "7"]));
+        let statement = match rng.below(5) {
+            0 => format!("DELETE FROM t WHERE k % 11 = {}", k % 11),
+            1 => format!("UPDATE t SET g = {g} WHERE k > {k}"),
+            2 => format!("UPDATE t SET v = 'v{step}' WHERE k = {k}"),
+            // Leaves and returns in one epoch.
+            3 => format!("BEGIN; DELETE FROM t WHERE k = {k}; INSERT INTO t VALUES ({k}, {g}, 'back'); COMMIT"),
+            _ => format!("INSERT INTO t VALUES ({k}, {g}, 'x') ON CONFLICT (k) DO UPDATE SET v = NULL"),
+        };
+        ok(&mut s, &statement).await;
+    }
+    // The last step changes everything, so that its epoch shows in every file.
+    ok(&mut s, "UPDATE t SET v = 'last'").await;
+    for ((_, query), seen) in queries.iter().zip(&mut seen) {
+        seen.push(rows(&mut s, query).await.into_iter().collect());
+    }
+    for (name, ..) in sinks {
+        let written = || std::fs::read_to_string(path(name)).unwrap().contains("\"last\"");
+        for _ in 0..500 {
+            if written() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let shown = rows(&mut s, "SHOW CREATE SINK u").await;
+    assert!(shown[0][1].ends_with("FORMAT UPSERT ENCODE JSON"), "{shown:?}");
+    instance.close().await;
+    for (name, _, from) in sinks {
+        let n = queries.iter().position(|(relation, _)| *relation == from).unwrap();
+        let contents: Vec<std::collections::BTreeSet<Vec<String>>> = replayed(&path(name))
+            .iter()
+            .map(|content| {
+                let row = |text: &String| -> Vec<String> {
+                    let row: serde_json::Value = serde_json::from_str(text).unwrap();
+                    let columns = if from == "v" { ["g", "n", "m"] } else { ["k", "g", "v"] };
+                    let text = |column: &&str| match &row[*column] {
+                        serde_json::Value::Null => "NULL".to_string(),
+                        serde_json::Value::String(text) => text.clone(),
+                        other => other.to_string(),
+                    };
+                    columns.iter().map(text).collect()
+                };
+                content.values().map(row).collect()
+            })
+            .collect();
+        assert_eq!(contents, seen[n], "sink {name}");
+        assert!(contents.len() > 20, "{} epochs with changes", contents.len());
+    }
+    let debezium = std::fs::read_to_string(path("td")).unwrap();
+    assert_eq!(debezium.matches("\"op\":\"r\"").count(), 60);
+    assert!(debezium.contains("\"relation\":\"public.t\"") && debezium.contains("\"op\":\"u\""), "{debezium}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_do_not_fit_are_refused_where_they_stand() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 1, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int)").await;
+    let out = folder.path().join("out").display().to_string();
+    let create = |from: &str, options: &str, form: &str| {
+        format!("CREATE SINK s {from} WITH (connector = 'file', path = '{out}'{options}) {form}")
+    };
+    for (statement, state, at, hint) in [
+        (create("FROM t", "", "FORMAT DEBEZIUM ENCODE CSV"), "0A000", "FORMAT", "Use FORMAT DEBEZIUM ENCODE JSON."),
+        (create("FROM t", "", "FORMAT UPSERT ENCODE AVRO"), "0A000", "FORMAT", "Use FORMAT UPSERT ENCODE JSON | CSV."),
+        (create("FROM t", "", "FORMAT MAXWELL ENCODE JSON"), "42601", "MAXWELL", "FORMAT UPSERT or FORMAT DEBEZIUM"),
+        (
+            "CREATE SOURCE s (k int) WITH (connector = 'file', path = 'x') FORMAT UPSERT ENCODE JSON".into(),
+            "0A000",
+            "FORMAT",
+            "Use FORMAT PLAIN.",
+        ),
+        (
+            "CREATE SINK s FROM t WITH (connector = 'blackhole') FORMAT PLAIN ENCODE JSON".into(),
+            "0A000",
+            "FORMAT",
+            "Leave the clause out.",
+        ),
+        (create("AS SELECT g FROM t", "", "FORMAT UPSERT ENCODE JSON"), "22023", "", "group by"),
+        (create("FROM t", ", primary_key = 'g'", "FORMAT UPSERT ENCODE JSON"), "22023", "", "primary_key = 'k'"),
+        (create("FROM t", ", primary_key = 'gg'", "FORMAT UPSERT ENCODE JSON"), "42703", "", "\"g\""),
+        (create("FROM t", ", mode = 'changes'", "FORMAT UPSERT ENCODE JSON"), "22023", "", "Leave the option out"),
+        (create("FROM t", ", primary_key = 'k'", "FORMAT PLAIN ENCODE JSON"), "22023", "", "FORMAT UPSERT"),
+    ] {
+        let e = run(&mut s, &statement).await.err().unwrap_or_else(|| panic!("{statement} succeeded"));
+        assert_eq!(e.state().code(), state, "{statement}: {e}");
+        assert!(e.hint().is_some_and(|h| h.contains(hint)), "{statement}: {e} {:?}", e.hint());
+        let position = if at.is_empty() { None } else { statement.find(at).map(|n| n + 1) };
+        assert_eq!(e.position(), position, "{statement}: {e}");
+    }
+    // A longer key than is needed is one too.
+    ok(&mut s, &create("FROM t", ", primary_key = 'g, k'", "FORMAT UPSERT ENCODE CSV")).await;
+    instance.close().await;
+}

@@ -237,12 +237,13 @@ impl Reader<'_> {
 
     /// `FORMAT PLAIN ENCODE JSON [(…)]`; FORMAT is the next word.
     fn format(&mut self) -> Read<Format> {
+        let position = self.position();
         self.expect_word("FORMAT")?;
         let at = self.position();
         let format = self.ident()?.0.to_uppercase();
         if !matches!(format.as_str(), "PLAIN" | "UPSERT" | "DEBEZIUM") {
             return Err(Error::new(SqlState::SyntaxError, format!("unknown format \"{format}\""))
-                .with_hint("Use FORMAT PLAIN.")
+                .with_hint("Use FORMAT PLAIN, or for a sink FORMAT UPSERT or FORMAT DEBEZIUM.")
                 .with_position(at)
                 .into());
         }
@@ -256,7 +257,7 @@ impl Reader<'_> {
                 .into());
         }
         let options = if self.parser.peek_token_ref().token == Token::LParen { self.options()? } else { Vec::new() };
-        Ok(Format { format, encode, options })
+        Ok(Format { format, encode, options, position })
     }
 
     fn create_view(&mut self, or_replace: bool, materialized: bool) -> Read<Statement> {
