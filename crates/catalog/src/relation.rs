@@ -200,6 +200,12 @@ pub struct Source {
     pub connector: Connector,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Watermark>,
+    /// Rows a second that are read at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<u64>,
+    /// The source is paused: nothing behind these offsets of its splits is read, and nothing of other splits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<BTreeMap<String, u64>>,
 }
 
 /// What a side table keeps of its relation.

@@ -40,6 +40,25 @@ static WATERMARK_OPTIONS: &[OptionSpec] = &[
     },
 ];
 
+/// The option of `WITH (…)` that says how fast a source is read, whatever its connector.
+static RATE_OPTIONS: &[OptionSpec] = &[OptionSpec {
+    name: RATE_LIMIT,
+    values: "a number from 1 to 1000000000",
+    default: None,
+    required: false,
+    meaning: "Rows a second that are read at most.",
+}];
+
+pub const RATE_LIMIT: &str = "rate_limit";
+
+/// Takes the rate limit out of `options`. Errors: `22023` for what is no rate.
+pub fn take_rate_limit(options: &mut Vec<(String, String)>) -> Result<Option<u64>> {
+    let own = Options::new(options.iter().filter(|(name, _)| name == RATE_LIMIT).map(|(k, v)| (k, v)))?;
+    options.retain(|(name, _)| name != RATE_LIMIT);
+    let reader = OptionReader::new("a source", &own, RATE_OPTIONS)?;
+    reader.given(RATE_LIMIT).map(|_| reader.number(RATE_LIMIT, 1, 1_000_000_000)).transpose()
+}
+
 /// Takes the options of the watermark out of `options`: (idle timeout, allowed lateness) in microseconds.
 pub fn take_watermark_options(options: &mut Vec<(String, String)>) -> Result<(Option<i64>, Option<i64>)> {
     let is_own = |name: &str| WATERMARK_OPTIONS.iter().any(|spec| spec.name == name);

@@ -53,6 +53,47 @@ impl Pace {
     }
 }
 
+/// Keeps a source to its rate limit: a bucket that fills with the time and holds little, so that rows come evenly and a
+/// stall is not made up for.
+struct Bucket {
+    rate: u64,
+    rows: f64,
+    since_us: i64,
+}
+
+impl Bucket {
+    /// The most that is let through at once.
+    const FULL_US: f64 = 100_000.0;
+    /// What is waited for when the bucket is empty.
+    const PORTION_US: f64 = 10_000.0;
+
+    fn new(rate: u64, now_us: i64) -> Bucket {
+        Bucket { rate, rows: 0.0, since_us: now_us }
+    }
+
+    fn worth(&self, us: f64) -> f64 {
+        (self.rate as f64 * us / 1e6).max(1.0)
+    }
+
+    /// Rows that may be read now; 0: first [`wait`](Self::wait).
+    fn ready(&mut self, now_us: i64) -> usize {
+        let elapsed_us = now_us.saturating_sub(self.since_us).max(0);
+        self.since_us = now_us;
+        self.rows = (self.rows + elapsed_us as f64 * self.rate as f64 / 1e6).min(self.worth(Bucket::FULL_US));
+        if self.rows < self.worth(Bucket::PORTION_US) { 0 } else { self.rows as usize }
+    }
+
+    fn take(&mut self, rows: usize) {
+        self.rows -= rows as f64;
+    }
+
+    /// How long until a portion is ready.
+    fn wait(&self) -> Duration {
+        let missing = (self.worth(Bucket::PORTION_US) - self.rows).max(0.0);
+        Duration::from_micros((missing * 1e6 / self.rate as f64).ceil() as u64)
+    }
+}
+
 /// Whether a reader may go on.
 #[derive(PartialEq, Eq)]
 enum Turn {
@@ -134,9 +175,14 @@ impl Driver {
     fn read_all(&mut self) -> Result<()> {
         let (handle, source) = (Arc::clone(&self.handle), Arc::clone(&self.handle.source));
         let mut open: Vec<OpenSplit> = Vec::new();
+        let mut bucket: Option<Bucket> = None;
+        // Under a rate limit the splits take turns in being the first.
+        let mut round = 0;
         let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
         loop {
-            for split in source.splits()? {
+            let known = !open.is_empty() && handle.state.lock().held.is_some();
+            let splits = if known { Vec::new() } else { source.splits()? };
+            for split in splits {
                 if !open.iter().any(|o| o.split == split) {
                     if let Some(gate) = &handle.gate {
                         gate.add_split(&split, self.clock.time.now_us());
@@ -147,7 +193,9 @@ impl Driver {
                 }
             }
             let mut more = false;
-            for n in 0..open.len() {
+            round += 1;
+            for turn in 0..open.len() {
+                let n = if bucket.is_some() { (turn + round) % open.len() } else { turn };
                 if open[n].ended {
                     continue;
                 }
@@ -162,7 +210,27 @@ impl Driver {
                     }
                     pace.due(now_us)
                 });
-                if due.is_some_and(|due| due <= open[n].at) {
+                let (held, rate) = {
+                    let state = handle.state.lock();
+                    (state.held.clone(), state.rate_limit)
+                };
+                let held = held.map(|held| SourceHandle::limit(&held, &open[n].split));
+                if let (Some(pace), true) = (&mut pace, held.is_some_and(|held| held <= open[n].at)) {
+                    // What would have become due in a pause does not.
+                    pace.due = pace.due.min(open[n].at.0 as f64);
+                }
+                let limit = due.into_iter().chain(held).min();
+                if limit.is_some_and(|limit| limit <= open[n].at) {
+                    continue;
+                }
+                if bucket.as_ref().map(|b| b.rate) != rate {
+                    bucket = rate.map(|rate| Bucket::new(rate, self.clock.time.now_us()));
+                }
+                let rows = match &mut bucket {
+                    None => READ_ROWS,
+                    Some(bucket) => bucket.ready(self.clock.time.now_us()).min(READ_ROWS),
+                };
+                if rows == 0 {
                     continue;
                 }
                 let (columns, wishes) = self.columns();
@@ -172,10 +240,13 @@ impl Driver {
                 }
                 let split = &mut open[n];
                 let from = split.at;
-                let outcome = split.reader.read(from, READ_ROWS, READ_BYTES, due)?;
+                let outcome = split.reader.read(from, rows, READ_BYTES, limit)?;
                 split.at = outcome.next;
                 // What ends before its limit has ended; what reaches it waits for the next.
-                split.ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
+                split.ended = outcome.state == ReadState::End && limit.is_none_or(|limit| outcome.next < limit);
+                if let Some(bucket) = &mut bucket {
+                    bucket.take(outcome.batch.num_rows() + outcome.errors.len());
+                }
                 more |= outcome.state == ReadState::More;
                 if !self.deliver(&open, n, from, outcome, wishes)? {
                     (open[n].at, open[n].ended, more) = (from, false, true);
@@ -195,7 +266,11 @@ impl Driver {
                 if state.stopped {
                     return Ok(());
                 }
-                handle.wake.wait_for(&mut state, source.poll_interval());
+                let wait = match &bucket {
+                    Some(bucket) if state.held.is_none() => bucket.wait().min(source.poll_interval()),
+                    _ => source.poll_interval(),
+                };
+                handle.wake.wait_for(&mut state, wait);
                 if state.stopped {
                     return Ok(());
                 }
@@ -234,7 +309,8 @@ impl Driver {
         let this = &*self;
         this.clock.commit(false, |epoch| {
             let mut state = handle.state.lock();
-            if state.wishes != wishes {
+            let beyond = |held: &Arc<Positions>| outcome.next > SourceHandle::limit(held, &split.split);
+            if state.wishes != wishes || state.held.as_ref().is_some_and(beyond) {
                 delivered = false;
                 return Ok(Vec::new());
             }

@@ -189,7 +189,7 @@ impl Engine {
         let sides = self.catalog().sides(relation.oid);
         let side = |kind: SideKind| sides.iter().find(|(_, k)| *k == kind).and_then(|(oid, _)| self.table(*oid));
         let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors));
-        self.sources.add(relation.oid, source, relation.watermark().cloned(), sides);
+        self.sources.add(relation, source, sides);
         Ok(())
     }
 
@@ -549,7 +549,7 @@ impl Engine {
                 }
                 match status.ended {
                     Some(epoch) => last = last.max(epoch),
-                    None => open |= status.bounded && status.consumers > 0,
+                    None => open |= status.bounded && status.consumers > 0 && !status.held,
                 }
             }
             if !open {

@@ -345,6 +345,13 @@ pub enum AlterAction {
     },
     SetSchema(String),
     OwnerTo(String),
+    /// Of a source.
+    Pause,
+    Resume,
+    /// SET (name = value, …), of a source.
+    SetOptions(Options),
+    /// RESET (name, …), of a source.
+    ResetOptions(Vec<String>),
 }
 
 /// COMMENT ON kind name IS text.

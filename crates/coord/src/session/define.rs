@@ -108,7 +108,12 @@ impl Session {
         }
         self.begin_single();
         let outcome = self.define_privately(parsed).await;
-        if let Err(error) = self.end_single(outcome.is_ok()).await {
+        let ended = self.end_single(outcome.is_ok()).await;
+        if sets_reading(&parsed.statement) {
+            // A source that was held back for a change that has not happened goes on.
+            self.engine.sources.set_reading(&self.engine.catalog());
+        }
+        if let Err(error) = ended {
             return Err(outcome.err().unwrap_or(error));
         }
         outcome
@@ -365,6 +370,7 @@ impl Session {
     ) -> Result<()> {
         let mut options = create.options.clone();
         let times = crate::connectors::take_watermark_options(&mut options)?;
+        let rate_limit = crate::connectors::take_rate_limit(&mut options)?;
         let connector = connector(&options, &create.format);
         if let Some(format) = &create.format {
             crate::connectors::check_source_form(&connector).map_err(|e| e.with_position(format.position))?;
@@ -387,7 +393,7 @@ impl Session {
             name: &parts(&create.name),
             owner: &self.user,
             columns,
-            definition: Definition::Source(Source { connector, watermark }),
+            definition: Definition::Source(Source { connector, watermark, rate_limit, paused: None }),
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;
@@ -798,6 +804,39 @@ impl Session {
                 catalog.plan_set_schema(scope, relation_kind(kind)?, &name, schema, alter.if_exists)?
             }
             (AlterAction::OwnerTo(owner), kind) => catalog.plan_set_owner(scope, relation_kind(kind)?, &name, owner)?,
+            (AlterAction::Pause, _) => {
+                let sources = &self.engine.sources;
+                catalog.plan_set_reading(scope, &name, alter.if_exists, |oid, source| {
+                    if source.paused.is_none() {
+                        source.paused = Some(sources.hold(oid));
+                    }
+                    Ok(())
+                })?
+            }
+            (AlterAction::Resume, _) => catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                source.paused = None;
+                Ok(())
+            })?,
+            (AlterAction::SetOptions(options), _) => {
+                let mut options = options.clone();
+                let rate_limit = crate::connectors::take_rate_limit(&mut options)?;
+                if let Some((option, _)) = options.first() {
+                    return Err(fixed_option(option));
+                }
+                catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                    source.rate_limit = rate_limit.or(source.rate_limit);
+                    Ok(())
+                })?
+            }
+            (AlterAction::ResetOptions(names), _) => {
+                if let Some(option) = names.iter().find(|name| *name != crate::connectors::RATE_LIMIT) {
+                    return Err(fixed_option(option));
+                }
+                catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                    source.rate_limit = None;
+                    Ok(())
+                })?
+            }
             _ => return self.alter_columns(alter, catalog, scope, parsed).await,
         };
         self.carry_out(planned)?;
@@ -819,11 +858,25 @@ impl Session {
     }
 }
 
+/// Whether a statement changes how a source is read.
+fn sets_reading(statement: &Statement) -> bool {
+    use AlterAction::{Pause, ResetOptions, Resume, SetOptions};
+    let Statement::Alter(alter) = statement else { return false };
+    alter.actions.iter().any(|a| matches!(a, Pause | Resume | SetOptions(_) | ResetOptions(_)))
+}
+
+fn fixed_option(name: &str) -> Error {
+    Error::unsupported(format!("option \"{name}\" of a source cannot be changed"))
+        .with_detail("What can be changed is: rate_limit.")
+        .with_hint("Create another source with the option, or drop this one and create it again.")
+}
+
 /// Whether a statement can be one of several in a transaction; what reaches outside cannot be taken back.
 fn transactional(statement: &Statement) -> bool {
     match statement {
         Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
         Statement::Drop(drop) => !matches!(drop.kind, ObjectKind::Source | ObjectKind::Sink | ObjectKind::Database),
+        statement if sets_reading(statement) => false,
         Statement::CreateTable(create) => !create.or_replace,
         Statement::CreateView(create) => !(create.materialized && create.or_replace),
         _ => true,

@@ -111,6 +111,9 @@ impl PrivateCatalog {
         }
         let tables: Vec<Arc<Table>> = self.tables.values().cloned().collect();
         engine.publish_catalog(&self.catalog, &tables, &self.gone_tables());
+        if self.changes.iter().any(|change| matches!(change, CatalogChange::SetReading { .. })) {
+            engine.sources.set_reading(&self.catalog);
+        }
     }
 
     /// After the commit: stops what is gone, opens sources, starts jobs. Gives the views that catch up now.

@@ -184,6 +184,7 @@ impl Session {
                 let word = match (&failed, status.ended, status.consumers) {
                     (Some(_), _, _) => "failed",
                     (None, Some(_), _) => "ended",
+                    (None, None, _) if status.held => "paused",
                     (None, None, 0) => "idle",
                     _ => "running",
                 };
@@ -333,6 +334,7 @@ pub fn create_statement(
         Definition::Source(source) => {
             let mut options = options(&source.connector);
             options.extend(source.watermark.iter().flat_map(crate::connectors::watermark_options));
+            options.extend(source.rate_limit.map(|rate| (crate::connectors::RATE_LIMIT.into(), rate.to_string())));
             create_source_text(&name, &columns, &[], watermark, &options, format(&source.connector).as_ref())
         }
         Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),

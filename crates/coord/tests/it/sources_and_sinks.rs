@@ -185,12 +185,15 @@ async fn upserts_and_debezium_replayed_are_the_view_at_each_epoch() {
     }
     let queries = [("v", "SELECT g, n, m FROM v"), ("t", "SELECT k, g, v FROM t")];
     let mut seen: Vec<Vec<std::collections::BTreeSet<Vec<String>>>> = vec![Vec::new(); queries.len()];
-    for step in 0..60 {
+    for step in 0..=60 {
         for ((_, query), seen) in queries.iter().zip(&mut seen) {
             let content = rows(&mut s, query).await.into_iter().collect();
             if seen.last() != Some(&content) {
                 seen.push(content);
             }
+        }
+        if step == 60 {
+            break;
         }
         let (k, g) = (rng.below(70), rng.pick(&["NULL", "0", "1", "2", "7"]));
         let statement = match rng.below(5) {
@@ -286,5 +289,165 @@ async fn forms_that_do_not_fit_are_refused_where_they_stand() {
     }
     // A longer key than is needed is one too.
     ok(&mut s, &create("FROM t", ", primary_key = 'g, k'", "FORMAT UPSERT ENCODE CSV")).await;
+    instance.close().await;
+}
+
+async fn source_status(session: &mut coord::Session, name: &str) -> String {
+    rows(session, &format!("SHOW SOURCES LIKE '{name}'")).await[0][3].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_source_stands_still_over_restarts_and_others_go_on() {
+    let folder = scratch();
+    let path = |name: &str| folder.path().join(name);
+    let append = |name: &str, line: &str| {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path(name)).unwrap();
+        writeln!(file, "{line}").unwrap();
+    };
+    let instance = Instance::open(&path("data"), 2, 8192);
+    let mut s = instance.session();
+    for name in ["a", "b"] {
+        append(name, "1,2026-01-01 00:00:01");
+        append(name, "2,2026-01-01 00:00:02");
+        let create = format!(
+            "CREATE SOURCE {name} (k int, ts timestamp, WATERMARK FOR ts AS ts) WITH (connector = 'file', path = '{}', \
+             format = 'csv', follow = 'true', poll_interval = '5ms')",
+            path(name).display()
+        );
+        ok(&mut s, &create).await;
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW v{name} AS SELECT count(*) AS n FROM {name}")).await;
+        wait_for(&mut s, &format!("SELECT n FROM v{name}"), "2").await;
+    }
+    ok(&mut s, "ALTER SOURCE a PAUSE").await;
+    ok(&mut s, "ALTER SOURCE a PAUSE").await;
+    assert_eq!(
+        (source_status(&mut s, "a").await, source_status(&mut s, "b").await),
+        ("paused".into(), "running".into())
+    );
+    append("a", "3,2026-01-01 00:00:03");
+    append("b", "3,2026-01-01 00:00:03");
+    wait_for(&mut s, "SELECT n FROM vb", "3").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rows(&mut s, "SELECT n FROM va").await, [["2"]]);
+    // Who comes now sees what the others see.
+    ok(&mut s, "CREATE MATERIALIZED VIEW late AS SELECT max(k) AS k FROM a").await;
+    assert_eq!(rows(&mut s, "SELECT k FROM late").await, [["2"]]);
+    assert_eq!(rows(&mut s, "SELECT count(*) FROM a").await, [["2"]]);
+    let lines: Vec<String> = rows(&mut s, "EXPLAIN WATERMARK va").await.into_iter().flatten().collect();
+    assert!(lines.iter().any(|l| l.contains("the source is paused")), "{lines:?}");
+    assert!(lines.iter().any(|l| l.trim() == "fix: ALTER SOURCE public.a RESUME"), "{lines:?}");
+    assert!(lines.iter().any(|l| l.contains("split") && l.contains(": paused,")), "{lines:?}");
+    instance.close().await;
+    // Views are made again from their sources: up to where a source was paused.
+    let instance = Instance::open(&path("data"), 1, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM vb", "3").await;
+    wait_for(&mut s, "SELECT n FROM va", "2").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rows(&mut s, "SELECT n FROM va").await, [["2"]]);
+    assert_eq!(source_status(&mut s, "a").await, "paused");
+    // What can fail leaves everything as it is.
+    for (statement, state) in [
+        ("BEGIN; ALTER SOURCE b PAUSE", "25001"),
+        ("ALTER SOURCE nothing PAUSE", "42P01"),
+        ("ALTER SOURCE va PAUSE", "42809"),
+        ("ALTER MATERIALIZED VIEW va PAUSE", "0A000"),
+        ("ALTER TABLE va RESUME", "0A000"),
+        ("ALTER SOURCE b PAUSE, RESUME", "42601"),
+        ("ALTER SOURCE b SET (path = 'x')", "0A000"),
+        ("ALTER SOURCE b RESET (path)", "0A000"),
+    ] {
+        assert_eq!(state_of(&mut s, statement).await, state, "{statement}");
+        let _ = run(&mut s, "ROLLBACK").await;
+    }
+    ok(&mut s, "ALTER SOURCE IF EXISTS nothing PAUSE").await;
+    append("b", "4,2026-01-01 00:00:04");
+    wait_for(&mut s, "SELECT n FROM vb", "4").await;
+    ok(&mut s, "ALTER SOURCE a RESUME").await;
+    wait_for(&mut s, "SELECT n FROM va", "3").await;
+    wait_for(&mut s, "SELECT k FROM late", "3").await;
+    instance.close().await;
+    let instance = Instance::open(&path("data"), 1, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM va", "3").await;
+    assert_eq!(source_status(&mut s, "a").await, "running");
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_has_ended_or_makes_its_rows_can_be_paused() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    std::fs::write(folder.path().join("in.csv"), "1\n2\n3\n").unwrap();
+    let file = format!(
+        "CREATE SOURCE done (k int) WITH (connector = 'file', path = '{}', format = 'csv')",
+        folder.path().join("in.csv").display()
+    );
+    ok(&mut s, &file).await;
+    ok(&mut s, "CREATE SOURCE made (k int) WITH (connector = 'datagen', rate = 1000, splits = 3)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW d AS SELECT count(*) AS n FROM done").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW m AS SELECT count(*) > 20 AS some FROM made").await;
+    wait_for(&mut s, "SELECT n FROM d", "3").await;
+    wait_for(&mut s, "SELECT some FROM m", "t").await;
+    ok(&mut s, "ALTER SOURCE done PAUSE").await;
+    ok(&mut s, "ALTER SOURCE made PAUSE").await;
+    let count = "SELECT count(*) FROM made";
+    let before = rows(&mut s, count).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rows(&mut s, count).await, before);
+    // What would have become due in the pause does not come at once after it.
+    ok(&mut s, "ALTER SOURCE made RESUME").await;
+    ok(&mut s, "ALTER SOURCE made PAUSE").await;
+    let after: i64 = rows(&mut s, count).await[0][0].parse().unwrap();
+    let before: i64 = before[0][0].parse().unwrap();
+    assert!(after - before < 250, "{before} rows before a short resumption, {after} after it");
+    assert_eq!(source_status(&mut s, "done").await, "ended");
+    instance.close().await;
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM d", "3").await;
+    wait_for(&mut s, count, &after.to_string()).await;
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_holds_for_every_moment_and_can_be_changed() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    let input = folder.path().join("in.csv");
+    std::fs::write(&input, (0..1_000_000).map(|n| format!("{n}\n")).collect::<String>()).unwrap();
+    let create = |rate: &str| {
+        let input = input.display();
+        format!(
+            "CREATE SOURCE f (k int) WITH (connector = 'file', path = '{input}', format = 'csv', rate_limit = '{rate}')"
+        )
+    };
+    for wrong in ["0", "-1", "fast", "", "1000000001"] {
+        assert_eq!(state_of(&mut s, &create(wrong)).await, "22023", "{wrong}");
+    }
+    ok(&mut s, &create("2000")).await;
+    assert!(rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit = '2000'"));
+    let read = |rows: Vec<Vec<String>>| rows[0][4].parse::<f64>().unwrap();
+    let start = std::time::Instant::now();
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM f").await;
+    let (mut last, mut steps) = (0.0, 0);
+    while start.elapsed() < Duration::from_millis(1_000) {
+        let rows = read(rows(&mut s, "SHOW SOURCES").await);
+        let most = start.elapsed().as_secs_f64() * 2_000.0 + 1.0;
+        assert!(rows <= most, "{rows} rows after {:?}", start.elapsed());
+        steps += u32::from(rows > last);
+        last = rows;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(last > 500.0 && steps > 5, "{last} rows in {steps} steps");
+    assert_eq!(state_of(&mut s, "ALTER SOURCE f SET (rate_limit = 'much')").await, "22023");
+    ok(&mut s, "ALTER SOURCE f SET (rate_limit = 4000)").await;
+    assert!(rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit = '4000'"));
+    ok(&mut s, "ALTER SOURCE f RESET (rate_limit)").await;
+    assert!(!rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit"));
+    instance.engine.wait_bounded().await.unwrap();
+    assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["1000000"]]);
     instance.close().await;
 }
