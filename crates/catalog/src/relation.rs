@@ -200,6 +200,9 @@ pub struct Source {
     pub connector: Connector,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Watermark>,
+    /// What the last columns tell of where a row comes from: the words after INCLUDE.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
     /// Rows a second that are read at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<u64>,

@@ -1,9 +1,11 @@
 //! From what the catalog stores of a connector to the connector itself.
 
+use std::sync::Arc;
+
 use arrow::datatypes::SchemaRef;
 use catalog::{Catalog, Connector, Definition, Relation, Sink, SinkInput};
 use connect::options::{OptionReader, OptionSpec, RowForm};
-use connect::{Options, SinkRequest, SinkWriter, Source};
+use connect::{Include, Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 
 fn name(connector: &Connector) -> Result<&str> {
@@ -79,9 +81,18 @@ pub fn watermark_options(watermark: &catalog::Watermark) -> Vec<(String, String)
     idle.into_iter().chain(lateness.map(|us| text("allowed_lateness", us))).collect()
 }
 
-/// Opens a source, checking everything that can be checked.
-pub fn open_source(connector: &Connector, schema: &SchemaRef) -> Result<Box<dyn Source>> {
-    connect::source(name(connector)?)?.open(&options(connector)?, schema)
+/// What a word after INCLUDE means to the connector.
+pub fn include_of(connector: &Connector, word: &str) -> Result<Include> {
+    Include::of(word, connect::source(name(connector)?)?)
+}
+
+/// Opens a source, checking everything that can be checked. `include`: the words after INCLUDE, for the last columns of
+/// `schema`.
+pub fn open_source(connector: &Connector, schema: &SchemaRef, include: &[String]) -> Result<Box<dyn Source>> {
+    let included = include.iter().map(|word| include_of(connector, word)).collect::<Result<Vec<Include>>>()?;
+    let own: Vec<usize> = (0..schema.fields().len().saturating_sub(included.len())).collect();
+    let source = connect::source(name(connector)?)?.open(&options(connector)?, &Arc::new(schema.project(&own)?))?;
+    connect::include::included(source, &included, schema)
 }
 
 /// The columns of a source that was declared without any.

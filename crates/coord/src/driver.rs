@@ -214,7 +214,7 @@ impl Driver {
                     let state = handle.state.lock();
                     (state.held.clone(), state.rate_limit)
                 };
-                let held = held.map(|held| SourceHandle::limit(&held, &open[n].split));
+                let held = held.and_then(|held| SourceHandle::limit(&held, &open[n].split));
                 if let (Some(pace), true) = (&mut pace, held.is_some_and(|held| held <= open[n].at)) {
                     // What would have become due in a pause does not.
                     pace.due = pace.due.min(open[n].at.0 as f64);
@@ -309,7 +309,8 @@ impl Driver {
         let this = &*self;
         this.clock.commit(false, |epoch| {
             let mut state = handle.state.lock();
-            let beyond = |held: &Arc<Positions>| outcome.next > SourceHandle::limit(held, &split.split);
+            let beyond =
+                |held: &Arc<Positions>| SourceHandle::limit(held, &split.split).is_some_and(|l| outcome.next > l);
             if state.wishes != wishes || state.held.as_ref().is_some_and(beyond) {
                 delivered = false;
                 return Ok(Vec::new());

@@ -185,7 +185,11 @@ impl Engine {
     pub fn open_source(&self, relation: &Relation) -> Result<()> {
         let connector =
             relation.definition.connector().ok_or_else(|| Error::internal("a source without a connector"))?;
-        let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()))?;
+        let include = match &relation.definition {
+            Definition::Source(source) => &source.include[..],
+            _ => &[],
+        };
+        let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()), include)?;
         let sides = self.catalog().sides(relation.oid);
         let side = |kind: SideKind| sides.iter().find(|(_, k)| *k == kind).and_then(|(oid, _)| self.table(*oid));
         let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors));

@@ -26,6 +26,9 @@ use crate::table::Table;
 pub(crate) const READ_ROWS: usize = 8192;
 pub(crate) const READ_BYTES: usize = 4 << 20;
 
+/// Where a split is held that has been read to its end.
+const END: Offset = Offset(u64::MAX);
+
 /// Positions of all splits.
 pub type Positions = BTreeMap<Split, Offset>;
 
@@ -145,9 +148,9 @@ impl SourceHandle {
         self.state.lock().history.range(..=epoch).next_back().map(|(_, p)| p.clone())
     }
 
-    /// How far `held` lets a split be read.
-    pub(crate) fn limit(held: &Positions, split: &Split) -> Offset {
-        held.get(split).copied().unwrap_or(Offset::START)
+    /// How far `held` lets a split be read; `None`: to its end.
+    pub(crate) fn limit(held: &Positions, split: &Split) -> Option<Offset> {
+        Some(held.get(split).copied().unwrap_or(Offset::START)).filter(|limit| *limit != END)
     }
 
     /// Forgets positions that no reader can ask for any more.
@@ -283,7 +286,7 @@ impl Sources {
         let mut positions = state.history.last_key_value().map(|(_, p)| p.clone()).unwrap_or_default();
         if state.ended.is_some() {
             // All of it was read, and is read again after a restart.
-            positions.values_mut().for_each(|p| *p = Offset(u64::MAX));
+            positions.values_mut().for_each(|p| *p = END);
         }
         let stored = positions.iter().map(|(split, offset)| (split.0.clone(), offset.0)).collect();
         state.held = Some(Arc::new(positions));

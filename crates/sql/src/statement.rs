@@ -247,6 +247,14 @@ pub struct Format {
     pub position: usize,
 }
 
+/// `INCLUDE kind [AS name]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncludeDefinition {
+    pub kind: String,
+    pub name: Option<String>,
+    pub position: usize,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateSource {
     pub name: Name,
@@ -256,6 +264,7 @@ pub struct CreateSource {
     /// Declared key; checked by nobody, used by UPSERT formats.
     pub primary_key: Vec<String>,
     pub watermark: Option<WatermarkDefinition>,
+    pub include: Vec<IncludeDefinition>,
     pub options: Options,
     pub format: Option<Format>,
 }

@@ -19,6 +19,7 @@ use std::path::Path;
 use arrow::datatypes::SchemaRef;
 use flow::{Error, Result, SqlState};
 
+use crate::include::Include;
 use crate::options::{Form, OptionSpec, Options};
 use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 use crate::source::{Source, SourceConnector};
@@ -33,6 +34,10 @@ impl SourceConnector for FileConnector {
 
     fn options(&self) -> &'static [OptionSpec] {
         SOURCE_OPTIONS
+    }
+
+    fn includes(&self) -> &'static [Include] {
+        &[Include::File, Include::Partition, Include::Offset]
     }
 
     fn infer_schema(&self, options: &Options, sample_rows: usize) -> Result<SchemaRef> {

@@ -3,6 +3,7 @@
 mod datagen;
 mod docs;
 mod follow;
+mod include;
 mod nexmark;
 mod records;
 mod round_trip;

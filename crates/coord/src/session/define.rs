@@ -375,16 +375,30 @@ impl Session {
         if let Some(format) = &create.format {
             crate::connectors::check_source_form(&connector).map_err(|e| e.with_position(format.position))?;
         }
-        let columns = if create.columns.is_empty() {
+        let mut columns = if create.columns.is_empty() {
             let inferred = crate::connectors::infer_source(&connector)?;
             inferred.fields().iter().map(|f| Column::new(f.name(), f.data_type().clone(), "")).collect()
         } else {
             self.columns(&create.columns, &parsed.source)?
         };
         let watermark = self.watermark(create.watermark.as_ref(), times, &columns, &parsed.source)?;
+        let mut include = Vec::new();
+        for included in &create.include {
+            let kind = crate::connectors::include_of(&connector, &included.kind);
+            let kind = kind.map_err(|e| e.with_position(included.position))?;
+            let name = included.name.clone().unwrap_or_else(|| kind.default_name());
+            if columns.iter().any(|c| c.name == name) {
+                let message = format!("column \"{name}\" specified more than once");
+                return Err(Error::new(SqlState::DuplicateColumn, message)
+                    .with_hint(format!("Name it: INCLUDE {} AS another_name.", kind.word()))
+                    .with_position(included.position));
+            }
+            columns.push(Column::new(&name, kind.data_type(), "").not_null());
+            include.push(kind.word().to_string());
+        }
         let schema: SchemaRef = Arc::new(Schema::new(columns.iter().map(Column::field).collect::<Vec<_>>()));
         // Everything that can be refused is refused here: options, missing files, column types.
-        crate::connectors::open_source(&connector, &schema)?;
+        crate::connectors::open_source(&connector, &schema, &include)?;
         let existing = if_exists(create.if_not_exists, create.or_replace);
         if existing == IfExists::Replace {
             self.refuse_replaced_inputs(catalog, scope, &create.name)?;
@@ -393,7 +407,7 @@ impl Session {
             name: &parts(&create.name),
             owner: &self.user,
             columns,
-            definition: Definition::Source(Source { connector, watermark, rate_limit, paused: None }),
+            definition: Definition::Source(Source { connector, watermark, include, rate_limit, paused: None }),
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;

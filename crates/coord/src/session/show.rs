@@ -335,7 +335,11 @@ pub fn create_statement(
             let mut options = options(&source.connector);
             options.extend(source.watermark.iter().flat_map(crate::connectors::watermark_options));
             options.extend(source.rate_limit.map(|rate| (crate::connectors::RATE_LIMIT.into(), rate.to_string())));
-            create_source_text(&name, &columns, &[], watermark, &options, format(&source.connector).as_ref())
+            let (own, included) = columns.split_at(columns.len().saturating_sub(source.include.len()));
+            let include: Vec<(String, String)> =
+                source.include.iter().cloned().zip(included.iter().map(|c| c.name.clone())).collect();
+            let format = format(&source.connector);
+            create_source_text(&name, own, &[], watermark, &include, &options, format.as_ref())
         }
         Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),
         Definition::MaterializedView(query) => {

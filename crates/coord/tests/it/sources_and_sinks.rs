@@ -451,3 +451,59 @@ async fn a_rate_limit_holds_for_every_moment_and_can_be_changed() {
     assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["1000000"]]);
     instance.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn included_columns_are_ordinary_columns() {
+    let folder = scratch();
+    let input = folder.path().join("in.csv");
+    std::fs::write(&input, "k,t\n1,2026-01-01 00:00:01\nx,bad\n2,2026-01-01 00:00:02\n").unwrap();
+    let input = input.display().to_string();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    let with = format!("WITH (connector = 'file', path = '{input}', format = 'csv', header = 'true')");
+    let create = format!(
+        "CREATE SOURCE f (k int, t timestamp, WATERMARK FOR t AS t) INCLUDE offset INCLUDE file AS \"From\" {with}"
+    );
+    ok(&mut s, &create).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT k, _offset FROM f WHERE _offset > 10").await;
+    instance.engine.wait_bounded().await.unwrap();
+    assert_eq!(rows(&mut s, "SELECT * FROM v").await, [["2", "34"]]);
+    let all = rows(&mut s, "SELECT * FROM f ORDER BY k").await;
+    assert_eq!(all[0], ["1", "2026-01-01 00:00:01", "4", &input]);
+    assert_eq!(rows(&mut s, "SELECT position FROM \"f$errors\"").await, [["28"]]);
+    let columns = rows(&mut s, "SHOW COLUMNS FROM f").await;
+    let columns: Vec<&[String]> = columns.iter().map(|c| &c[..3]).collect();
+    assert_eq!(columns[2..], [["_offset", "bigint", "no"], ["From", "text", "no"]]);
+    // SHOW CREATE gives what makes it again.
+    let shown = rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].clone();
+    assert!(shown.contains("INCLUDE offset AS _offset INCLUDE file AS \"From\" WITH ("), "{shown}");
+    ok(&mut s, &shown.replace("public.f", "again")).await;
+    assert_eq!(rows(&mut s, "SELECT * FROM again ORDER BY k").await, all);
+    // Columns can be inferred, and a restart changes nothing.
+    ok(&mut s, &format!("CREATE SOURCE guessed INCLUDE partition {with}")).await;
+    let guessed = "SELECT k, _partition FROM guessed ORDER BY _partition, k LIMIT 1";
+    assert_eq!(rows(&mut s, guessed).await, [["1", &input]]);
+    instance.close().await;
+    let instance = Instance::open(&folder.path().join("data"), 1, 8192);
+    let mut s = instance.session();
+    instance.engine.wait_bounded().await.unwrap();
+    wait_for(&mut s, "SELECT _offset FROM v", "34").await;
+    for (include, state, at) in [
+        ("INCLUDE line", "42704", "line"),
+        ("INCLUDE timestamp AS ts", "42704", "timestamp"),
+        ("INCLUDE offset AS k", "42701", "offset"),
+        ("INCLUDE offset INCLUDE offset", "42701", "offset WITH"),
+        ("INCLUDE", "0A000", "WITH"),
+    ] {
+        let statement = format!("CREATE SOURCE bad (k int) {include} {with}");
+        let e = run(&mut s, &statement).await.err().unwrap_or_else(|| panic!("{statement} succeeded"));
+        if include == "INCLUDE" {
+            assert_eq!(e.state().code(), "42601", "{statement}: {e}");
+            continue;
+        }
+        assert_eq!((e.state().code(), e.position()), (state, statement.find(at).map(|n| n + 1)), "{statement}: {e}");
+    }
+    let e = run(&mut s, "CREATE SOURCE bad (k int) INCLUDE file WITH (connector = 'datagen')").await.err().unwrap();
+    assert_eq!(e.detail(), Some("It can include: partition, offset."));
+    instance.close().await;
+}
