@@ -293,9 +293,9 @@ impl Sources {
         stored
     }
 
-    /// Lets every source be read as `catalog` says.
-    pub fn set_reading(&self, catalog: &Catalog) {
-        for handle in self.all() {
+    /// Lets every source, or only one, be read as `catalog` says.
+    pub fn set_reading(&self, catalog: &Catalog, only: Option<RelationId>) {
+        for handle in self.all().into_iter().filter(|h| only.is_none_or(|only| h.relation == only)) {
             if let Some(relation) = catalog.relation(handle.relation) {
                 handle.set_reading(relation);
             }

@@ -13,6 +13,7 @@ use super::*;
 
 /// `g`, `v`, `k`, `t`; the key is (k, g).
 type Row = (Option<i64>, Option<i64>, Option<&'static str>, &'static str);
+type Changes = Vec<(Row, i64)>;
 type Key = (Option<&'static str>, Option<i64>);
 
 const KEY: [usize; 2] = [2, 0];
@@ -60,7 +61,7 @@ fn lines(path: &Path) -> Vec<Value> {
 const TEXTS: [&str; 4] = ["", "a\"b,c", "é\nf", "NULL"];
 
 /// Random epochs over rows of which each key is there at most once: the changes of each, and the content after it.
-fn history(rng: &mut SmallRng, epochs: u64) -> Vec<(Vec<(Row, i64)>, BTreeMap<Key, Row>)> {
+fn history(rng: &mut SmallRng, epochs: u64) -> Vec<(Changes, BTreeMap<Key, Row>)> {
     let mut now: BTreeMap<Key, Row> = BTreeMap::new();
     let some = |rng: &mut SmallRng, n: i64| Some(rng.random_range(0..n)).filter(|_| rng.random_range(0..4) > 0);
     (0..epochs)

@@ -19,7 +19,7 @@ use sql::statement::{
 };
 use sql::{Planner, QueryPlan};
 
-use super::private::{PendingJob, refuse_in_block};
+use super::private::{Hold, PendingJob, refuse_in_block};
 use super::replan::{STANDING_ZONE, standing};
 use super::transaction::Status;
 use super::{Outcome, Session, planning};
@@ -108,12 +108,7 @@ impl Session {
         }
         self.begin_single();
         let outcome = self.define_privately(parsed).await;
-        let ended = self.end_single(outcome.is_ok()).await;
-        if sets_reading(&parsed.statement) {
-            // A source that was held back for a change that has not happened goes on.
-            self.engine.sources.set_reading(&self.engine.catalog());
-        }
-        if let Err(error) = ended {
+        if let Err(error) = self.end_single(outcome.is_ok()).await {
             return Err(outcome.err().unwrap_or(error));
         }
         outcome
@@ -819,13 +814,18 @@ impl Session {
             }
             (AlterAction::OwnerTo(owner), kind) => catalog.plan_set_owner(scope, relation_kind(kind)?, &name, owner)?,
             (AlterAction::Pause, _) => {
-                let sources = &self.engine.sources;
-                catalog.plan_set_reading(scope, &name, alter.if_exists, |oid, source| {
+                let mut holds = None;
+                let planned = catalog.plan_set_reading(scope, &name, alter.if_exists, |oid, source| {
                     if source.paused.is_none() {
-                        source.paused = Some(sources.hold(oid));
+                        let (hold, stands) = Hold::new(&self.engine, oid);
+                        (holds, source.paused) = (Some(hold), Some(stands));
                     }
                     Ok(())
-                })?
+                })?;
+                if let Some(hold) = holds {
+                    self.private_mut()?.add_hold(hold);
+                }
+                planned
             }
             (AlterAction::Resume, _) => catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
                 source.paused = None;
