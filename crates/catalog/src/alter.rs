@@ -5,7 +5,7 @@ use flow::{Error, RelationId, Result, SqlState};
 use crate::change::{CatalogChange, ColumnSource, Commented};
 use crate::create::{check_columns, check_schema_name, duplicate_relation};
 use crate::names;
-use crate::relation::{Relation, RelationKind};
+use crate::relation::{Definition, Relation, RelationKind, Source};
 use crate::resolve::{Scope, undefined_database};
 use crate::snapshot::{Catalog, Notice, Planned};
 
@@ -165,6 +165,30 @@ impl Catalog {
             return Err(Error::new(SqlState::UndefinedObject, format!("role \"{owner}\" does not exist")));
         }
         Ok(Planned::change(CatalogChange::SetOwner { relation: relation.oid, owner: owner.to_string() }))
+    }
+
+    /// Plans a change of how a source is read: `change` gets the source as it is. Plans nothing where it changes nothing.
+    pub fn plan_set_reading(
+        &self,
+        scope: &Scope,
+        parts: &[&str],
+        if_exists: bool,
+        change: impl FnOnce(RelationId, &mut Source) -> Result<()>,
+    ) -> Result<Planned> {
+        let relation = match self.alter_target(scope, RelationKind::Source, parts, if_exists)? {
+            Ok(relation) => relation,
+            Err(skipped) => return Ok(skipped),
+        };
+        let Definition::Source(old) = &relation.definition else {
+            return Err(Error::internal("a source without the definition of one"));
+        };
+        let mut new = old.clone();
+        change(relation.oid, &mut new)?;
+        if new == *old {
+            return Ok(Planned::default());
+        }
+        let Source { rate_limit, paused, .. } = new;
+        Ok(Planned::change(CatalogChange::SetReading { relation: relation.oid, rate_limit, paused }))
     }
 
     /// Plans `ALTER SCHEMA name RENAME TO new`.

@@ -3,13 +3,15 @@
 //! Law: a catalog is a function of the changes applied to it, in order. A change therefore carries everything that is not
 //! derivable from the catalog before it: OIDs are in the change, never drawn while applying.
 
+use std::collections::BTreeMap;
+
 use flow::{Error, RelationId, Result, SqlState};
 use serde::{Deserialize, Serialize};
 
 use crate::relation::Relation;
 
 /// The encoding that this build writes; it reads this one and all before it.
-pub const CHANGE_VERSION: u32 = 2;
+pub const CHANGE_VERSION: u32 = 3;
 
 /// One database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +104,12 @@ pub enum CatalogChange {
     SetOwner {
         relation: RelationId,
         owner: String,
+    },
+    /// How fast and how far a source is read; the fields are those of [`Source`](crate::Source).
+    SetReading {
+        relation: RelationId,
+        rate_limit: Option<u64>,
+        paused: Option<BTreeMap<String, u64>>,
     },
     /// `None` takes the comment away.
     Comment {

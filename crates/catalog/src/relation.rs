@@ -212,6 +212,15 @@ pub struct Source {
     pub connector: Connector,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Watermark>,
+    /// What the last columns tell of where a row comes from: the words after INCLUDE.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Rows a second that are read at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<u64>,
+    /// The source is paused: nothing behind these offsets of its splits is read, and nothing of other splits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<BTreeMap<String, u64>>,
 }
 
 /// What a side table keeps of its relation.

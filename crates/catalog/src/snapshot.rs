@@ -7,7 +7,7 @@ use flow::{Error, RelationId, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::change::{self, CatalogChange, Commented, Database, Role, Schema};
-use crate::relation::{Relation, RelationKind, SideKind};
+use crate::relation::{Definition, Relation, RelationKind, SideKind};
 
 /// The first OID given to an object of a user; smaller ones belong to the system, as in PostgreSQL.
 pub const FIRST_USER_OID: u32 = 16_384;
@@ -459,6 +459,16 @@ impl Catalog {
                     .get_mut(relation)
                     .ok_or_else(|| misfit(format!("relation {relation} does not exist")))?;
                 Arc::make_mut(found).owner = owner.clone();
+            }
+            CatalogChange::SetReading { relation, rate_limit, paused } => {
+                let found = next
+                    .relations
+                    .get_mut(relation)
+                    .ok_or_else(|| misfit(format!("relation {relation} does not exist")))?;
+                let Definition::Source(source) = &mut Arc::make_mut(found).definition else {
+                    return Err(misfit(format!("relation {relation} is not a source")));
+                };
+                (source.rate_limit, source.paused) = (*rate_limit, paused.clone());
             }
             CatalogChange::Comment { about, text } => {
                 next.comments.retain(|(a, _)| a != about);

@@ -364,7 +364,7 @@ fn options_keep_their_order_and_comments_go_with_their_object() {
     let source = s.create(
         &["src"],
         two_columns(),
-        Definition::Source(Source { connector: Connector { options, format }, watermark: None }),
+        Definition::Source(Source { connector: Connector { options, format }, ..Source::default() }),
         &[],
     );
     s.run(|c, s| c.plan_comment(s, ObjectRef::Column(&["src"], "name"), Some("who"))).unwrap();
@@ -377,6 +377,35 @@ fn options_keep_their_order_and_comments_go_with_their_object() {
     assert_eq!(connector.name(), Some("file"));
     s.drop(RelationKind::Source, "src", false).unwrap();
     assert_eq!(s.catalog.comments().collect::<Vec<_>>().len(), 1);
+}
+
+#[test]
+fn how_a_source_is_read_is_kept_and_only_told_when_it_changes() {
+    let mut s = Server::new();
+    let source = s.create(&["src"], two_columns(), Definition::Source(Source::default()), &[]);
+    s.table(&["t"], &[]);
+    let paused = Some([("0".to_string(), 42)].into());
+    s.run(|c, s| {
+        c.plan_set_reading(s, &["src"], false, |oid, reading| {
+            assert_eq!(oid, source);
+            (reading.paused, reading.rate_limit) = (paused.clone(), Some(7));
+            Ok(())
+        })
+    })
+    .unwrap();
+    let back = Catalog::decode(&s.catalog.encode().unwrap()).unwrap();
+    let Definition::Source(kept) = &back.relation(source).unwrap().definition else { panic!() };
+    assert_eq!((&kept.paused, kept.rate_limit), (&paused, Some(7)));
+    let same = |c: &Catalog, s: &Scope| c.plan_set_reading(s, &["src"], false, |_, _| Ok(()));
+    let version = s.catalog.version();
+    s.run(same).unwrap();
+    assert_eq!(s.catalog.version(), version);
+    let (code, ..) = error_of(s.run(|c, s| c.plan_set_reading(s, &["t"], false, |_, _| Ok(()))));
+    assert_eq!(code, "42809");
+    let (code, ..) = error_of(s.run(|c, s| c.plan_set_reading(s, &["none"], false, |_, _| Ok(()))));
+    assert_eq!(code, "42P01");
+    let skipped = s.run(|c, s| c.plan_set_reading(s, &["none"], true, |_, _| panic!("there is nothing to change")));
+    assert_eq!(skipped.unwrap().len(), 1);
 }
 
 #[test]
@@ -397,7 +426,7 @@ fn damaged_or_newer_records_are_refused() {
         assert_eq!(Catalog::decode(bytes).unwrap_err().state().code(), "XX001");
     }
     let newer = CatalogChange::decode(b"{\"version\":99,\"body\":{}}").unwrap_err();
-    assert_eq!(newer.message(), "catalog change has version 99, but this server reads versions up to 2");
+    assert_eq!(newer.message(), "catalog change has version 99, but this server reads versions up to 3");
     let mut catalog = Catalog::new();
     let misfit = CatalogChange::Drop { relations: vec![RelationId(7)], schemas: vec![], databases: vec![] };
     assert_eq!(catalog.apply(&misfit).unwrap_err().state().code(), "XX000");

@@ -13,6 +13,7 @@ pub mod sink;
 pub mod source;
 
 pub mod format;
+pub mod include;
 
 mod random;
 
@@ -22,6 +23,7 @@ pub mod file;
 pub mod nexmark;
 pub mod stdout;
 
+pub use include::Include;
 pub use options::{OptionSpec, Options};
 pub use sink::{SinkConnector, SinkRequest, SinkWriter};
 pub use source::{

@@ -21,13 +21,46 @@ pub struct OptionSpec {
     pub meaning: &'static str,
 }
 
+/// What records say of rows that change: the word after FORMAT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowForm {
+    /// Rows, or changes of rows.
+    #[default]
+    Plain,
+    /// The new row of a key, or that the key is gone.
+    Upsert,
+    /// The row before and the row after, as Debezium writes them.
+    Debezium,
+}
+
+impl RowForm {
+    const ALL: [RowForm; 3] = [RowForm::Plain, RowForm::Upsert, RowForm::Debezium];
+
+    /// As it is written after FORMAT.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            RowForm::Plain => "PLAIN",
+            RowForm::Upsert => "UPSERT",
+            RowForm::Debezium => "DEBEZIUM",
+        }
+    }
+}
+
+/// A form that a connector offers, with its encodings in upper case.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub form: RowForm,
+    pub encodings: &'static [&'static str],
+}
+
 /// The options of one `CREATE SOURCE` or `CREATE SINK`, as written.
 ///
 /// `FORMAT PLAIN ENCODE e (k = v, …)` is stored as the pairs `format = e`, `k = v`, so that a connector sees one
-/// namespace (`encode` is another name of `format`); an option given twice is an error.
+/// namespace (`encode` is another name of `format`); an option given twice is an error. The word after FORMAT stands apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pairs: BTreeMap<String, String>,
+    form: RowForm,
 }
 
 impl Options {
@@ -41,17 +74,18 @@ impl Options {
     }
 
     /// Adds `FORMAT format ENCODE encode (options …)`. Errors: `42601` when it contradicts `WITH`, `0A000` for a format
-    /// other than PLAIN.
+    /// that is none.
     pub fn with_encode<K: AsRef<str>, V: Into<String>>(
         mut self,
         format: &str,
         encode: &str,
         options: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Options> {
-        if !format.eq_ignore_ascii_case("plain") {
-            return Err(Error::unsupported(format!("FORMAT {} is not supported", format.to_uppercase()))
-                .with_hint("Use FORMAT PLAIN."));
-        }
+        let form = RowForm::ALL.into_iter().find(|f| f.keyword().eq_ignore_ascii_case(format));
+        self.form = form.ok_or_else(|| {
+            Error::unsupported(format!("FORMAT {} is not supported", format.to_uppercase()))
+                .with_hint("Use FORMAT PLAIN.")
+        })?;
         self.add("format", encode.to_lowercase())?;
         for (key, value) in options {
             self.add(key.as_ref(), value.into())?;
@@ -83,6 +117,11 @@ impl Options {
         self.pairs.get(name).map(String::as_str)
     }
 
+    /// The word after FORMAT; PLAIN without the clause.
+    pub fn form(&self) -> RowForm {
+        self.form
+    }
+
     /// All pairs, by name, to store them in the catalog and to show them.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().map(|(k, v)| (k.as_str(), v.as_str()))
@@ -98,8 +137,22 @@ pub struct OptionReader<'a> {
 }
 
 impl<'a> OptionReader<'a> {
-    /// Errors: `42704` for an option that is not in `specs`, `22023` for a required one that is missing.
+    /// For a connector that knows rows alone. Errors: as [`with_forms`](Self::with_forms), and `0A000` for a FORMAT other than
+    /// PLAIN.
     pub fn new(owner: &'static str, options: &'a Options, specs: &'static [OptionSpec]) -> Result<OptionReader<'a>> {
+        if options.form != RowForm::Plain {
+            let message = format!("FORMAT {} is not supported by {owner}", options.form.keyword());
+            return Err(Error::unsupported(message).with_hint("Use FORMAT PLAIN."));
+        }
+        OptionReader::with_forms(owner, options, specs)
+    }
+
+    /// Errors: `42704` for an option that is not in `specs`, `22023` for a required one that is missing.
+    pub fn with_forms(
+        owner: &'static str,
+        options: &'a Options,
+        specs: &'static [OptionSpec],
+    ) -> Result<OptionReader<'a>> {
         for (name, _) in options.pairs() {
             if specs.iter().any(|s| s.name == name) {
                 continue;
@@ -206,6 +259,24 @@ impl<'a> OptionReader<'a> {
     }
 }
 
+/// Checks the words of `FORMAT form ENCODE encode` against what `owner` offers. Errors: `0A000` with what there is.
+pub fn check_form(owner: &str, offered: &[Form], form: &str, encode: &str) -> Result<()> {
+    let fits = |f: &Form| f.form.keyword().eq_ignore_ascii_case(form);
+    let encodes = |f: &Form| f.encodings.iter().any(|e| e.eq_ignore_ascii_case(encode));
+    if offered.iter().any(|f| fits(f) && encodes(f)) {
+        return Ok(());
+    }
+    let (form, encode) = (form.to_uppercase(), encode.to_uppercase());
+    let error = Error::unsupported(format!("FORMAT {form} ENCODE {encode} is not supported by {owner}"));
+    let text = |f: &Form| format!("FORMAT {} ENCODE {}", f.form.keyword(), f.encodings.join(" | "));
+    Err(match offered.iter().find(|f| fits(f)).or(offered.first()) {
+        None => error.with_detail("It takes no FORMAT.").with_hint("Leave the clause out."),
+        Some(near) => error
+            .with_detail(format!("It offers {}.", offered.iter().map(text).collect::<Vec<_>>().join("; ")))
+            .with_hint(format!("Use {}.", text(near))),
+    })
+}
+
 /// The candidate that `word` most likely means: at most a third of its letters (and at least one) may differ.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
@@ -284,7 +355,11 @@ mod tests {
             Options::new([("format", "csv")]).unwrap().with_encode("plain", "json", Vec::<(String, String)>::new());
         assert_eq!(other.err().unwrap().state().code(), "42601");
         let debezium = Options::default().with_encode("DEBEZIUM", "json", Vec::<(String, String)>::new());
-        assert_eq!(debezium.err().unwrap().state().code(), "0A000");
+        let debezium = debezium.unwrap();
+        assert_eq!(debezium.form(), RowForm::Debezium);
+        assert_eq!(OptionReader::new("x", &debezium, SPECS).err().unwrap().state().code(), "0A000");
+        let maxwell = Options::default().with_encode("MAXWELL", "json", Vec::<(String, String)>::new());
+        assert_eq!(maxwell.err().unwrap().state().code(), "0A000");
         assert!(Options::new([("path", "a"), ("PATH", "b")]).is_err());
     }
 

@@ -6,7 +6,7 @@
 use arrow::datatypes::SchemaRef;
 use flow::{ChangeBatch, Epoch, Result};
 
-use crate::options::{OptionSpec, Options};
+use crate::options::{Form, OptionSpec, Options};
 
 /// What a sink is asked to write.
 #[derive(Clone, Debug)]
@@ -16,6 +16,11 @@ pub struct SinkRequest<'a> {
     pub schema: SchemaRef,
     /// Whether the rows are only ever added.
     pub append_only: bool,
+    /// Sets of columns that tell the rows apart at an epoch's end, NULL counting as a value; the shortest first. The empty
+    /// set says that there is at most one row.
+    pub keys: &'a [Vec<usize>],
+    /// What the rows come from, as records name it.
+    pub relation: &'a str,
 }
 
 /// A kind of sink, found by name with [`crate::sink`].
@@ -24,6 +29,9 @@ pub trait SinkConnector: Send + Sync {
 
     /// The table of options, `connector` included.
     fn options(&self) -> &'static [OptionSpec];
+
+    /// The forms of `FORMAT … ENCODE …` that the connector writes; empty when it takes no such clause.
+    fn forms(&self) -> &'static [Form];
 
     /// Everything that can be checked at CREATE, without touching the target's content. Errors: `22023`/`42704` options,
     /// `0A000` a mode or column type that does not fit, `58P01`/`42501` a place that cannot be written.

@@ -13,6 +13,7 @@ use arrow::datatypes::SchemaRef;
 use flow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::include::Include;
 use crate::options::{OptionSpec, Options};
 
 /// A position in a split, always at a boundary between records; its unit is the connector's (file: bytes).
@@ -102,6 +103,11 @@ pub trait SourceConnector: Send + Sync {
     /// The table of options, `connector` included.
     fn options(&self) -> &'static [OptionSpec];
 
+    /// What `INCLUDE` can make columns of.
+    fn includes(&self) -> &'static [Include] {
+        &[Include::Partition, Include::Offset]
+    }
+
     /// Column names and types guessed from the first `sample_rows` records, for `CREATE SOURCE` without columns. Every
     /// column is nullable. Errors as [`open`](Self::open), and `42P16` when the sample shows no columns.
     fn infer_schema(&self, options: &Options, sample_rows: usize) -> Result<SchemaRef>;
@@ -163,6 +169,11 @@ pub trait Source: Send + Sync {
         split.0.clone()
     }
 
+    /// Whether readers know where each row is; see [`SourceReader::places`].
+    fn has_places(&self) -> bool {
+        false
+    }
+
     /// A reader of one split that decodes only `columns` (indices into [`schema`](Self::schema), in the order wanted;
     /// `None`: all). With [`OnError::Skip`] the other columns are checked too, so that readers with different
     /// columns leave out the same records; with [`OnError::Stop`] a value that no one reads is not looked at.
@@ -185,4 +196,12 @@ pub trait SourceReader: Send {
 
     /// How far the last read got.
     fn progress(&self) -> Progress;
+
+    /// From now on [`places`](Self::places) are wanted. Only for readers of sources that have them.
+    fn keep_places(&mut self) {}
+
+    /// Where each row of the last batch starts, in offsets of the split; the same for every range that holds the row.
+    fn places(&self) -> &[u64] {
+        &[]
+    }
 }

@@ -1,9 +1,11 @@
 //! From what the catalog stores of a connector to the connector itself.
 
+use std::sync::Arc;
+
 use arrow::datatypes::SchemaRef;
-use catalog::Connector;
-use connect::options::{OptionReader, OptionSpec};
-use connect::{Options, SinkRequest, SinkWriter, Source};
+use catalog::{Catalog, Connector, Definition, Relation, Sink, SinkInput};
+use connect::options::{OptionReader, OptionSpec, RowForm};
+use connect::{Include, Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -41,6 +43,25 @@ static WATERMARK_OPTIONS: &[OptionSpec] = &[
     },
 ];
 
+/// The option of `WITH (…)` that says how fast a source is read, whatever its connector.
+static RATE_OPTIONS: &[OptionSpec] = &[OptionSpec {
+    name: RATE_LIMIT,
+    values: "a number from 1 to 1000000000",
+    default: None,
+    required: false,
+    meaning: "Rows a second that are read at most.",
+}];
+
+pub const RATE_LIMIT: &str = "rate_limit";
+
+/// Takes the rate limit out of `options`. Errors: `22023` for what is no rate.
+pub fn take_rate_limit(options: &mut Vec<(String, String)>) -> Result<Option<u64>> {
+    let own = Options::new(options.iter().filter(|(name, _)| name == RATE_LIMIT).map(|(k, v)| (k, v)))?;
+    options.retain(|(name, _)| name != RATE_LIMIT);
+    let reader = OptionReader::new("a source", &own, RATE_OPTIONS)?;
+    reader.given(RATE_LIMIT).map(|_| reader.number(RATE_LIMIT, 1, 1_000_000_000)).transpose()
+}
+
 /// Takes the options of the watermark out of `options`: (idle timeout, allowed lateness) in microseconds.
 pub fn take_watermark_options(options: &mut Vec<(String, String)>) -> Result<(Option<i64>, Option<i64>)> {
     let is_own = |name: &str| WATERMARK_OPTIONS.iter().any(|spec| spec.name == name);
@@ -69,10 +90,20 @@ fn waiting<R>(work: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Opens a source, checking everything that can be checked.
-pub fn open_source(connector: &Connector, schema: &SchemaRef) -> Result<Box<dyn Source>> {
+/// What a word after INCLUDE means to the connector.
+pub fn include_of(connector: &Connector, word: &str) -> Result<Include> {
+    Include::of(word, connect::source(name(connector)?)?)
+}
+
+/// Opens a source, checking everything that can be checked. `include`: the words after INCLUDE, for the last columns of
+/// `schema`.
+pub fn open_source(connector: &Connector, schema: &SchemaRef, include: &[String]) -> Result<Box<dyn Source>> {
+    let included = include.iter().map(|word| include_of(connector, word)).collect::<Result<Vec<Include>>>()?;
+    let own: Vec<usize> = (0..schema.fields().len().saturating_sub(included.len())).collect();
     let (source, options) = (connect::source(name(connector)?)?, options(connector)?);
-    waiting(|| source.open(&options, schema))
+    let own = Arc::new(schema.project(&own)?);
+    let source = waiting(|| source.open(&options, &own))?;
+    connect::include::included(source, &included, schema)
 }
 
 /// The columns of a source that was declared without any.
@@ -83,14 +114,56 @@ pub fn infer_source(connector: &Connector) -> Result<SchemaRef> {
     waiting(|| source.infer_schema(&options, SAMPLE_ROWS))
 }
 
+/// Refuses a FORMAT that no source reads.
+pub fn check_source_form(connector: &Connector) -> Result<()> {
+    let Some(format) = connector.format.as_ref().filter(|f| f.format != RowForm::Plain.keyword()) else {
+        return Ok(());
+    };
+    Err(Error::unsupported(format!("FORMAT {} is not supported for sources", format.format))
+        .with_hint("Use FORMAT PLAIN."))
+}
+
+/// Refuses a FORMAT or an ENCODE that the sink's connector does not write.
+pub fn check_sink_form(connector: &Connector) -> Result<()> {
+    let Some(format) = &connector.format else { return Ok(()) };
+    let sink = connect::sink(name(connector)?)?;
+    let owner = format!("sink connector \"{}\"", sink.name());
+    connect::options::check_form(&owner, sink.forms(), &format.format, &format.encode)
+}
+
+/// What the rows of a sink come from, as its records name it: the relation that it reads, or the sink itself.
+pub fn sink_input(catalog: &Catalog, sink: &Relation) -> String {
+    let input = match &sink.definition {
+        Definition::Sink(Sink { input: SinkInput::Relation(oid), .. }) => catalog.relation(*oid),
+        _ => None,
+    };
+    input.map_or_else(|| sink.qualified_name(), |input| input.qualified_name())
+}
+
+/// What a sink's connector is told of the rows.
+pub struct SinkRows<'a> {
+    pub schema: SchemaRef,
+    pub append_only: bool,
+    pub keys: &'a [Vec<usize>],
+    /// What the rows come from.
+    pub relation: &'a str,
+}
+
+impl SinkRows<'_> {
+    fn request<'a>(&'a self, options: &'a Options) -> SinkRequest<'a> {
+        let SinkRows { schema, append_only, keys, relation } = self;
+        SinkRequest { options, schema: SchemaRef::clone(schema), append_only: *append_only, keys, relation }
+    }
+}
+
 /// Checks a sink's options without touching its target.
-pub fn check_sink(connector: &Connector, schema: SchemaRef, append_only: bool) -> Result<()> {
+pub fn check_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<()> {
     let options = options(connector)?;
-    connect::sink(name(connector)?)?.validate(&SinkRequest { options: &options, schema, append_only })
+    connect::sink(name(connector)?)?.validate(&rows.request(&options))
 }
 
 /// Opens a sink for writing from nothing.
-pub fn open_sink(connector: &Connector, schema: SchemaRef, append_only: bool) -> Result<Box<dyn SinkWriter>> {
+pub fn open_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<Box<dyn SinkWriter>> {
     let options = options(connector)?;
-    connect::sink(name(connector)?)?.open(&SinkRequest { options: &options, schema, append_only })
+    connect::sink(name(connector)?)?.open(&rows.request(&options))
 }

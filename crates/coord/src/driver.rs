@@ -60,6 +60,47 @@ impl Pace {
     }
 }
 
+/// Keeps a source to its rate limit: a bucket that fills with the time and holds little, so that rows come evenly and a
+/// stall is not made up for.
+struct Bucket {
+    rate: u64,
+    rows: f64,
+    since_us: i64,
+}
+
+impl Bucket {
+    /// The most that is let through at once.
+    const FULL_US: f64 = 100_000.0;
+    /// What is waited for when the bucket is empty.
+    const PORTION_US: f64 = 10_000.0;
+
+    fn new(rate: u64, now_us: i64) -> Bucket {
+        Bucket { rate, rows: 0.0, since_us: now_us }
+    }
+
+    fn worth(&self, us: f64) -> f64 {
+        (self.rate as f64 * us / 1e6).max(1.0)
+    }
+
+    /// Rows that may be read now; 0: first [`wait`](Self::wait).
+    fn ready(&mut self, now_us: i64) -> usize {
+        let elapsed_us = now_us.saturating_sub(self.since_us).max(0);
+        self.since_us = now_us;
+        self.rows = (self.rows + elapsed_us as f64 * self.rate as f64 / 1e6).min(self.worth(Bucket::FULL_US));
+        if self.rows < self.worth(Bucket::PORTION_US) { 0 } else { self.rows as usize }
+    }
+
+    fn take(&mut self, rows: usize) {
+        self.rows -= rows as f64;
+    }
+
+    /// How long until a portion is ready.
+    fn wait(&self) -> Duration {
+        let missing = (self.worth(Bucket::PORTION_US) - self.rows).max(0.0);
+        Duration::from_micros((missing * 1e6 / self.rate as f64).ceil() as u64)
+    }
+}
+
 /// Whether a reader may go on.
 #[derive(PartialEq, Eq)]
 enum Turn {
@@ -143,11 +184,16 @@ impl Driver {
         let mut open: Vec<OpenSplit> = Vec::new();
         let mut found: HashSet<Split> = HashSet::new();
         let mut looked_us = None;
+        let mut bucket: Option<Bucket> = None;
+        // Under a rate limit the splits take turns in being the first.
+        let mut round = 0;
         let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
         loop {
             let now_us = self.clock.time.now_us();
             let poll_us = source.poll_interval().as_micros() as i64;
-            if looked_us.is_none_or(|at: i64| !source.bounded() && now_us.saturating_sub(at) >= poll_us) {
+            // A paused source has the splits that it had.
+            let grows = !source.bounded() && handle.state.lock().held.is_none();
+            if looked_us.is_none_or(|at: i64| grows && now_us.saturating_sub(at) >= poll_us) {
                 looked_us = Some(now_us);
                 for split in source.splits()? {
                     if found.contains(&split) {
@@ -172,7 +218,9 @@ impl Driver {
             }
             let mut more = false;
             let mut busy = open.iter().filter(|o| o.busy).count();
-            for n in 0..open.len() {
+            round += 1;
+            for turn in 0..open.len() {
+                let n = if bucket.is_some() { (turn + round) % open.len() } else { turn };
                 if open[n].ended {
                     continue;
                 }
@@ -191,7 +239,27 @@ impl Driver {
                     }
                     pace.due(now_us)
                 });
-                if due.is_some_and(|due| due <= open[n].at) {
+                let (held, rate) = {
+                    let state = handle.state.lock();
+                    (state.held.clone(), state.rate_limit)
+                };
+                let held = held.and_then(|held| SourceHandle::limit(&held, &open[n].split));
+                if let (Some(pace), true) = (&mut pace, held.is_some_and(|held| held <= open[n].at)) {
+                    // What would have become due in a pause does not.
+                    pace.due = pace.due.min(open[n].at.0 as f64);
+                }
+                let limit = due.into_iter().chain(held).min();
+                if limit.is_some_and(|limit| limit <= open[n].at) {
+                    continue;
+                }
+                if bucket.as_ref().map(|b| b.rate) != rate {
+                    bucket = rate.map(|rate| Bucket::new(rate, self.clock.time.now_us()));
+                }
+                let rows = match &mut bucket {
+                    None => READ_ROWS,
+                    Some(bucket) => bucket.ready(self.clock.time.now_us()).min(READ_ROWS),
+                };
+                if rows == 0 {
                     continue;
                 }
                 let (columns, wishes) = self.columns();
@@ -204,13 +272,16 @@ impl Driver {
                     }
                 };
                 let from = split.at;
-                let outcome = reader.read(from, READ_ROWS, READ_BYTES, due)?;
+                let outcome = reader.read(from, rows, READ_BYTES, limit)?;
                 split.progress = reader.progress();
                 busy -= usize::from(split.busy);
                 split.busy = outcome.state == ReadState::More;
                 split.at = outcome.next;
                 // What ends before its limit has ended; what reaches it waits for the next.
-                split.ended = outcome.state == ReadState::End && due.is_none_or(|due| outcome.next < due);
+                split.ended = outcome.state == ReadState::End && limit.is_none_or(|limit| outcome.next < limit);
+                if let Some(bucket) = &mut bucket {
+                    bucket.take(outcome.batch.num_rows() + outcome.errors.len());
+                }
                 if !self.deliver(&open, n, from, outcome, wishes)? {
                     let split = &mut open[n];
                     (split.at, split.ended, split.busy) = (from, false, true);
@@ -235,7 +306,11 @@ impl Driver {
                 if state.stopped {
                     return Ok(());
                 }
-                handle.wake.wait_for(&mut state, source.poll_interval());
+                let wait = match &bucket {
+                    Some(bucket) if state.held.is_none() => bucket.wait().min(source.poll_interval()),
+                    _ => source.poll_interval(),
+                };
+                handle.wake.wait_for(&mut state, wait);
                 if state.stopped {
                     return Ok(());
                 }
@@ -276,7 +351,9 @@ impl Driver {
         let this = &*self;
         this.clock.commit(false, |epoch| {
             let mut state = handle.state.lock();
-            if state.wishes != wishes {
+            let beyond =
+                |held: &Arc<Positions>| SourceHandle::limit(held, &split.split).is_some_and(|l| outcome.next > l);
+            if state.wishes != wishes || state.held.as_ref().is_some_and(beyond) {
                 delivered = false;
                 return Ok(Vec::new());
             }

@@ -24,6 +24,7 @@ use tracing::{error, info};
 
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
+use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
 use crate::into_table::TableSink;
 use crate::job::Phase;
@@ -184,11 +185,15 @@ impl Engine {
     pub fn open_source(&self, relation: &Relation) -> Result<()> {
         let connector =
             relation.definition.connector().ok_or_else(|| Error::internal("a source without a connector"))?;
-        let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()))?;
+        let include = match &relation.definition {
+            Definition::Source(source) => &source.include[..],
+            _ => &[],
+        };
+        let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()), include)?;
         let sides = self.catalog().sides(relation.oid);
         let side = |kind: SideKind| sides.iter().find(|(_, k)| *k == kind).and_then(|(oid, _)| self.table(*oid));
         let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors));
-        self.sources.add(relation.oid, source, relation.watermark().cloned(), sides);
+        self.sources.add(relation, source, sides);
         Ok(())
     }
 
@@ -212,10 +217,11 @@ impl Engine {
                 Ok((plan, query)) => {
                     // Views on this view are planned from its traits before it runs.
                     let traits = plan::process::view_traits(&query.node);
+                    let keys = traits.unique_keys.clone();
                     self.views.write().insert(relation.oid, traits);
                     let engine = Arc::clone(self);
                     tokio::spawn(async move {
-                        if let Err(error) = engine.start_job(&relation, plan, query.inputs).await {
+                        if let Err(error) = engine.start_job(&relation, plan, &keys, query.inputs).await {
                             error!(relation = relation.name, %error, "job cannot be started");
                             engine.clock.board.set_failed(relation.oid, error);
                         }
@@ -345,10 +351,12 @@ impl Engine {
     }
 
     /// Deploys the job of a view or sink that is in the catalog; returns when it has started, not when it has caught up.
+    /// `keys` are the keys of its rows.
     pub async fn start_job(
         self: &Arc<Self>,
         relation: &Arc<Relation>,
         plan: ProcessPlan,
+        keys: &[Vec<usize>],
         inputs: BTreeSet<RelationId>,
     ) -> Result<()> {
         let is_view = relation.kind() == RelationKind::MaterializedView;
@@ -362,10 +370,14 @@ impl Engine {
                     TableSink::open(self, relation.oid, table)?
                 }
                 None => {
-                    let append_only = plan.tasks.last().is_some_and(|t| t.change_kind == ChangeKind::AppendOnly);
-                    let schema = plan.tasks.last().map(|t| Arc::clone(&t.schema));
-                    let schema = schema.ok_or_else(|| Error::internal("an empty plan"))?;
-                    crate::connectors::open_sink(&sink.connector, schema, append_only)?
+                    let last = plan.tasks.last().ok_or_else(|| Error::internal("an empty plan"))?;
+                    let rows = SinkRows {
+                        schema: Arc::clone(&last.schema),
+                        append_only: last.change_kind == ChangeKind::AppendOnly,
+                        keys,
+                        relation: &crate::connectors::sink_input(&self.catalog(), relation),
+                    };
+                    crate::connectors::open_sink(&sink.connector, &rows)?
                 }
             };
             self.sinks.start(relation.oid, writer)?;
@@ -541,7 +553,7 @@ impl Engine {
                 }
                 match status.ended {
                     Some(epoch) => last = last.max(epoch),
-                    None => open |= status.bounded && status.consumers > 0,
+                    None => open |= status.bounded && status.consumers > 0 && !status.held,
                 }
             }
             if !open {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use catalog::Watermark;
+use catalog::{Catalog, Definition, Relation};
 use connect::{Offset, Progress, ReadState, Source, SourceReader, Split};
 use flow::{Epoch, Error, RelationId, Result};
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +25,9 @@ use crate::table::Table;
 /// One portion of a split.
 pub(crate) const READ_ROWS: usize = 8192;
 pub(crate) const READ_BYTES: usize = 4 << 20;
+
+/// Where a split is held that has been read to its end.
+const END: Offset = Offset(u64::MAX);
 
 /// Positions of all splits.
 pub type Positions = BTreeMap<Split, Offset>;
@@ -64,6 +67,10 @@ pub(crate) struct State {
     pub(crate) wishes: u64,
     /// Readers wait until a script has declared all of its views.
     pub(crate) paused: bool,
+    /// The source is paused: nothing behind these positions is read.
+    pub(crate) held: Option<Arc<Positions>>,
+    /// Rows a second that are read at most.
+    pub(crate) rate_limit: Option<u64>,
     running: bool,
     pub(crate) stopped: bool,
     /// Positions after each epoch that has input of this source; the newest last.
@@ -89,6 +96,8 @@ pub struct SourceStatus {
     pub consumers: usize,
     /// The reader has not been let go yet.
     pub waiting: bool,
+    /// The source is paused.
+    pub held: bool,
     pub ended: Option<Epoch>,
     pub failed: Option<Error>,
 }
@@ -106,6 +115,18 @@ impl SourceHandle {
         SourceHandle { relation, source, gate, sides, state, wake: Condvar::new() }
     }
 
+    /// Takes over how the catalog wants the source to be read.
+    fn set_reading(&self, relation: &Relation) {
+        let Definition::Source(source) = &relation.definition else { return };
+        let mut state = self.state.lock();
+        state.rate_limit = source.rate_limit;
+        state.held = source.paused.as_ref().map(|paused| {
+            Arc::new(paused.iter().map(|(split, offset)| (Split(split.clone()), Offset(*offset))).collect())
+        });
+        drop(state);
+        self.wake.notify_all();
+    }
+
     pub fn status(&self) -> SourceStatus {
         let state = self.state.lock();
         SourceStatus {
@@ -116,6 +137,7 @@ impl SourceHandle {
             bounded: self.source.bounded(),
             consumers: state.consumers.len(),
             waiting: state.paused,
+            held: state.held.is_some(),
             ended: state.ended,
             failed: state.failed.clone(),
         }
@@ -124,6 +146,11 @@ impl SourceHandle {
     /// Positions as of `epoch`; `None` before the first input.
     pub fn positions(&self, epoch: Epoch) -> Option<Positions> {
         self.state.lock().history.range(..=epoch).next_back().map(|(_, p)| p.clone())
+    }
+
+    /// How far `held` lets a split be read; `None`: to its end.
+    pub(crate) fn limit(held: &Positions, split: &Split) -> Option<Offset> {
+        Some(held.get(split).copied().unwrap_or(Offset::START)).filter(|limit| *limit != END)
     }
 
     /// Forgets positions that no reader can ask for any more.
@@ -239,14 +266,40 @@ impl Sources {
         Sources { clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
-    /// Takes an opened source. `watermark` is what its relation declares.
-    pub fn add(&self, relation: RelationId, source: Box<dyn Source>, watermark: Option<Watermark>, sides: Sides) {
-        let gate = watermark.map(|w| Arc::new(Gate::new(relation, w, source.bounded(), self.clock.time.now_us())));
+    /// Takes the opened source of a relation.
+    pub fn add(&self, relation: &Relation, source: Box<dyn Source>, sides: Sides) {
+        let (declared, relation) = (relation, relation.oid);
+        let gate = declared.watermark().cloned().map(|w| Arc::new(Gate::new(relation, w, source.bounded(), self.clock.time.now_us())));
         if let Some(gate) = &gate {
             self.clock.add_gate(Arc::clone(gate));
         }
         let handle = SourceHandle::new(relation, source, gate, sides, *self.paused.lock());
-        self.handles.lock().insert(relation, Arc::new(handle));
+        let handle = Arc::new(handle);
+        handle.set_reading(declared);
+        self.handles.lock().insert(relation, handle);
+    }
+
+    /// Stops the reading of a source where it is, and gives that place. Nothing that is read from now on reaches a job.
+    pub fn hold(&self, relation: RelationId) -> BTreeMap<String, u64> {
+        let Some(handle) = self.get(relation) else { return BTreeMap::new() };
+        let mut state = handle.state.lock();
+        let mut positions = state.history.last_key_value().map(|(_, p)| p.clone()).unwrap_or_default();
+        if state.ended.is_some() {
+            // All of it was read, and is read again after a restart.
+            positions.values_mut().for_each(|p| *p = END);
+        }
+        let stored = positions.iter().map(|(split, offset)| (split.0.clone(), offset.0)).collect();
+        state.held = Some(Arc::new(positions));
+        stored
+    }
+
+    /// Lets every source, or only one, be read as `catalog` says.
+    pub fn set_reading(&self, catalog: &Catalog, only: Option<RelationId>) {
+        for handle in self.all().into_iter().filter(|h| only.is_none_or(|only| h.relation == only)) {
+            if let Some(relation) = catalog.relation(handle.relation) {
+                handle.set_reading(relation);
+            }
+        }
     }
 
     pub fn get(&self, relation: RelationId) -> Option<Arc<SourceHandle>> {

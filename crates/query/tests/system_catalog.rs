@@ -97,7 +97,7 @@ fn world() -> World {
         ),
         ("v", &["v"], columns, Definition::View(sql("SELECT * FROM t")), &["t"]),
         ("m", &["m"], small.clone(), Definition::MaterializedView(sql("SELECT count(*) AS n FROM v")), &["v"]),
-        ("src", &["src"], small.clone(), Definition::Source(catalog::Source { connector, watermark: None }), &[]),
+        ("src", &["src"], small.clone(), Definition::Source(catalog::Source { connector, ..Default::default() }), &[]),
         ("hidden", &["sales", "hidden"], small, Definition::Table(Table::default()), &[]),
     ];
     for (key, name, columns, definition, reads) in objects {

@@ -269,18 +269,22 @@ pub fn create_table_text(
     text
 }
 
-/// `CREATE SOURCE`. Values of options are shown as they are: hide secrets before.
+/// `CREATE SOURCE`; `include` holds kinds and columns of INCLUDE, which are not among `columns`. Values of options are shown as they are: hide secrets before.
 pub fn create_source_text(
     name: &Name,
     columns: &[ColumnText],
     primary_key: &[String],
     watermark: Option<WatermarkText<'_>>,
+    include: &[(String, String)],
     options: &[(String, String)],
     format: Option<&crate::statement::Format>,
 ) -> String {
     let mut text = format!("CREATE SOURCE {name}");
     if !columns.is_empty() {
         let _ = write!(text, " ({})", columns_text(columns, primary_key, watermark));
+    }
+    for (kind, column) in include {
+        let _ = write!(text, " INCLUDE {kind} AS {}", quote(column));
     }
     push_options(&mut text, " WITH", options);
     push_format(&mut text, format);

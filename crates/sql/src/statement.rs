@@ -243,6 +243,16 @@ pub struct Format {
     /// Upper case: `JSON`, `CSV`.
     pub encode: String,
     pub options: Options,
+    /// Where the clause begins; 0 when it was not parsed.
+    pub position: usize,
+}
+
+/// `INCLUDE kind [AS name]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncludeDefinition {
+    pub kind: String,
+    pub name: Option<String>,
+    pub position: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -254,6 +264,7 @@ pub struct CreateSource {
     /// Declared key; checked by nobody, used by UPSERT formats.
     pub primary_key: Vec<String>,
     pub watermark: Option<WatermarkDefinition>,
+    pub include: Vec<IncludeDefinition>,
     pub options: Options,
     pub format: Option<Format>,
 }
@@ -343,6 +354,13 @@ pub enum AlterAction {
     },
     SetSchema(String),
     OwnerTo(String),
+    /// Of a source.
+    Pause,
+    Resume,
+    /// SET (name = value, …), of a source.
+    SetOptions(Options),
+    /// RESET (name, …), of a source.
+    ResetOptions(Vec<String>),
 }
 
 /// COMMENT ON kind name IS text.

@@ -3,7 +3,7 @@
 use flow::hash::hash_columns;
 use flow::{ChangeBatch, Epoch, Result};
 
-use crate::options::{OptionReader, OptionSpec};
+use crate::options::{Form, OptionReader, OptionSpec};
 use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 
 /// `WITH (connector = 'blackhole')`.
@@ -25,6 +25,10 @@ impl SinkConnector for BlackholeConnector {
 
     fn options(&self) -> &'static [OptionSpec] {
         OPTIONS
+    }
+
+    fn forms(&self) -> &'static [Form] {
+        &[]
     }
 
     fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {

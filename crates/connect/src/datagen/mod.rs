@@ -180,6 +180,10 @@ impl Source for DatagenSource {
         Ok((0..self.settings.splits).map(|n| Split(format!("{n:03}"))).collect())
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn reader(&self, split: &Split, columns: Option<&[usize]>) -> Result<Box<dyn SourceReader>> {
         let number = split.0.parse().ok().filter(|n| *n < self.settings.splits);
         let split = number.ok_or_else(|| Error::internal(format!("the source has no split \"{}\"", split.0)))?;
@@ -191,6 +195,8 @@ impl Source for DatagenSource {
             settings: Arc::clone(&self.settings),
             split,
             position: 0,
+            keeps_places: false,
+            places: Vec::new(),
         }))
     }
 }
@@ -201,6 +207,9 @@ struct DatagenReader {
     columns: Vec<Arc<Column>>,
     split: u64,
     position: u64,
+    keeps_places: bool,
+    /// The numbers of the rows of the last batch, if they are kept.
+    places: Vec<u64>,
 }
 
 impl DatagenReader {
@@ -242,6 +251,10 @@ impl SourceReader for DatagenReader {
                 many => Ok(concat(&many.iter().map(|p| p.as_ref()).collect::<Vec<_>>())?),
             }
         };
+        if self.keeps_places {
+            self.places.clear();
+            self.places.extend(ranges.iter().flat_map(|(first, rows)| *first..first + rows));
+        }
         let columns = self.columns.iter().map(column).collect::<Result<Vec<ArrayRef>>>()?;
         let rows = ranges.iter().map(|(_, rows)| *rows as usize).sum();
         let rows = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -253,5 +266,13 @@ impl SourceReader for DatagenReader {
 
     fn progress(&self) -> Progress {
         Progress { done: self.position, total: self.settings.rows.unwrap_or(self.position) }
+    }
+
+    fn keep_places(&mut self) {
+        self.keeps_places = true;
+    }
+
+    fn places(&self) -> &[u64] {
+        &self.places
     }
 }

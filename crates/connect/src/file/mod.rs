@@ -25,7 +25,8 @@ use std::path::Path;
 use arrow::datatypes::SchemaRef;
 use flow::{Error, Result, SqlState};
 
-use crate::options::{OptionSpec, Options};
+use crate::include::Include;
+use crate::options::{Form, OptionSpec, Options};
 use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 use crate::source::{Source, SourceConnector};
 
@@ -39,6 +40,10 @@ impl SourceConnector for FileConnector {
 
     fn options(&self) -> &'static [OptionSpec] {
         SOURCE_OPTIONS
+    }
+
+    fn includes(&self) -> &'static [Include] {
+        &[Include::File, Include::Partition, Include::Offset]
     }
 
     fn infer_schema(&self, options: &Options, sample_rows: usize) -> Result<SchemaRef> {
@@ -57,6 +62,10 @@ impl SinkConnector for FileConnector {
 
     fn options(&self) -> &'static [OptionSpec] {
         SINK_OPTIONS
+    }
+
+    fn forms(&self) -> &'static [Form] {
+        crate::format::records::FORMS
     }
 
     fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use flow::{Error, Result, SqlState};
 
 use crate::format::Format;
-use crate::options::{OptionReader, OptionSpec, Options};
+use crate::format::records::{PRIMARY_KEY, primary_key};
+use crate::options::{OptionReader, OptionSpec, Options, RowForm};
 use crate::source::OnError;
 
 use super::objects::S3Options;
@@ -103,6 +104,7 @@ pub static SINK_OPTIONS: &[OptionSpec] = &[
         false,
         "Mode snapshot: the shortest time between two replacements of the file.",
     ),
+    PRIMARY_KEY,
 ];
 
 /// Whether and how the first line of a CSV file is a header.
@@ -206,12 +208,16 @@ pub struct FileSinkOptions {
     pub delimiter: u8,
     pub null: String,
     pub flush_interval: Duration,
+    /// The word after FORMAT; only PLAIN has modes.
+    pub form: RowForm,
+    pub primary_key: Option<String>,
 }
 
 impl FileSinkOptions {
     /// Errors: `42704` unknown option, `22023` missing option or wrong value.
     pub fn read(options: &Options) -> Result<FileSinkOptions> {
-        let reader = OptionReader::new("sink connector \"file\"", options, SINK_OPTIONS)?;
+        let reader = OptionReader::with_forms("sink connector \"file\"", options, SINK_OPTIONS)?;
+        let form = options.form();
         let format = reader.one_of("format", FORMATS)?;
         if format == Format::Parquet {
             return Err(Error::unsupported("a file sink does not write Parquet")
@@ -220,6 +226,13 @@ impl FileSinkOptions {
         only_for_csv(&reader, format, &["header", "delimiter", "null"])?;
         let modes = [("append", SinkMode::Append), ("changes", SinkMode::Changes), ("snapshot", SinkMode::Snapshot)];
         let mode = match reader.given("mode") {
+            Some(_) if form != RowForm::Plain => {
+                return Err(Error::new(
+                    SqlState::InvalidParameterValue,
+                    format!("option \"mode\" is only for FORMAT PLAIN, not for FORMAT {}", form.keyword()),
+                )
+                .with_hint("Leave the option out: the format says what is written."));
+            }
             Some(_) => Some(reader.one_of("mode", &modes)?),
             None => None,
         };
@@ -231,6 +244,8 @@ impl FileSinkOptions {
             delimiter: reader.ascii_char("delimiter")?,
             null: null_text(&reader)?,
             flush_interval: reader.duration("flush_interval")?,
+            form,
+            primary_key: primary_key(&reader, form)?.map(str::to_string),
         })
     }
 

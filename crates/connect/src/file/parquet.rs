@@ -323,6 +323,9 @@ pub struct ParquetReader {
     /// Bytes of a row of it, about.
     row_bytes: usize,
     position: u64,
+    keeps_places: bool,
+    /// The numbers of the rows of the last batch, if they are kept.
+    places: Vec<u64>,
 }
 
 /// A row group that is being read.
@@ -373,6 +376,8 @@ impl ParquetReader {
             pending: None,
             row_bytes: 0,
             position: 0,
+            keeps_places: false,
+            places: Vec::new(),
         })
     }
 
@@ -512,6 +517,7 @@ impl SourceReader for ParquetReader {
 
     fn read(&mut self, from: Offset, max_rows: usize, max_bytes: usize, limit: Option<Offset>) -> Result<ReadOutcome> {
         let range: Range<u64> = from.0..limit.map_or(u64::MAX, |l| l.0).min(self.layout.rows());
+        self.places.clear();
         if range.is_empty() {
             self.position = from.0;
             self.open = None;
@@ -541,6 +547,10 @@ impl SourceReader for ParquetReader {
             (batch, errors) = self.deliver(start, &rows.slice(0, before))?;
             self.pending = None;
         }
+        if self.keeps_places {
+            let mut left_out = errors.iter().map(|e| e.offset.0).peekable();
+            self.places.extend((start..next).filter(|row| left_out.next_if_eq(row).is_none()));
+        }
         self.position = next;
         let state = if next >= range.end { ReadState::End } else { ReadState::More };
         Ok(ReadOutcome { batch, next: Offset(next), state, errors })
@@ -551,5 +561,13 @@ impl SourceReader for ParquetReader {
         let rows = u128::from(self.layout.rows().max(1));
         let done = u128::from(self.size) * u128::from(self.position) / rows;
         Progress { done: u64::try_from(done).unwrap_or(self.size), total: self.size }
+    }
+
+    fn keep_places(&mut self) {
+        self.keeps_places = true;
+    }
+
+    fn places(&self) -> &[u64] {
+        &self.places
     }
 }

@@ -158,6 +158,10 @@ impl Source for FileSource {
         self.files().get(split).map_or(0, |file| file.found.size)
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn reader(&self, split: &Split, columns: Option<&[usize]>) -> Result<Box<dyn SourceReader>> {
         let file = self.files().get(split).cloned();
         let file = file.ok_or_else(|| Error::internal(format!("the source has no file \"{}\"", split.0)))?;

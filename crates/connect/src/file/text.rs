@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{Fields, Schema, SchemaRef};
 use flow::{Error, Result, SqlState};
 
-use crate::format::decode::Decoder;
+use crate::format::decode::{Decoder, Fault};
 use crate::format::infer::{self, Guess};
 use crate::format::spans::{ScanLimits, ScanStop, Spans};
 use crate::format::speculate::Speculator;
@@ -143,6 +143,10 @@ pub struct TextReader {
     position: u64,
     /// A followed record that is too long and has no line end yet: (its start, where the search goes on).
     unended: Option<(u64, u64)>,
+    /// Where each row in the decoder starts, if that is wanted.
+    starts: Option<Vec<u64>>,
+    /// Where each row of the last batch starts.
+    places: Vec<u64>,
 }
 
 impl SourceReader for TextReader {
@@ -172,6 +176,14 @@ impl SourceReader for TextReader {
 
     fn progress(&self) -> Progress {
         Progress { done: self.position, total: self.input.end() }
+    }
+
+    fn keep_places(&mut self) {
+        self.starts = Some(Vec::new());
+    }
+
+    fn places(&self) -> &[u64] {
+        &self.places
     }
 }
 
@@ -213,6 +225,8 @@ impl TextReader {
             input,
             position: 0,
             unended: None,
+            starts: None,
+            places: Vec::new(),
             options,
         })
     }
@@ -314,6 +328,7 @@ impl TextReader {
     fn scan_block(&mut self, position: u64, limits: ScanLimits, refused: &mut Vec<Refused>) -> Result<ScanStop> {
         let scanner = self.scanner.as_mut().ok_or_else(|| Error::internal("a file reader without scanner"))?;
         let block = self.input.bytes(position);
+        let rows_before = self.decoder.rows();
         let stop = match scanner {
             Scanner::Csv(splitter) => {
                 self.spans.clear();
@@ -323,6 +338,18 @@ impl TextReader {
             }
             Scanner::Json(json) => json.read(block, position, limits, &mut self.decoder, &mut self.spans),
         };
+        if let Some(starts) = &mut self.starts {
+            let rows = self.decoder.rows() - rows_before;
+            if self.spans.rows() == rows {
+                starts.extend(self.spans.records.iter().map(|r| position + u64::from(r.0)));
+            } else {
+                // Records of one shape leave no spans; each is a line.
+                starts.extend(line_starts(&block[..self.spans.consumed]).map(|at| position + at as u64));
+            }
+            if starts.len() != self.decoder.rows() {
+                return Err(Error::internal("a file reader lost the place of a row"));
+            }
+        }
         for bad in self.spans.malformed.drain(..) {
             let (start, end) = (position + u64::from(bad.start), position + u64::from(bad.end));
             refused.push(Refused { start, end, column: None, reason: bad.reason });
@@ -343,10 +370,12 @@ impl TextReader {
         let keep = self.decoder.rows() - self.spans.records.iter().rev().take_while(behind).count();
         if keep > 0 {
             let (batch, _) = self.decoder.finish(&self.schema, &self.projection, keep)?;
+            self.take_places(&[], keep);
             self.position = first.start;
             return Ok(Some(ReadOutcome { batch, next: Offset(first.start), state: ReadState::More, errors: vec![] }));
         }
         let bad = self.report(first)?;
+        self.take_places(&[], 0);
         self.decoder.finish(&self.schema, &self.projection, 0)?;
         Err(self.refusal(&bad))
     }
@@ -380,6 +409,7 @@ impl TextReader {
 
     fn finish(&mut self, next: u64, state: ReadState, refused: Vec<Refused>) -> Result<ReadOutcome> {
         let (batch, faults) = self.decoder.finish(&self.schema, &self.projection, usize::MAX)?;
+        self.take_places(&faults, usize::MAX);
         let faults = faults.into_iter();
         let mut refused: Vec<Refused> = faults
             .map(|f| Refused { start: f.start, end: f.end, column: f.column, reason: f.reason })
@@ -395,6 +425,16 @@ impl TextReader {
         Ok(ReadOutcome { batch, next: Offset(next), state, errors })
     }
 
+    /// The places of the batch that was finished: of the first `keep` rows without those of `faults`, which are in order.
+    fn take_places(&mut self, faults: &[Fault], keep: usize) {
+        if let Some(starts) = &mut self.starts {
+            let mut faulty = faults.iter().map(|f| f.start).peekable();
+            self.places.clear();
+            let kept = starts.drain(..).take(keep);
+            self.places.extend(kept.filter(|start| faulty.next_if_eq(start).is_none()));
+        }
+    }
+
     fn report(&mut self, refused: &Refused) -> Result<BadRecord> {
         let column = refused.column.and_then(|c| self.fields.get(c)).map(|f| f.name().clone());
         Ok(BadRecord {
@@ -405,6 +445,14 @@ impl TextReader {
             bytes: self.input.sample(refused.start, refused.end, BAD_RECORD_BYTES_MAX)?,
         })
     }
+}
+
+/// Where the lines of `block` start that are not blank.
+fn line_starts(block: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    let ends = memchr::memchr_iter(b'\n', block).map(|end| end + 1).chain([block.len()]);
+    let mut start = 0;
+    let lines = ends.map(move |end| (std::mem::replace(&mut start, end), end));
+    lines.filter(|(start, end)| !block[*start..*end].trim_ascii().is_empty()).map(|(start, _)| start)
 }
 
 /// Columns guessed from the beginning of the file. Errors: `42P16` it shows none.

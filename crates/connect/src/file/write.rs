@@ -1,4 +1,4 @@
-//! Writing rows or changes to a file as they come: the modes `append` and `changes`.
+//! Writing records to a file as they come: the modes `append` and `changes`, and the other forms of rows.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
 
 use crate::format::Format;
-use crate::format::encode::{Encoder, Lead, LineFormat};
+use crate::format::encode::{Encoder, LineFormat};
+use crate::format::records::{Content, Records};
+use crate::options::RowForm;
 use crate::sink::{SinkRequest, SinkWriter};
 
 use super::io_error;
@@ -18,16 +20,20 @@ use super::snapshot::SnapshotWriter;
 /// Encoded lines that are held back before they are written, within an epoch.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Columns that the mode `changes` puts in front.
-pub const CHANGE_COLUMNS: [&str; 2] = ["op", "epoch"];
+/// What the sink writes.
+enum Kind {
+    /// The whole result, again and again.
+    Snapshot(Encoder),
+    /// Records as they come.
+    Log(Records),
+}
 
 /// Checks what does not need the file to be touched.
 pub fn validate(options: &FileSinkOptions, request: &SinkRequest<'_>) -> Result<()> {
-    let mode = options.mode_for(request.append_only)?;
-    encoder(options, request, mode)?;
+    let snapshot = matches!(kind(options, request)?, Kind::Snapshot(_));
     if let Ok(metadata) = std::fs::metadata(&options.path) {
         // A device takes lines, but it cannot be replaced by a file; a pipe would make the server wait for its reader.
-        let device = metadata.file_type().is_char_device() && mode != SinkMode::Snapshot;
+        let device = metadata.file_type().is_char_device() && !snapshot;
         if !metadata.is_file() && !device {
             let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
             return Err(Error::new(SqlState::WrongObjectType, format!("\"{}\" is {what}", options.path.display())));
@@ -45,21 +51,26 @@ pub fn validate(options: &FileSinkOptions, request: &SinkRequest<'_>) -> Result<
 
 pub fn open(options: FileSinkOptions, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
     validate(&options, request)?;
-    let mode = options.mode_for(request.append_only)?;
-    let encoder = encoder(&options, request, mode)?;
-    Ok(match mode {
-        SinkMode::Snapshot => Box::new(SnapshotWriter::open(options, request.schema.clone(), encoder)?),
-        SinkMode::Append | SinkMode::Changes => Box::new(LogWriter::open(options, mode, encoder)?),
+    Ok(match kind(&options, request)? {
+        Kind::Snapshot(encoder) => Box::new(SnapshotWriter::open(options, request.schema.clone(), encoder)?),
+        Kind::Log(records) => Box::new(LogWriter::open(options, records)?),
     })
 }
 
-fn encoder(options: &FileSinkOptions, request: &SinkRequest<'_>, mode: SinkMode) -> Result<Encoder> {
+fn kind(options: &FileSinkOptions, request: &SinkRequest<'_>) -> Result<Kind> {
     let format = match options.format {
         Format::Csv => LineFormat::Csv { delimiter: options.delimiter, null: options.null.clone() },
         _ => LineFormat::Json,
     };
-    let leads: &[&str] = if mode == SinkMode::Changes { &CHANGE_COLUMNS } else { &[] };
-    Encoder::new(&request.schema, format, leads)
+    let content = match options.form {
+        RowForm::Plain => match options.mode_for(request.append_only)? {
+            SinkMode::Snapshot => return Ok(Kind::Snapshot(Encoder::new(&request.schema, format, &[])?)),
+            SinkMode::Append => Content::Rows,
+            SinkMode::Changes => Content::Changes,
+        },
+        form => Content::of(form, request.append_only),
+    };
+    Ok(Kind::Log(Records::new(request, format, content, options.primary_key.as_deref())?))
 }
 
 /// The folder that holds `path`.
@@ -72,45 +83,26 @@ pub fn folder_of(path: &Path) -> &Path {
 
 /// Adds lines at the file's end. The file always ends with a whole line.
 struct LogWriter {
-    path: PathBuf,
-    file: File,
-    mode: SinkMode,
-    encoder: Encoder,
+    lines: LineFile,
+    records: Records,
     buffer: Vec<u8>,
-    /// Bytes of the file that are whole lines.
-    length: u64,
     /// Bytes of the file that belong to finished epochs.
     finished_length: u64,
     published: Epoch,
     rows: u64,
 }
 
-impl LogWriter {
-    fn open(options: FileSinkOptions, mode: SinkMode, encoder: Encoder) -> Result<LogWriter> {
-        let path = options.path;
-        let file = File::create(&path).map_err(|e| io_error("create file", &path, &e))?;
-        let mut buffer = Vec::new();
-        if options.header {
-            encoder.header(&mut buffer);
-        }
-        let mut writer = LogWriter {
-            path,
-            file,
-            mode,
-            encoder,
-            buffer,
-            length: 0,
-            finished_length: 0,
-            published: Epoch(0),
-            rows: 0,
-        };
-        writer.write_out()?;
-        writer.finished_length = writer.length;
-        Ok(writer)
-    }
+struct LineFile {
+    path: PathBuf,
+    file: File,
+    /// Bytes of the file that are whole lines.
+    length: u64,
+}
 
-    fn write_out(&mut self) -> Result<()> {
-        if let Err(e) = self.file.write_all(&self.buffer) {
+impl LineFile {
+    /// Writes whole lines, and empties `buffer`.
+    fn write(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
+        if let Err(e) = self.file.write_all(buffer) {
             // A full disk may have taken half a line: take it back, so that the file stays readable.
             let trimmed = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::End(0)));
             if let Err(trim) = trimmed {
@@ -118,42 +110,40 @@ impl LogWriter {
             }
             return Err(io_error("write file", &self.path, &e));
         }
-        self.length += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.length += buffer.len() as u64;
+        buffer.clear();
         Ok(())
+    }
+}
+
+impl LogWriter {
+    fn open(options: FileSinkOptions, records: Records) -> Result<LogWriter> {
+        let path = options.path;
+        let file = File::create(&path).map_err(|e| io_error("create file", &path, &e))?;
+        let mut lines = LineFile { path, file, length: 0 };
+        let mut buffer = Vec::new();
+        if options.header {
+            records.header(&mut buffer);
+        }
+        lines.write(&mut buffer)?;
+        let finished_length = lines.length;
+        Ok(LogWriter { lines, records, buffer, finished_length, published: Epoch(0), rows: 0 })
     }
 }
 
 impl SinkWriter for LogWriter {
     fn write(&mut self, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
-        let rows = &change.rows;
-        let written = match self.mode {
-            SinkMode::Changes => self.encoder.rows(
-                rows,
-                |row| change.weight(row).unsigned_abs(),
-                |row| {
-                    let op = if change.weight(row) > 0 { "insert" } else { "delete" };
-                    [Lead::Text(op), Lead::Number(epoch.0)]
-                },
-                &mut self.buffer,
-            )?,
-            _ => {
-                if (0..change.num_rows()).any(|row| change.weight(row) < 0) {
-                    return Err(Error::unsupported("a file sink in mode 'append' was asked to take a row away")
-                        .with_hint("Use mode = 'snapshot' or mode = 'changes'."));
-                }
-                self.encoder.rows(rows, |row| change.weight(row).unsigned_abs(), |_| [], &mut self.buffer)?
-            }
-        };
-        self.rows += written;
-        if self.buffer.len() >= BUFFER_BYTES { self.write_out() } else { Ok(()) }
+        self.rows += self.records.write(epoch, change, &mut self.buffer)?;
+        if self.buffer.len() >= BUFFER_BYTES { self.lines.write(&mut self.buffer) } else { Ok(()) }
     }
 
-    fn finish_epoch(&mut self, epoch: Epoch, _now_us: i64) -> Result<()> {
+    fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
+        let LogWriter { lines, records, buffer, .. } = self;
+        self.rows += records.finish(epoch, now_us, buffer, &mut |buffer| lines.write(buffer))?;
         if !self.buffer.is_empty() {
-            self.write_out()?;
+            self.lines.write(&mut self.buffer)?;
         }
-        self.finished_length = self.length;
+        self.finished_length = self.lines.length;
         self.published = epoch;
         Ok(())
     }
@@ -165,10 +155,11 @@ impl SinkWriter for LogWriter {
 
     fn close(&mut self) -> Result<()> {
         self.buffer.clear();
-        if self.length > self.finished_length {
-            self.file.set_len(self.finished_length).map_err(|e| io_error("write file", &self.path, &e))?;
+        let LineFile { path, file, length } = &self.lines;
+        if *length > self.finished_length {
+            file.set_len(self.finished_length).map_err(|e| io_error("write file", path, &e))?;
         }
-        self.file.sync_all().map_err(|e| io_error("write file", &self.path, &e))
+        file.sync_all().map_err(|e| io_error("write file", path, &e))
     }
 
     fn published(&self) -> Epoch {
@@ -180,6 +171,6 @@ impl SinkWriter for LogWriter {
     }
 
     fn state_bytes(&self) -> usize {
-        self.buffer.capacity()
+        self.buffer.capacity() + self.records.state_bytes()
     }
 }

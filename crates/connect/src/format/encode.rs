@@ -156,15 +156,39 @@ fn csv_line<const N: usize>(
         quote_if_needed(out, start, delimiter, null);
     }
     for column in columns {
-        let start = separate(out);
-        if column.is_null(row) {
-            out.extend_from_slice(null.as_bytes());
-        } else {
-            column.text(row, out);
-            quote_if_needed(out, start, delimiter, null);
-        }
+        separate(out);
+        column.csv(row, delimiter, null, out);
     }
     out.push(b'\n');
+}
+
+/// Columns that make up a JSON object, with their names.
+pub(super) struct Object {
+    /// Each column with what stands before its value: `,"name":`.
+    members: Vec<(usize, Vec<u8>)>,
+}
+
+impl Object {
+    /// The columns with these numbers, in this order.
+    pub fn new(schema: &Schema, columns: Vec<usize>) -> Object {
+        let member = |(i, column): (usize, usize)| {
+            let mut key = if i == 0 { Vec::new() } else { vec![b','] };
+            output::json_string(&mut key, schema.field(column).name());
+            key.push(b':');
+            (column, key)
+        };
+        Object { members: columns.into_iter().enumerate().map(member).collect() }
+    }
+
+    /// `values` are all columns of the schema.
+    pub fn write(&self, values: &[Values<'_>], row: usize, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (column, key) in &self.members {
+            out.extend_from_slice(key);
+            values[*column].json(row, out);
+        }
+        out.push(b'}');
+    }
 }
 
 /// Puts `out[start..]` between quotes when it would otherwise read back as something else.
@@ -186,7 +210,7 @@ fn quote_if_needed(out: &mut Vec<u8>, start: usize, delimiter: u8, null: &str) {
 }
 
 /// `array` in a layout that [`Values`] knows: as it is, or cast to text.
-fn writable(array: &ArrayRef) -> Result<ArrayRef> {
+pub(super) fn writable(array: &ArrayRef) -> Result<ArrayRef> {
     let known = match array.data_type() {
         DataType::List(item) => matches!(known(item.data_type()), Some(true)),
         other => known(other).is_some(),
@@ -218,7 +242,7 @@ fn known(data_type: &DataType) -> Option<bool> {
 }
 
 /// A column whose type has been found out, for reading row by row.
-enum Values<'a> {
+pub(super) enum Values<'a> {
     Null,
     Boolean(&'a BooleanArray),
     Int16(&'a Int16Array),
@@ -239,7 +263,7 @@ enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    fn new(array: &'a ArrayRef) -> Result<Values<'a>> {
+    pub(super) fn new(array: &'a ArrayRef) -> Result<Values<'a>> {
         Ok(match array.data_type() {
             DataType::Null => Values::Null,
             DataType::Boolean => Values::Boolean(array.as_boolean()),
@@ -330,6 +354,16 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// The value as a field of CSV.
+    pub(super) fn csv(&self, row: usize, delimiter: u8, null: &str, out: &mut Vec<u8>) {
+        if self.is_null(row) {
+            return out.extend_from_slice(null.as_bytes());
+        }
+        let start = out.len();
+        self.text(row, out);
+        quote_if_needed(out, start, delimiter, null);
+    }
+
     /// An element of an array literal: quoted where its text would be misread.
     fn array_element(&self, row: usize, out: &mut Vec<u8>) {
         if self.is_null(row) {
@@ -353,7 +387,7 @@ impl<'a> Values<'a> {
     }
 
     /// The value as JSON.
-    fn json(&self, row: usize, out: &mut Vec<u8>) {
+    pub(super) fn json(&self, row: usize, out: &mut Vec<u8>) {
         if self.is_null(row) {
             return out.extend_from_slice(b"null");
         }

@@ -23,6 +23,7 @@ pub mod temporal;
 
 pub mod encode;
 pub mod output;
+pub mod records;
 
 use arrow::datatypes::{DataType, IntervalUnit, TimeUnit};
 

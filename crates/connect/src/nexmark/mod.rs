@@ -111,6 +111,10 @@ impl Source for NexmarkSource {
         Ok((0..self.options.splits).map(|n| Split(format!("{n:03}"))).collect())
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn reader(&self, split: &Split, columns: Option<&[usize]>) -> Result<Box<dyn SourceReader>> {
         let number = split.0.parse().ok().filter(|n| *n < self.options.splits);
         let split = number.ok_or_else(|| Error::internal(format!("the source has no split \"{}\"", split.0)))?;
@@ -122,6 +126,8 @@ impl Source for NexmarkSource {
             options: self.options.clone(),
             split,
             position: 0,
+            keeps_places: false,
+            places: Vec::new(),
         }))
     }
 }
@@ -132,6 +138,9 @@ struct NexmarkReader {
     columns: Vec<Column>,
     split: u64,
     position: u64,
+    keeps_places: bool,
+    /// The numbers of the rows of the last batch, if they are kept.
+    places: Vec<u64>,
 }
 
 impl NexmarkReader {
@@ -172,6 +181,9 @@ impl SourceReader for NexmarkReader {
         let max = max_rows.min(max_bytes / ROW_BYTES).max(1);
         let (events, next) = self.events(from.0, stop, max);
         let next = next.max(from.0);
+        if self.keeps_places {
+            self.places.clone_from(&events);
+        }
         let rows = RecordBatchOptions::new().with_row_count(Some(events.len()));
         let (stream, kind) = (&self.options.stream, self.options.kind);
         let columns = columns::generate(stream, kind, &self.columns, &events);
@@ -187,5 +199,13 @@ impl SourceReader for NexmarkReader {
 
     fn progress(&self) -> Progress {
         Progress { done: self.position, total: self.options.events.unwrap_or(self.position) }
+    }
+
+    fn keep_places(&mut self) {
+        self.keeps_places = true;
+    }
+
+    fn places(&self) -> &[u64] {
+        &self.places
     }
 }

@@ -7,8 +7,9 @@ use std::io::{ErrorKind, Write};
 use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
 
 use crate::format::Format;
-use crate::format::encode::{Encoder, Lead, LineFormat};
-use crate::options::{OptionReader, OptionSpec};
+use crate::format::encode::LineFormat;
+use crate::format::records::{Content, FORMS, PRIMARY_KEY, Records, primary_key};
+use crate::options::{Form, OptionReader, OptionSpec};
 use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
 
 /// The options of a stdout sink, as documented in `docs/connectors/stdout.md`.
@@ -27,22 +28,21 @@ pub static OPTIONS: &[OptionSpec] = &[
         required: false,
         meaning: "One JSON object a line, or CSV; also written ENCODE JSON or ENCODE CSV.",
     },
+    PRIMARY_KEY,
 ];
-
-/// Columns in front of rows that change.
-const CHANGE_COLUMNS: [&str; 2] = ["op", "epoch"];
 
 /// `WITH (connector = 'stdout')`.
 pub struct StdoutConnector;
 
-fn encoder(request: &SinkRequest<'_>) -> Result<Encoder> {
-    let reader = OptionReader::new("sink connector \"stdout\"", request.options, OPTIONS)?;
+fn records(request: &SinkRequest<'_>) -> Result<Records> {
+    let reader = OptionReader::with_forms("sink connector \"stdout\"", request.options, OPTIONS)?;
     let format = reader.one_of("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
     let format = match format {
         Format::Csv => LineFormat::Csv { delimiter: b',', null: String::new() },
         _ => LineFormat::Json,
     };
-    Encoder::new(&request.schema, format, if request.append_only { &[] } else { &CHANGE_COLUMNS })
+    let form = request.options.form();
+    Records::new(request, format, Content::of(form, request.append_only), primary_key(&reader, form)?)
 }
 
 impl SinkConnector for StdoutConnector {
@@ -54,48 +54,42 @@ impl SinkConnector for StdoutConnector {
         OPTIONS
     }
 
+    fn forms(&self) -> &'static [Form] {
+        FORMS
+    }
+
     fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {
-        encoder(request).map(|_| ())
+        records(request).map(|_| ())
     }
 
     fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
-        let encoder = encoder(request)?;
-        Ok(Box::new(LineWriter::new(std::io::stdout(), encoder, request.append_only)))
+        Ok(Box::new(LineWriter::new(std::io::stdout(), records(request)?)))
     }
 }
 
 /// Writes the lines of each epoch at once.
 struct LineWriter<W> {
     out: W,
-    encoder: Encoder,
-    append_only: bool,
+    records: Records,
     buffer: Vec<u8>,
     published: Epoch,
     rows: u64,
 }
 
 impl<W: Write> LineWriter<W> {
-    fn new(out: W, encoder: Encoder, append_only: bool) -> LineWriter<W> {
-        LineWriter { out, encoder, append_only, buffer: Vec::new(), published: Epoch(0), rows: 0 }
+    fn new(out: W, records: Records) -> LineWriter<W> {
+        LineWriter { out, records, buffer: Vec::new(), published: Epoch(0), rows: 0 }
     }
 }
 
 impl<W: Write + Send> SinkWriter for LineWriter<W> {
     fn write(&mut self, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
-        let times = |row: usize| change.weight(row).unsigned_abs();
-        self.rows += if self.append_only {
-            self.encoder.rows(&change.rows, times, |_| [], &mut self.buffer)?
-        } else {
-            let lead = |row: usize| {
-                let op = if change.weight(row) > 0 { "insert" } else { "delete" };
-                [Lead::Text(op), Lead::Number(epoch.0)]
-            };
-            self.encoder.rows(&change.rows, times, lead, &mut self.buffer)?
-        };
+        self.rows += self.records.write(epoch, change, &mut self.buffer)?;
         Ok(())
     }
 
-    fn finish_epoch(&mut self, epoch: Epoch, _now_us: i64) -> Result<()> {
+    fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
+        self.rows += self.records.finish(epoch, now_us, &mut self.buffer, &mut |_| Ok(()))?;
         let written = self.out.write_all(&self.buffer).and_then(|()| self.out.flush());
         written.map_err(|e| {
             let state = if e.kind() == ErrorKind::StorageFull { SqlState::DiskFull } else { SqlState::IoError };
@@ -124,7 +118,7 @@ impl<W: Write + Send> SinkWriter for LineWriter<W> {
     }
 
     fn state_bytes(&self) -> usize {
-        self.buffer.capacity()
+        self.buffer.capacity() + self.records.state_bytes()
     }
 }
 
@@ -145,8 +139,8 @@ mod tests {
 
     fn written(options: &[(&str, &str)], append_only: bool, changes: &[(u64, ChangeBatch)]) -> String {
         let options = Options::new([("connector", "stdout")].iter().chain(options).map(|(k, v)| (*k, *v))).unwrap();
-        let request = SinkRequest { options: &options, schema: rows().schema(), append_only };
-        let mut writer = LineWriter::new(Vec::new(), encoder(&request).unwrap(), append_only);
+        let request = SinkRequest { options: &options, schema: rows().schema(), append_only, keys: &[], relation: "r" };
+        let mut writer = LineWriter::new(Vec::new(), records(&request).unwrap());
         for (epoch, change) in changes {
             writer.write(Epoch(*epoch), change).unwrap();
             assert!(writer.published() < Epoch(*epoch));
@@ -171,7 +165,8 @@ mod tests {
     fn wrong_options_are_refused() {
         let refused = |pairs: &[(&str, &str)]| {
             let options = Options::new(pairs.iter().copied()).unwrap();
-            let request = SinkRequest { options: &options, schema: rows().schema(), append_only: true };
+            let request =
+                SinkRequest { options: &options, schema: rows().schema(), append_only: true, keys: &[], relation: "r" };
             StdoutConnector.validate(&request).err().unwrap().state().code().to_string()
         };
         assert_eq!(refused(&[("connector", "stdout"), ("format", "xml")]), "22023");

@@ -19,10 +19,11 @@ use sql::statement::{
 };
 use sql::{Planner, QueryPlan};
 
-use super::private::{PendingJob, refuse_in_block};
+use super::private::{Hold, PendingJob, refuse_in_block};
 use super::replan::{STANDING_ZONE, standing};
 use super::transaction::Status;
 use super::{Outcome, Session, planning};
+use crate::connectors::SinkRows;
 use crate::engine::StandingQuery;
 
 /// The folded parts of a name.
@@ -364,17 +365,35 @@ impl Session {
     ) -> Result<()> {
         let mut options = create.options.clone();
         let times = crate::connectors::take_watermark_options(&mut options)?;
+        let rate_limit = crate::connectors::take_rate_limit(&mut options)?;
         let connector = connector(&options, &create.format);
-        let columns = if create.columns.is_empty() {
+        if let Some(format) = &create.format {
+            crate::connectors::check_source_form(&connector).map_err(|e| e.with_position(format.position))?;
+        }
+        let mut columns = if create.columns.is_empty() {
             let inferred = crate::connectors::infer_source(&connector)?;
             inferred.fields().iter().map(|f| Column::new(f.name(), f.data_type().clone(), "")).collect()
         } else {
             self.columns(&create.columns, &parsed.source)?
         };
         let watermark = self.watermark(create.watermark.as_ref(), times, &columns, &parsed.source)?;
+        let mut include = Vec::new();
+        for included in &create.include {
+            let kind = crate::connectors::include_of(&connector, &included.kind);
+            let kind = kind.map_err(|e| e.with_position(included.position))?;
+            let name = included.name.clone().unwrap_or_else(|| kind.default_name());
+            if columns.iter().any(|c| c.name == name) {
+                let message = format!("column \"{name}\" specified more than once");
+                return Err(Error::new(SqlState::DuplicateColumn, message)
+                    .with_hint(format!("Name it: INCLUDE {} AS another_name.", kind.word()))
+                    .with_position(included.position));
+            }
+            columns.push(Column::new(&name, kind.data_type(), "").not_null());
+            include.push(kind.word().to_string());
+        }
         let schema: SchemaRef = Arc::new(Schema::new(columns.iter().map(Column::field).collect::<Vec<_>>()));
         // Everything that can be refused is refused here: options, missing files, column types.
-        crate::connectors::open_source(&connector, &schema)?;
+        crate::connectors::open_source(&connector, &schema, &include)?;
         let existing = if_exists(create.if_not_exists, create.or_replace);
         if existing == IfExists::Replace {
             self.refuse_replaced_inputs(catalog, scope, &create.name)?;
@@ -383,7 +402,7 @@ impl Session {
             name: &parts(&create.name),
             owner: &self.user,
             columns,
-            definition: Definition::Source(Source { connector, watermark }),
+            definition: Definition::Source(Source { connector, watermark, include, rate_limit, paused: None }),
             depends_on: Vec::new(),
         };
         let planned = catalog.plan_create(scope, new, existing)?;
@@ -700,8 +719,16 @@ impl Session {
         self.ready_inputs(&standing).await?;
         let process = self.engine.process_plan(&standing, &relation)?;
         if into.is_none() {
-            let append_only = standing.node.traits.change_kind == plan::ChangeKind::AppendOnly;
-            crate::connectors::check_sink(&connector, Arc::clone(&standing.node.schema), append_only)?;
+            if let Some(format) = &create.format {
+                crate::connectors::check_sink_form(&connector).map_err(|e| e.with_position(format.position))?;
+            }
+            let rows = SinkRows {
+                schema: Arc::clone(&standing.node.schema),
+                append_only: standing.node.traits.change_kind == plan::ChangeKind::AppendOnly,
+                keys: &standing.node.traits.unique_keys,
+                relation: &crate::connectors::sink_input(&self.catalog(), &relation),
+            };
+            crate::connectors::check_sink(&connector, &rows)?;
         }
         let oid = relation.oid;
         if matches!(planned.change, Some(CatalogChange::Replace(_))) {
@@ -786,6 +813,44 @@ impl Session {
                 catalog.plan_set_schema(scope, relation_kind(kind)?, &name, schema, alter.if_exists)?
             }
             (AlterAction::OwnerTo(owner), kind) => catalog.plan_set_owner(scope, relation_kind(kind)?, &name, owner)?,
+            (AlterAction::Pause, _) => {
+                let mut holds = None;
+                let planned = catalog.plan_set_reading(scope, &name, alter.if_exists, |oid, source| {
+                    if source.paused.is_none() {
+                        let (hold, stands) = Hold::new(&self.engine, oid);
+                        (holds, source.paused) = (Some(hold), Some(stands));
+                    }
+                    Ok(())
+                })?;
+                if let Some(hold) = holds {
+                    self.private_mut()?.add_hold(hold);
+                }
+                planned
+            }
+            (AlterAction::Resume, _) => catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                source.paused = None;
+                Ok(())
+            })?,
+            (AlterAction::SetOptions(options), _) => {
+                let mut options = options.clone();
+                let rate_limit = crate::connectors::take_rate_limit(&mut options)?;
+                if let Some((option, _)) = options.first() {
+                    return Err(fixed_option(option));
+                }
+                catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                    source.rate_limit = rate_limit.or(source.rate_limit);
+                    Ok(())
+                })?
+            }
+            (AlterAction::ResetOptions(names), _) => {
+                if let Some(option) = names.iter().find(|name| *name != crate::connectors::RATE_LIMIT) {
+                    return Err(fixed_option(option));
+                }
+                catalog.plan_set_reading(scope, &name, alter.if_exists, |_, source| {
+                    source.rate_limit = None;
+                    Ok(())
+                })?
+            }
             _ => return self.alter_columns(alter, catalog, scope, parsed).await,
         };
         self.carry_out(planned)?;
@@ -807,11 +872,25 @@ impl Session {
     }
 }
 
+/// Whether a statement changes how a source is read.
+fn sets_reading(statement: &Statement) -> bool {
+    use AlterAction::{Pause, ResetOptions, Resume, SetOptions};
+    let Statement::Alter(alter) = statement else { return false };
+    alter.actions.iter().any(|a| matches!(a, Pause | Resume | SetOptions(_) | ResetOptions(_)))
+}
+
+fn fixed_option(name: &str) -> Error {
+    Error::unsupported(format!("option \"{name}\" of a source cannot be changed"))
+        .with_detail("What can be changed is: rate_limit.")
+        .with_hint("Create another source with the option, or drop this one and create it again.")
+}
+
 /// Whether a statement can be one of several in a transaction; what reaches outside cannot be taken back.
 fn transactional(statement: &Statement) -> bool {
     match statement {
         Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
         Statement::Drop(drop) => !matches!(drop.kind, ObjectKind::Source | ObjectKind::Sink | ObjectKind::Database),
+        statement if sets_reading(statement) => false,
         Statement::CreateTable(create) => !create.or_replace,
         Statement::CreateView(create) => !(create.materialized && create.or_replace),
         _ => true,

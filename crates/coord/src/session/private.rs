@@ -4,8 +4,9 @@
 //! it goes on from is the server's, and its OIDs are free. Nothing here has an effect outside before the commit: tables
 //! exist but are unknown to others, views have no job yet and are read as their queries.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind};
 use flow::{Error, RelationId, Result, SqlState};
@@ -25,6 +26,29 @@ pub struct PendingJob {
     pub traits: ViewTraits,
 }
 
+/// A source that a transaction has stopped to read. If the transaction comes to nothing, the source goes on.
+pub struct Hold {
+    engine: Arc<Engine>,
+    relation: RelationId,
+    kept: AtomicBool,
+}
+
+impl Hold {
+    /// Stops the reading; gives where it stands.
+    pub fn new(engine: &Arc<Engine>, relation: RelationId) -> (Hold, BTreeMap<String, u64>) {
+        let stands = engine.sources.hold(relation);
+        (Hold { engine: Arc::clone(engine), relation, kept: AtomicBool::new(false) }, stands)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Relaxed) {
+            self.engine.sources.set_reading(&self.engine.catalog(), Some(self.relation));
+        }
+    }
+}
+
 /// A transaction's own version of the catalog. Clones share everything; a savepoint keeps one.
 #[derive(Clone)]
 pub struct PrivateCatalog {
@@ -36,6 +60,7 @@ pub struct PrivateCatalog {
     gone: Vec<Arc<Relation>>,
     jobs: Vec<PendingJob>,
     sources: Vec<RelationId>,
+    holds: Vec<Arc<Hold>>,
 }
 
 impl PrivateCatalog {
@@ -47,6 +72,7 @@ impl PrivateCatalog {
             gone: Vec::new(),
             jobs: Vec::new(),
             sources: Vec::new(),
+            holds: Vec::new(),
         }
     }
 
@@ -72,6 +98,10 @@ impl PrivateCatalog {
 
     pub fn add_source(&mut self, relation: RelationId) {
         self.sources.push(relation);
+    }
+
+    pub fn add_hold(&mut self, hold: Hold) {
+        self.holds.push(Arc::new(hold));
     }
 
     pub fn add_job(&mut self, job: PendingJob) {
@@ -111,6 +141,10 @@ impl PrivateCatalog {
         }
         let tables: Vec<Arc<Table>> = self.tables.values().cloned().collect();
         engine.publish_catalog(&self.catalog, &tables, &self.gone_tables());
+        if self.changes.iter().any(|change| matches!(change, CatalogChange::SetReading { .. })) {
+            engine.sources.set_reading(&self.catalog, None);
+        }
+        self.holds.iter().for_each(|hold| hold.kept.store(true, Ordering::Relaxed));
     }
 
     /// After the commit: stops what is gone, opens sources, starts jobs. Gives the views that catch up now.
@@ -129,12 +163,13 @@ impl PrivateCatalog {
         let mut views = Vec::new();
         for job in self.jobs {
             let oid = job.relation.oid;
+            let keys = job.traits.unique_keys.clone();
             if job.relation.kind() == RelationKind::MaterializedView {
                 engine.clock.board.expect(oid);
                 engine.set_view_traits(oid, job.traits);
                 views.push(oid);
             }
-            if let Err(failed) = engine.start_job(&job.relation, job.plan, job.inputs).await {
+            if let Err(failed) = engine.start_job(&job.relation, job.plan, &keys, job.inputs).await {
                 error!(relation = job.relation.name, error = %failed, "job cannot be started");
                 engine.clock.board.set_failed(oid, failed.clone());
                 return Err(failed);

@@ -184,6 +184,7 @@ impl Session {
                 let word = match (&failed, status.ended, status.consumers) {
                     (Some(_), _, _) => "failed",
                     (None, Some(_), _) => "ended",
+                    (None, None, _) if status.held => "paused",
                     (None, None, 0) => "idle",
                     _ => "running",
                 };
@@ -312,6 +313,7 @@ pub fn create_statement(
             format: f.format.clone(),
             encode: f.encode.clone(),
             options: catalog::shown_options(&f.options).map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            position: 0,
         })
     };
     let watermark = relation.watermark().map(|w| WatermarkText {
@@ -332,7 +334,12 @@ pub fn create_statement(
         Definition::Source(source) => {
             let mut options = options(&source.connector);
             options.extend(source.watermark.iter().flat_map(crate::connectors::watermark_options));
-            create_source_text(&name, &columns, &[], watermark, &options, format(&source.connector).as_ref())
+            options.extend(source.rate_limit.map(|rate| (crate::connectors::RATE_LIMIT.into(), rate.to_string())));
+            let (own, included) = columns.split_at(columns.len().saturating_sub(source.include.len()));
+            let include: Vec<(String, String)> =
+                source.include.iter().cloned().zip(included.iter().map(|c| c.name.clone())).collect();
+            let format = format(&source.connector);
+            create_source_text(&name, own, &[], watermark, &include, &options, format.as_ref())
         }
         Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),
         Definition::MaterializedView(query) => {

@@ -37,9 +37,10 @@ fn span(us: i64) -> String {
     }
 }
 
-fn split_word(split: &SplitStatus) -> &'static str {
+fn split_word(split: &SplitStatus, paused: bool) -> &'static str {
     match (split.ended, split.idle, split.newest_us) {
         (true, _, _) => "ended",
+        _ if paused => "paused",
         (_, true, _) => "idle",
         (_, _, None) => "no rows yet",
         _ => "running",
@@ -70,7 +71,7 @@ impl Session {
                     Some(self.split_text(relation.oid, split)),
                     text(split.newest_us),
                     split.newest_us.map(|_| format!("{} ago", span(now_us.saturating_sub(split.active_us)))),
-                    Some(split_word(split).to_string()),
+                    Some(split_word(split, self.is_paused(relation.oid)).to_string()),
                     Some(if split.holds { "yes" } else { "no" }.to_string()),
                 ];
                 rows.push(own.iter().cloned().chain(more).collect());
@@ -118,6 +119,10 @@ impl Session {
         source.map_or_else(|| split.split.clone(), |s| s.source.split_text(&connect::Split(split.split.clone())))
     }
 
+    fn is_paused(&self, oid: RelationId) -> bool {
+        self.engine.sources.get(oid).is_some_and(|source| source.status().held)
+    }
+
     fn explain_gate(&self, input: &Relation, status: &GateStatus, least: Option<i64>, lines: &mut Vec<String>) {
         let now_us = self.engine.clock.time.now_us();
         let Some(declared) = input.watermark() else { return };
@@ -141,7 +146,12 @@ impl Session {
                 span(declared.allowed_lateness_us)
             ));
         }
-        if status.splits.is_empty() {
+        let paused = self.is_paused(input.oid);
+        if paused {
+            lines.push("    the source is paused: no row comes and its watermark stands still".to_string());
+            lines.push(format!("    fix: ALTER SOURCE {} RESUME", input.qualified_name()));
+        }
+        if status.splits.is_empty() && !paused {
             lines.push("    nothing reads the source yet".to_string());
             lines.push("    fix: create a materialized view or a sink that reads it".to_string());
         }
@@ -153,9 +163,9 @@ impl Session {
             };
             let holds = if split.holds { ": holds it" } else { "" };
             let text = self.split_text(input.oid, split);
-            lines.push(format!("    split {text}: {}, {seen}{holds}", split_word(split)));
+            lines.push(format!("    split {text}: {}, {seen}{holds}", split_word(split, paused)));
             let stuck = split.holds && now_us.saturating_sub(split.active_us) > STUCK_US;
-            if stuck {
+            if stuck && !paused {
                 lines.push(match declared.idle_timeout_us {
                     None => "      fix: send a newer row, or create the source with idle_timeout = '10 s' in WITH (…), so that a silent split does not hold the watermark".to_string(),
                     Some(us) => format!("      it holds the watermark until it has been silent for {}", span(us)),

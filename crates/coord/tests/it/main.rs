@@ -6,6 +6,7 @@ mod harness;
 mod isolation;
 mod messages;
 mod nexmark;
+mod pages;
 mod processing_time;
 mod random_views;
 mod recovery;

@@ -245,3 +245,400 @@ async fn bad_connectors_are_refused_at_create() {
     assert!(unknown.hint().unwrap().contains("file"), "{unknown}");
     instance.close().await;
 }
+
+/// Content by key, or by whole row, as JSON texts.
+type Content = std::collections::BTreeMap<String, String>;
+
+/// The contents that the records of an UPSERT or DEBEZIUM file show, one after each epoch that changes something.
+fn replayed(path: &std::path::Path) -> Vec<Content> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let records: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut contents = Vec::new();
+    let mut now = Content::new();
+    for epoch in records.chunk_by(|a, b| epoch_of(a) == epoch_of(b)) {
+        for record in epoch {
+            if record.get("key").is_some() {
+                match record["op"].as_str() {
+                    Some("upsert") => now.insert(record["key"].to_string(), record["row"].to_string()),
+                    _ => Some(now.remove(&record["key"].to_string()).expect("a key that is there")),
+                };
+            } else {
+                // Keyed by itself: an update is there before it is changed.
+                if let serde_json::Value::Object(_) = &record["before"] {
+                    now.remove(&record["before"].to_string()).expect("a row that is there");
+                }
+                if let serde_json::Value::Object(_) = &record["after"] {
+                    now.insert(record["after"].to_string(), record["after"].to_string());
+                }
+            }
+        }
+        contents.push(now.clone());
+    }
+    contents
+}
+
+fn epoch_of(record: &serde_json::Value) -> u64 {
+    record["epoch"].as_u64().or(record["source"]["epoch"].as_u64()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upserts_and_debezium_replayed_are_the_view_at_each_epoch() {
+    let folder = scratch();
+    let path = |name: &str| folder.path().join(name);
+    let mut rng = Rng::new(seed());
+    let instance = Instance::open(&path("data"), 3, 8);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int, v text)").await;
+    ok(&mut s, "INSERT INTO t SELECT n, n % 5, 'old' FROM generate_series(1, 60) AS s(n)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT g, count(*) AS n, max(v) AS m FROM t GROUP BY g").await;
+    let sinks = [("u", "UPSERT", "v"), ("d", "DEBEZIUM", "v"), ("tu", "UPSERT", "t"), ("td", "DEBEZIUM", "t")];
+    for (name, form, from) in sinks {
+        let create = format!(
+            "CREATE SINK {name} FROM {from} WITH (connector = 'file', path = '{}') FORMAT {form} ENCODE JSON",
+            path(name).display()
+        );
+        ok(&mut s, &create).await;
+    }
+    let queries = [("v", "SELECT g, n, m FROM v"), ("t", "SELECT k, g, v FROM t")];
+    let mut seen: Vec<Vec<std::collections::BTreeSet<Vec<String>>>> = vec![Vec::new(); queries.len()];
+    for step in 0..=60 {
+        for ((_, query), seen) in queries.iter().zip(&mut seen) {
+            let content = rows(&mut s, query).await.into_iter().collect();
+            if seen.last() != Some(&content) {
+                seen.push(content);
+            }
+        }
+        if step == 60 {
+            break;
+        }
+        let (k, g) = (rng.below(70), rng.pick(&["NULL", "0", "1", "2", "7"]));
+        let statement = match rng.below(5) {
+            0 => format!("DELETE FROM t WHERE k % 11 = {}", k % 11),
+            1 => format!("UPDATE t SET g = {g} WHERE k > {k}"),
+            2 => format!("UPDATE t SET v = 'v{step}' WHERE k = {k}"),
+            // Leaves and returns in one epoch.
+            3 => format!("BEGIN; DELETE FROM t WHERE k = {k}; INSERT INTO t VALUES ({k}, {g}, 'back'); COMMIT"),
+            _ => format!("INSERT INTO t VALUES ({k}, {g}, 'x') ON CONFLICT (k) DO UPDATE SET v = NULL"),
+        };
+        ok(&mut s, &statement).await;
+    }
+    // The last step changes everything, so that its epoch shows in every file.
+    ok(&mut s, "UPDATE t SET v = 'last'").await;
+    for ((_, query), seen) in queries.iter().zip(&mut seen) {
+        seen.push(rows(&mut s, query).await.into_iter().collect());
+    }
+    for (name, ..) in sinks {
+        let written = || std::fs::read_to_string(path(name)).unwrap().contains("\"last\"");
+        for _ in 0..500 {
+            if written() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let shown = rows(&mut s, "SHOW CREATE SINK u").await;
+    assert!(shown[0][1].ends_with("FORMAT UPSERT ENCODE JSON"), "{shown:?}");
+    instance.close().await;
+    for (name, _, from) in sinks {
+        let n = queries.iter().position(|(relation, _)| *relation == from).unwrap();
+        let contents: Vec<std::collections::BTreeSet<Vec<String>>> = replayed(&path(name))
+            .iter()
+            .map(|content| {
+                let row = |text: &String| -> Vec<String> {
+                    let row: serde_json::Value = serde_json::from_str(text).unwrap();
+                    let columns = if from == "v" { ["g", "n", "m"] } else { ["k", "g", "v"] };
+                    let text = |column: &&str| match &row[*column] {
+                        serde_json::Value::Null => "NULL".to_string(),
+                        serde_json::Value::String(text) => text.clone(),
+                        other => other.to_string(),
+                    };
+                    columns.iter().map(text).collect()
+                };
+                content.values().map(row).collect()
+            })
+            .collect();
+        assert_eq!(contents, seen[n], "sink {name}");
+        assert!(contents.len() > 20, "{} epochs with changes", contents.len());
+    }
+    let debezium = std::fs::read_to_string(path("td")).unwrap();
+    assert_eq!(debezium.matches("\"op\":\"r\"").count(), 60);
+    assert!(debezium.contains("\"relation\":\"public.t\"") && debezium.contains("\"op\":\"u\""), "{debezium}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_do_not_fit_are_refused_where_they_stand() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 1, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, g int)").await;
+    let out = folder.path().join("out").display().to_string();
+    let create = |from: &str, options: &str, form: &str| {
+        format!("CREATE SINK s {from} WITH (connector = 'file', path = '{out}'{options}) {form}")
+    };
+    for (statement, state, at, hint) in [
+        (create("FROM t", "", "FORMAT DEBEZIUM ENCODE CSV"), "0A000", "FORMAT", "Use FORMAT DEBEZIUM ENCODE JSON."),
+        (create("FROM t", "", "FORMAT UPSERT ENCODE AVRO"), "0A000", "FORMAT", "Use FORMAT UPSERT ENCODE JSON | CSV."),
+        (create("FROM t", "", "FORMAT MAXWELL ENCODE JSON"), "42601", "MAXWELL", "FORMAT UPSERT or FORMAT DEBEZIUM"),
+        (
+            "CREATE SOURCE s (k int) WITH (connector = 'file', path = 'x') FORMAT UPSERT ENCODE JSON".into(),
+            "0A000",
+            "FORMAT",
+            "Use FORMAT PLAIN.",
+        ),
+        (
+            "CREATE SINK s FROM t WITH (connector = 'blackhole') FORMAT PLAIN ENCODE JSON".into(),
+            "0A000",
+            "FORMAT",
+            "Leave the clause out.",
+        ),
+        (create("AS SELECT g FROM t", "", "FORMAT UPSERT ENCODE JSON"), "22023", "", "group by"),
+        (create("FROM t", ", primary_key = 'g'", "FORMAT UPSERT ENCODE JSON"), "22023", "", "primary_key = 'k'"),
+        (create("FROM t", ", primary_key = 'gg'", "FORMAT UPSERT ENCODE JSON"), "42703", "", "\"g\""),
+        (create("FROM t", ", mode = 'changes'", "FORMAT UPSERT ENCODE JSON"), "22023", "", "Leave the option out"),
+        (create("FROM t", ", primary_key = 'k'", "FORMAT PLAIN ENCODE JSON"), "22023", "", "FORMAT UPSERT"),
+    ] {
+        let e = run(&mut s, &statement).await.err().unwrap_or_else(|| panic!("{statement} succeeded"));
+        assert_eq!(e.state().code(), state, "{statement}: {e}");
+        assert!(e.hint().is_some_and(|h| h.contains(hint)), "{statement}: {e} {:?}", e.hint());
+        let position = if at.is_empty() { None } else { statement.find(at).map(|n| n + 1) };
+        assert_eq!(e.position(), position, "{statement}: {e}");
+    }
+    // A longer key than is needed is one too.
+    ok(&mut s, &create("FROM t", ", primary_key = 'g, k'", "FORMAT UPSERT ENCODE CSV")).await;
+    instance.close().await;
+}
+
+async fn source_status(session: &mut coord::Session, name: &str) -> String {
+    rows(session, &format!("SHOW SOURCES LIKE '{name}'")).await[0][3].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_source_stands_still_over_restarts_and_others_go_on() {
+    let folder = scratch();
+    let path = |name: &str| folder.path().join(name);
+    let append = |name: &str, line: &str| {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path(name)).unwrap();
+        writeln!(file, "{line}").unwrap();
+    };
+    let instance = Instance::open(&path("data"), 2, 8192);
+    let mut s = instance.session();
+    for name in ["a", "b"] {
+        append(name, "1,2026-01-01 00:00:01");
+        append(name, "2,2026-01-01 00:00:02");
+        let create = format!(
+            "CREATE SOURCE {name} (k int, ts timestamp, WATERMARK FOR ts AS ts) WITH (connector = 'file', path = '{}', \
+             format = 'csv', follow = 'true', poll_interval = '5ms')",
+            path(name).display()
+        );
+        ok(&mut s, &create).await;
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW v{name} AS SELECT count(*) AS n FROM {name}")).await;
+        wait_for(&mut s, &format!("SELECT n FROM v{name}"), "2").await;
+    }
+    ok(&mut s, "ALTER SOURCE a PAUSE").await;
+    ok(&mut s, "ALTER SOURCE a PAUSE").await;
+    assert_eq!(
+        (source_status(&mut s, "a").await, source_status(&mut s, "b").await),
+        ("paused".into(), "running".into())
+    );
+    append("a", "3,2026-01-01 00:00:03");
+    append("b", "3,2026-01-01 00:00:03");
+    wait_for(&mut s, "SELECT n FROM vb", "3").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rows(&mut s, "SELECT n FROM va").await, [["2"]]);
+    // Who comes now sees what the others see.
+    ok(&mut s, "CREATE MATERIALIZED VIEW late AS SELECT max(k) AS k FROM a").await;
+    assert_eq!(rows(&mut s, "SELECT k FROM late").await, [["2"]]);
+    assert_eq!(rows(&mut s, "SELECT count(*) FROM a").await, [["2"]]);
+    let lines: Vec<String> = rows(&mut s, "EXPLAIN WATERMARK va").await.into_iter().flatten().collect();
+    assert!(lines.iter().any(|l| l.contains("the source is paused")), "{lines:?}");
+    assert!(lines.iter().any(|l| l.trim() == "fix: ALTER SOURCE public.a RESUME"), "{lines:?}");
+    assert!(lines.iter().any(|l| l.contains("split") && l.contains(": paused,")), "{lines:?}");
+    instance.close().await;
+    // Views are made again from their sources: up to where a source was paused.
+    let instance = Instance::open(&path("data"), 1, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM vb", "3").await;
+    wait_for(&mut s, "SELECT n FROM va", "2").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rows(&mut s, "SELECT n FROM va").await, [["2"]]);
+    assert_eq!(source_status(&mut s, "a").await, "paused");
+    // What can fail leaves everything as it is.
+    for (statement, state) in [
+        ("BEGIN; ALTER SOURCE b PAUSE", "25001"),
+        ("ALTER SOURCE nothing PAUSE", "42P01"),
+        ("ALTER SOURCE va PAUSE", "42809"),
+        ("ALTER MATERIALIZED VIEW va PAUSE", "0A000"),
+        ("ALTER TABLE va RESUME", "0A000"),
+        ("ALTER SOURCE b PAUSE, RESUME", "42601"),
+        ("ALTER SOURCE b SET (path = 'x')", "0A000"),
+        ("ALTER SOURCE b RESET (path)", "0A000"),
+    ] {
+        assert_eq!(state_of(&mut s, statement).await, state, "{statement}");
+        let _ = run(&mut s, "ROLLBACK").await;
+    }
+    ok(&mut s, "ALTER SOURCE IF EXISTS nothing PAUSE").await;
+    append("b", "4,2026-01-01 00:00:04");
+    wait_for(&mut s, "SELECT n FROM vb", "4").await;
+    // A cancelled PAUSE has happened or not, and RESUME finds it either way.
+    for polls in 1..8 {
+        let mut cancelled = instance.session();
+        {
+            let mut pause = Box::pin(run(&mut cancelled, "ALTER SOURCE b PAUSE"));
+            for _ in 0..polls {
+                if futures::poll!(&mut pause).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(cancelled);
+        ok(&mut s, "ALTER SOURCE b RESUME").await;
+        append("b", &format!("{},2026-01-01 00:00:05", 4 + polls));
+        wait_for(&mut s, "SELECT n FROM vb", &(4 + polls).to_string()).await;
+    }
+    ok(&mut s, "ALTER SOURCE a RESUME").await;
+    wait_for(&mut s, "SELECT n FROM va", "3").await;
+    wait_for(&mut s, "SELECT k FROM late", "3").await;
+    instance.close().await;
+    let instance = Instance::open(&path("data"), 1, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM va", "3").await;
+    assert_eq!(source_status(&mut s, "a").await, "running");
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_has_ended_or_makes_its_rows_can_be_paused() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    std::fs::write(folder.path().join("in.csv"), "1\n2\n3\n").unwrap();
+    let file = format!(
+        "CREATE SOURCE done (k int) WITH (connector = 'file', path = '{}', format = 'csv')",
+        folder.path().join("in.csv").display()
+    );
+    ok(&mut s, &file).await;
+    ok(&mut s, "CREATE SOURCE made (k int) WITH (connector = 'datagen', rate = 1000, splits = 3)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW d AS SELECT count(*) AS n FROM done").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW m AS SELECT count(*) > 20 AS some FROM made").await;
+    wait_for(&mut s, "SELECT n FROM d", "3").await;
+    wait_for(&mut s, "SELECT some FROM m", "t").await;
+    ok(&mut s, "ALTER SOURCE done PAUSE").await;
+    ok(&mut s, "ALTER SOURCE made PAUSE").await;
+    let count = "SELECT count(*) FROM made";
+    let before = rows(&mut s, count).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rows(&mut s, count).await, before);
+    // What would have become due in the pause does not come at once after it.
+    ok(&mut s, "ALTER SOURCE made RESUME").await;
+    ok(&mut s, "ALTER SOURCE made PAUSE").await;
+    let after: i64 = rows(&mut s, count).await[0][0].parse().unwrap();
+    let before: i64 = before[0][0].parse().unwrap();
+    assert!(after - before < 250, "{before} rows before a short resumption, {after} after it");
+    assert_eq!(source_status(&mut s, "done").await, "ended");
+    instance.close().await;
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    wait_for(&mut s, "SELECT n FROM d", "3").await;
+    wait_for(&mut s, count, &after.to_string()).await;
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_holds_for_every_moment_and_can_be_changed() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    let input = folder.path().join("in.csv");
+    std::fs::write(&input, (0..1_000_000).map(|n| format!("{n}\n")).collect::<String>()).unwrap();
+    let create = |rate: &str| {
+        let input = input.display();
+        format!(
+            "CREATE SOURCE f (k int) WITH (connector = 'file', path = '{input}', format = 'csv', rate_limit = '{rate}')"
+        )
+    };
+    for wrong in ["0", "-1", "fast", "", "1000000001"] {
+        assert_eq!(state_of(&mut s, &create(wrong)).await, "22023", "{wrong}");
+    }
+    ok(&mut s, &create("2000")).await;
+    assert!(rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit = '2000'"));
+    let read = |rows: Vec<Vec<String>>| rows[0][4].parse::<f64>().unwrap();
+    let time = coord::Time::system();
+    let start_us = time.now_us();
+    let elapsed = || (time.now_us() - start_us) as f64 / 1e6;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM f").await;
+    let (mut last, mut steps) = (0.0, 0);
+    while elapsed() < 1.0 {
+        let rows = read(rows(&mut s, "SHOW SOURCES").await);
+        let most = elapsed() * 2_000.0 + 1.0;
+        assert!(rows <= most, "{rows} rows after {} s", elapsed());
+        steps += u32::from(rows > last);
+        last = rows;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(last > 500.0 && steps > 5, "{last} rows in {steps} steps");
+    assert_eq!(state_of(&mut s, "ALTER SOURCE f SET (rate_limit = 'much')").await, "22023");
+    ok(&mut s, "ALTER SOURCE f SET (rate_limit = 4000)").await;
+    assert!(rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit = '4000'"));
+    ok(&mut s, "ALTER SOURCE f RESET (rate_limit)").await;
+    assert!(!rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit"));
+    instance.engine.wait_bounded().await.unwrap();
+    assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["1000000"]]);
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn included_columns_are_ordinary_columns() {
+    let folder = scratch();
+    let input = folder.path().join("in.csv");
+    std::fs::write(&input, "k,t\n1,2026-01-01 00:00:01\nx,bad\n2,2026-01-01 00:00:02\n").unwrap();
+    let input = input.display().to_string();
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    let with = format!("WITH (connector = 'file', path = '{input}', format = 'csv', header = 'true')");
+    let create = format!(
+        "CREATE SOURCE f (k int, t timestamp, WATERMARK FOR t AS t) INCLUDE offset INCLUDE file AS \"From\" {with}"
+    );
+    ok(&mut s, &create).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW v AS SELECT k, _offset FROM f WHERE _offset > 10").await;
+    instance.engine.wait_bounded().await.unwrap();
+    assert_eq!(rows(&mut s, "SELECT * FROM v").await, [["2", "32"]]);
+    let all = rows(&mut s, "SELECT * FROM f ORDER BY k").await;
+    assert_eq!(all[0], ["1", "2026-01-01 00:00:01", "4", &input]);
+    assert_eq!(rows(&mut s, "SELECT position FROM \"f$errors\"").await, [["26"]]);
+    let columns = rows(&mut s, "SHOW COLUMNS FROM f").await;
+    let columns: Vec<&[String]> = columns.iter().map(|c| &c[..3]).collect();
+    assert_eq!(columns[2..], [["_offset", "bigint", "no"], ["From", "text", "no"]]);
+    // SHOW CREATE gives what makes it again.
+    let shown = rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].clone();
+    assert!(shown.contains("INCLUDE offset AS _offset INCLUDE file AS \"From\" WITH ("), "{shown}");
+    ok(&mut s, &shown.replace("public.f", "again")).await;
+    assert_eq!(rows(&mut s, "SELECT * FROM again ORDER BY k").await, all);
+    // Columns can be inferred, and a restart changes nothing.
+    ok(&mut s, &format!("CREATE SOURCE guessed INCLUDE partition {with}")).await;
+    let guessed = "SELECT k, _partition FROM guessed ORDER BY _partition, k LIMIT 1";
+    assert_eq!(rows(&mut s, guessed).await, [["1", &input]]);
+    instance.close().await;
+    let instance = Instance::open(&folder.path().join("data"), 1, 8192);
+    let mut s = instance.session();
+    instance.engine.wait_bounded().await.unwrap();
+    wait_for(&mut s, "SELECT _offset FROM v", "32").await;
+    for (include, state, at) in [
+        ("INCLUDE line", "42704", "line"),
+        ("INCLUDE timestamp AS ts", "42704", "timestamp"),
+        ("INCLUDE offset AS k", "42701", "offset"),
+        ("INCLUDE offset INCLUDE offset", "42701", "offset WITH"),
+        ("INCLUDE", "0A000", "WITH"),
+    ] {
+        let statement = format!("CREATE SOURCE bad (k int) {include} {with}");
+        let e = run(&mut s, &statement).await.err().unwrap_or_else(|| panic!("{statement} succeeded"));
+        if include == "INCLUDE" {
+            assert_eq!(e.state().code(), "42601", "{statement}: {e}");
+            continue;
+        }
+        assert_eq!((e.state().code(), e.position()), (state, statement.find(at).map(|n| n + 1)), "{statement}: {e}");
+    }
+    let e = run(&mut s, "CREATE SOURCE bad (k int) INCLUDE file WITH (connector = 'datagen')").await.err().unwrap();
+    assert_eq!(e.detail(), Some("It can include: partition, offset."));
+    instance.close().await;
+}

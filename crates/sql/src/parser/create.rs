@@ -5,8 +5,8 @@ use flow::{Error, SqlState};
 
 use super::{Read, Reader};
 use crate::statement::{
-    ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, DefaultExpr, Format, Name,
-    OnConflict, SinkFrom, Statement, WatermarkDefinition,
+    ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, DefaultExpr, Format,
+    IncludeDefinition, Name, OnConflict, SinkFrom, Statement, WatermarkDefinition,
 };
 
 /// What PostgreSQL's tools say about pages and their maintenance; there are no pages here, so it is met in any case.
@@ -198,13 +198,17 @@ impl Reader<'_> {
         } else {
             Columns { columns: Vec::new(), primary_key: Vec::new(), watermark: None }
         };
-        if self.peek_word("INCLUDE") {
-            return self.refuse("INCLUDE is not supported yet", "Leave the clause out.");
+        let mut include = Vec::new();
+        while self.word("INCLUDE") {
+            let (kind, position) = self.ident()?;
+            let name = if self.word("AS") { Some(self.ident()?.0) } else { None };
+            include.push(IncludeDefinition { kind, name, position });
         }
         self.expect_word("WITH")?;
         let options = self.options()?;
         let format = if self.peek_word("FORMAT") { Some(self.format()?) } else { None };
-        let source = CreateSource { name, if_not_exists, or_replace, columns, primary_key, watermark, options, format };
+        let source =
+            CreateSource { name, if_not_exists, or_replace, columns, primary_key, watermark, include, options, format };
         Ok(Statement::CreateSource(Box::new(source)))
     }
 
@@ -237,12 +241,13 @@ impl Reader<'_> {
 
     /// `FORMAT PLAIN ENCODE JSON [(…)]`; FORMAT is the next word.
     fn format(&mut self) -> Read<Format> {
+        let position = self.position();
         self.expect_word("FORMAT")?;
         let at = self.position();
         let format = self.ident()?.0.to_uppercase();
         if !matches!(format.as_str(), "PLAIN" | "UPSERT" | "DEBEZIUM") {
             return Err(Error::new(SqlState::SyntaxError, format!("unknown format \"{format}\""))
-                .with_hint("Use FORMAT PLAIN.")
+                .with_hint("Use FORMAT PLAIN, or for a sink FORMAT UPSERT or FORMAT DEBEZIUM.")
                 .with_position(at)
                 .into());
         }
@@ -256,7 +261,7 @@ impl Reader<'_> {
                 .into());
         }
         let options = if self.parser.peek_token_ref().token == Token::LParen { self.options()? } else { Vec::new() };
-        Ok(Format { format, encode, options })
+        Ok(Format { format, encode, options, position })
     }
 
     fn create_view(&mut self, or_replace: bool, materialized: bool) -> Read<Statement> {

@@ -61,7 +61,14 @@ impl Reader<'_> {
         let name = self.name()?;
         let mut actions = vec![self.alter_action(kind)?];
         let alone = |action: &AlterAction| {
-            matches!(action, AlterAction::RenameTo(_) | AlterAction::RenameColumn { .. } | AlterAction::SetSchema(_))
+            !matches!(
+                action,
+                AlterAction::AddColumn { .. }
+                    | AlterAction::DropColumn { .. }
+                    | AlterAction::SetDefault { .. }
+                    | AlterAction::SetNotNull { .. }
+                    | AlterAction::OwnerTo(_)
+            )
         };
         while !alone(&actions[0]) && self.parser.consume_token(&Token::Comma) {
             let action = self.alter_action(kind)?;
@@ -89,6 +96,29 @@ impl Reader<'_> {
         }
         if self.words(&["SET", "SCHEMA"]) {
             return Ok(AlterAction::SetSchema(self.ident()?.0));
+        }
+        if self.peek_word("PAUSE") || self.peek_word("RESUME") {
+            if kind != ObjectKind::Source {
+                return self.refuse(
+                    &format!("a {kind} cannot be paused"),
+                    "Pause what it reads with ALTER SOURCE … PAUSE, or drop it and create it again.",
+                );
+            }
+            return Ok(if self.word("PAUSE") {
+                AlterAction::Pause
+            } else {
+                self.expect_word("RESUME")?;
+                AlterAction::Resume
+            });
+        }
+        let option_list = |reader: &Self| reader.parser.peek_nth_token_ref(1).token == Token::LParen;
+        if kind == ObjectKind::Source && self.peek_word("SET") && option_list(self) {
+            self.expect_word("SET")?;
+            return Ok(AlterAction::SetOptions(self.options()?));
+        }
+        if kind == ObjectKind::Source && self.peek_word("RESET") && option_list(self) {
+            self.expect_word("RESET")?;
+            return Ok(AlterAction::ResetOptions(self.ident_list()?.into_iter().map(|(name, _)| name).collect()));
         }
         if kind == ObjectKind::Table {
             let constraint = ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN", "EXCLUDE"];
