@@ -11,5 +11,6 @@ mod recovery;
 mod sources_and_sinks;
 mod sql_tests;
 mod stepped;
+mod subscribe;
 mod touched;
 mod transfers;

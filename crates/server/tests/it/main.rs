@@ -3,4 +3,5 @@
 mod process;
 mod protocol;
 mod sessions;
+mod subscribe;
 mod values;
