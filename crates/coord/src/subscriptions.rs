@@ -114,10 +114,11 @@ impl Default for Feeds {
 }
 
 impl Feeds {
-    /// The feed of `relation`, whose rows are in `store`.
-    fn feed(&self, relation: RelationId, store: &Arc<Store>) -> Arc<Feed> {
+    /// The feed of `relation`, whose rows are in `store`. `begin` gives it a use before anyone finds it without one.
+    fn feed(&self, relation: RelationId, store: &Arc<Store>, begin: impl FnOnce(&Feed)) -> Arc<Feed> {
         let mut feeds = self.feeds.lock();
         if let Some(feed) = feeds.get(&relation).filter(|f| Arc::ptr_eq(&f.log, store.changes())) {
+            begin(feed);
             return Arc::clone(feed);
         }
         let feed = Arc::new(Feed {
@@ -128,6 +129,7 @@ impl Feeds {
             readers: Mutex::default(),
             retention: Mutex::default(),
         });
+        begin(&feed);
         feeds.insert(relation, Arc::clone(&feed));
         self.len.store(feeds.len(), Ordering::Release);
         feed
@@ -148,7 +150,6 @@ impl Feeds {
                 .with_detail(format!("{SUBSCRIPTIONS_MAX} are open."))
                 .with_hint("End some; SHOW SUBSCRIPTIONS lists them with their process ids."));
         }
-        let feed = self.feed(relation, store);
         let reader = Arc::new(Reader {
             relation,
             pid,
@@ -160,19 +161,23 @@ impl Feeds {
             snapshot: Mutex::new(None),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        feed.readers.lock().insert(id, Arc::clone(&reader));
+        let seated = Arc::clone(&reader);
+        let feed = self.feed(relation, store, |feed| {
+            feed.readers.lock().insert(id, seated);
+        });
         Ok(Seat { feeds: Arc::clone(self), feed, reader, id })
     }
 
     /// Keeps the changes of a relation for so long from now on.
     pub fn retain(&self, relation: RelationId, store: &Arc<Store>, us: i64, completed: Epoch) {
-        let feed = self.feed(relation, store);
-        let mut retention = feed.retention.lock();
-        if retention.is_none() {
-            store.retain_changes(completed, &self.room);
-        }
-        let marks = retention.take().map(|r| r.marks).unwrap_or_default();
-        *retention = Some(Retention { us, marks });
+        self.feed(relation, store, |feed| {
+            let mut retention = feed.retention.lock();
+            if retention.is_none() {
+                store.retain_changes(completed, &self.room);
+            }
+            let marks = retention.take().map(|r| r.marks).unwrap_or_default();
+            *retention = Some(Retention { us, marks });
+        });
     }
 
     /// On the clock's thread: epochs up to `completed` can be read.

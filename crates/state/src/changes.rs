@@ -126,6 +126,7 @@ impl ChangeLog {
             return;
         }
         let bytes = change.bytes() + BATCH_BYTES + change.rows.num_columns() * COLUMN_BYTES;
+        let mut full = false;
         let held = kept.epochs.entry(epoch.0).or_default();
         held.batches.push(change);
         held.bytes += bytes;
@@ -135,14 +136,21 @@ impl ChangeLog {
             while kept.bytes > room.each || room.used() > room.all {
                 let Some(gone) = kept.pop_first() else { break };
                 self.since.fetch_max(gone, Release);
+                full = true;
             }
+        }
+        if full {
+            self.trim(&mut kept);
         }
         self.newest.fetch_max(epoch.0, Release);
     }
 
     /// Drops what nobody needs any more.
     fn trim(&self, kept: &mut Kept) {
-        let needed = kept.followers.values().copied().chain(kept.retained).min();
+        // Nothing is kept for those who have fallen behind.
+        let since = self.since.load(Relaxed);
+        let followers = kept.followers.values().copied().filter(|after| *after >= since);
+        let needed = followers.chain(kept.retained).min();
         let Some(needed) = needed else {
             self.on.store(false, Relaxed);
             while kept.pop_first().is_some() {}
@@ -243,7 +251,8 @@ impl Follower {
     pub fn start_after(&self, epoch: Epoch) -> bool {
         let log = &self.log;
         let mut kept = log.kept.lock();
-        if epoch.0 < log.since.load(Relaxed) {
+        // Without anyone whom it serves the log is off, and nothing comes after any epoch.
+        if epoch.0 < log.since.load(Relaxed) || !log.on.load(Relaxed) {
             return false;
         }
         kept.followers.insert(self.id, epoch.0);

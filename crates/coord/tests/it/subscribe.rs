@@ -267,14 +267,11 @@ async fn added_up(seed: u64) {
     for reader in readers {
         let (relation, states) = reader.await.unwrap();
         assert!(states.last_key_value().is_some_and(|(epoch, _)| *epoch >= last), "not read to the end");
-        let mut from = None;
-        // Between two progress rows nothing has changed that was not sent.
         for (epoch, state) in &states {
             if let Some(bags) = seen.get(epoch) {
                 assert_eq!(*state, bags[relation], "{} at epoch {epoch}", RELATIONS[relation]);
                 compared += 1;
             }
-            from = from.or(Some(*epoch));
         }
     }
     assert!(compared > 100, "{compared} epochs compared");
@@ -323,16 +320,19 @@ async fn money() {
     }
     let (mut reader, mut checked, mut changes) = (Reader::default(), 0, 0);
     loop {
+        let finished = writers.iter().all(|w| w.is_finished());
+        if finished && reader.epoch >= done.load(Ordering::Acquire) as u64 {
+            break;
+        }
+        // The last epoch may have come before its writer has ended.
+        let Ok(batch) = tokio::time::timeout(Duration::from_millis(100), sub.next()).await else { continue };
         let before = reader.log.len();
-        if reader.take(&next(&mut sub).await.unwrap()) {
+        if reader.take(&batch.unwrap().unwrap()) {
             let total: i64 = reader.state.keys().map(|row| row[1].parse::<i64>().unwrap()).sum();
             assert_eq!((total, reader.state.len()), (0, 10), "epoch {}", reader.epoch);
             checked += 1;
         }
         changes += reader.log.len() - before;
-        if writers.iter().all(|w| w.is_finished()) && reader.epoch >= done.load(Ordering::Acquire) as u64 {
-            break;
-        }
     }
     assert!(checked > 20 && changes > 300, "{checked} epochs, {changes} changes");
     for writer in writers {
@@ -565,7 +565,7 @@ async fn a_subscriber_that_does_not_read_is_left_behind_and_holds_nothing_up() {
     let (mut written, mut read) = (0usize, 0usize);
     while written < CHANGES_BYTES_MAX + (CHANGES_BYTES_MAX >> 2) {
         // 2,000 rows of 4 KB, twice: deleted and inserted.
-        ok(&mut s, &format!("UPDATE t SET v = repeat('{}', 4000) WHERE k <= 2000", written % 7)).await;
+        ok(&mut s, &format!("UPDATE t SET v = repeat(md5(k::text || '{written}'), 125) WHERE k <= 2000")).await;
         written += 2000 * 4000;
         assert!(room.used() <= CHANGES_BYTES_MAX, "{} bytes", room.used());
         while let Some(Some(batch)) = sub.next().now_or_never() {
@@ -705,17 +705,17 @@ async fn columns_and_a_filter_can_be_subscribed_to_and_more_needs_a_view() {
     drop(sub);
     ok(&mut s, "CREATE SOURCE src (n bigint) WITH (connector = 'datagen', \"fields.n.kind\" = 'sequence', \"fields.n.start\" = 1, \"fields.n.end\" = 3)").await;
     for (text, state, position) in [
-        ("SUBSCRIBE (SELECT count(*) FROM m)", "0A000", 12),
-        ("SUBSCRIBE (SELECT g, sum(k) FROM m GROUP BY g)", "0A000", 12),
-        ("SUBSCRIBE (SELECT DISTINCT g FROM m)", "0A000", 12),
-        ("SUBSCRIBE (SELECT * FROM m LIMIT 1)", "0A000", 12),
-        ("SUBSCRIBE (SELECT k FROM m ORDER BY k)", "0A000", 12),
-        ("SUBSCRIBE (SELECT m.k FROM m JOIN d ON m.g = d.g)", "0A000", 12),
-        ("SUBSCRIBE (SELECT k FROM m WHERE g IN (SELECT g FROM d))", "0A000", 12),
-        ("SUBSCRIBE (SELECT k FROM m UNION ALL SELECT g FROM m)", "0A000", 12),
-        ("SUBSCRIBE (SELECT k, row_number() OVER (ORDER BY k) FROM m)", "0A000", 12),
-        ("SUBSCRIBE (SELECT 1)", "0A000", 12),
-        ("SUBSCRIBE (SELECT random() FROM m)", "0A000", 12),
+        ("SUBSCRIBE (SELECT count(*) FROM m)", "0A000", 11),
+        ("SUBSCRIBE (SELECT g, sum(k) FROM m GROUP BY g)", "0A000", 11),
+        ("SUBSCRIBE (SELECT DISTINCT g FROM m)", "0A000", 11),
+        ("SUBSCRIBE (SELECT * FROM m LIMIT 1)", "0A000", 11),
+        ("SUBSCRIBE (SELECT k FROM m ORDER BY k)", "0A000", 11),
+        ("SUBSCRIBE (SELECT m.k FROM m JOIN d ON m.g = d.g)", "0A000", 11),
+        ("SUBSCRIBE (SELECT k FROM m WHERE g IN (SELECT g FROM d))", "0A000", 11),
+        ("SUBSCRIBE (SELECT k FROM m UNION ALL SELECT g FROM m)", "0A000", 11),
+        ("SUBSCRIBE (SELECT k, row_number() OVER (ORDER BY k) FROM m)", "0A000", 11),
+        ("SUBSCRIBE (SELECT 1)", "0A000", 11),
+        ("SUBSCRIBE (SELECT random() FROM m)", "0A000", 11),
         ("SUBSCRIBE (SELECT nothing FROM m)", "42703", 19),
         ("SUBSCRIBE nothing", "42P01", 11),
         ("SUBSCRIBE TO public.nothing", "42P01", 14),

@@ -90,7 +90,9 @@ async fn rows_stream_in_the_extended_protocol_until_the_client_cancels() {
 #[tokio::test]
 async fn rows_stream_in_the_simple_protocol_and_a_client_that_leaves_ends_them() {
     let server = Server::start();
-    let (client, writer) = (server.client().await, server.client().await);
+    let writer = server.client().await;
+    let (client, connection) = server.config().connect(NoTls).await.unwrap();
+    let connection = tokio::spawn(connection);
     prepare(&writer).await;
     {
         let mut messages = pin!(client.simple_query_raw("SUBSCRIBE m WITH (progress)").await.unwrap());
@@ -106,8 +108,8 @@ async fn rows_stream_in_the_simple_protocol_and_a_client_that_leaves_ends_them()
         assert_eq!((row.get(1), row.get(3)), (Some("delete"), Some("2")));
         assert_eq!(open(&writer).await, 1);
     }
-    // The connection is closed while the statement runs.
-    drop(client);
+    // The connection is closed while the statement runs and has nothing to send.
+    connection.abort();
     closed(&writer).await;
 }
 
@@ -179,7 +181,8 @@ async fn a_server_that_stops_ends_its_subscriptions_at_once() {
     let mut rows = Box::pin(client.query_raw("SUBSCRIBE m", NO_PARAMETERS).await.unwrap());
     soon(rows.next()).await.unwrap().unwrap();
     let pid: i32 = {
-        let rows = writer.query("SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SUBSCRIBE%'", &[]);
+        let rows =
+            writer.query("SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SUBSCRIBE%'", &[]);
         rows.await.unwrap()[0].get(0)
     };
     assert!(writer.query_one("SELECT pg_terminate_backend($1::int4)", &[&pid]).await.unwrap().get::<_, bool>(0));

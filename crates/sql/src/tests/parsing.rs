@@ -339,7 +339,7 @@ fn what_is_wrong_in_a_subscription_is_pointed_at() {
         ("SUBSCRIBE v AS OF EPOCH 5 WITH (snapshot)", SqlState::FeatureNotSupported, 33),
         ("SUBSCRIBE v UP TO 7", SqlState::FeatureNotSupported, 13),
         ("SUBSCRIBE (SELECT 1", SqlState::SyntaxError, 20),
-        ("SUBSCRIBE (INSERT INTO t VALUES (1))", SqlState::SyntaxError, 12),
+        ("SUBSCRIBE (INSERT INTO t VALUES (1))", SqlState::FeatureNotSupported, 12),
         ("COPY (SUBSCRIBE v) FROM STDIN", SqlState::SyntaxError, 20),
         ("DECLARE c CURSOR FOR SUBSCRIBE v, w", SqlState::SyntaxError, 33),
         ("FETCH ALL c WITH (timeout = 'soon')", SqlState::InvalidParameterValue, 29),

@@ -107,6 +107,9 @@ fn a_log_that_is_full_forgets_the_oldest_and_says_so() {
     assert_eq!(gone, store.changes().since());
     assert!(slow.start_after(gone));
     assert_eq!(read(&slow, 200, 1000).len() as u64, 200 - gone.0);
+    // Nothing is kept for one who has fallen behind, and he must not think that it is.
+    assert_eq!(other.changes().bytes(), 0);
+    assert!(!beside.start_after(Epoch(200)) && !beside.start_after(Epoch(300)));
     // One change that is larger than all there is room for.
     let large: Vec<(Row, i64)> = (0..1000).map(|k| (row(k, 2), 1)).collect();
     store.apply(0, Epoch(201), &change(&large)).unwrap();
