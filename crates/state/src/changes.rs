@@ -9,16 +9,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use flow::{ChangeBatch, Epoch, Result};
+use arrow::array::{Array, RecordBatch, RecordBatchOptions};
+use flow::{ChangeBatch, Diff, Epoch, Result};
 use parking_lot::Mutex;
 
 use crate::owned::owned;
 use crate::store::Store;
 
-/// What a batch costs beside its rows: its columns' headers.
+/// What a batch costs beside its columns.
 const BATCH_BYTES: usize = 128;
-const COLUMN_BYTES: usize = 160;
 
 /// The memory that the change logs of several stores share.
 pub struct ChangeRoom {
@@ -125,7 +124,11 @@ impl ChangeLog {
         if !self.on.load(Relaxed) || epoch.0 <= self.since.load(Relaxed) {
             return;
         }
-        let bytes = change.bytes() + BATCH_BYTES + change.rows.num_columns() * COLUMN_BYTES;
+        // What is held, texts of view arrays included, which `ChangeBatch::bytes` cannot see.
+        let mut bytes = BATCH_BYTES + change.rows.columns().iter().map(|c| c.get_array_memory_size()).sum::<usize>();
+        if let Diff::Weights(weights) = &change.diff {
+            bytes += weights.len() * 8;
+        }
         let mut full = false;
         let held = kept.epochs.entry(epoch.0).or_default();
         held.batches.push(change);
