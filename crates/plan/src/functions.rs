@@ -7,7 +7,8 @@
 //! - [`library`]: functions of numbers, text, binary strings, dates and times, chosen by [`overload`];
 //! - [`aggregate`]: `sum` and `avg` neither wrap nor drift;
 //! - [`extreme`]: `min` and `max` know every float;
-//! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types.
+//! - `row_number`, `rank`, `dense_rank` and `ntile` count in signed types;
+//! - [`session`] finds sessions of rows.
 //!
 //! [`rules::analyzer`] rewrites operators and casts into calls of these functions, and [`typing`] brings operands together.
 //! It must run, in this form, on every plan before it is optimised, because constants are folded there.
@@ -34,6 +35,7 @@ pub mod overload;
 pub mod parse;
 mod ranking;
 pub mod rules;
+pub(crate) mod session;
 pub mod single_row;
 mod temporal;
 pub mod typing;
@@ -156,7 +158,8 @@ fn registry() -> &'static Registry {
             }
         }
         let mut windows = HashMap::new();
-        for function in SessionStateDefaults::default_window_functions().into_iter().map(ranking::signed) {
+        let ranking = SessionStateDefaults::default_window_functions().into_iter().map(ranking::signed);
+        for function in ranking.chain(session::functions()) {
             for alias in function.aliases() {
                 windows.insert(alias.clone(), Arc::clone(&function));
             }

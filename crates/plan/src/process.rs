@@ -12,7 +12,7 @@ mod lower;
 pub use lower::{Terminal, ViewTraits, lower, view_traits};
 
 /// Raised whenever the meaning of a stored or transmitted process plan changes.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;
 
 /// One job: its tasks in topological order (inputs before readers). The last task is the terminal one
 /// ([`TaskOp::Materialize`] or [`TaskOp::Deliver`]). A task may have several readers, and one reader may take it on
@@ -87,6 +87,18 @@ pub enum TaskOp {
         /// An output column, one of the group's, by which the watermark says that a group is final and can be forgotten.
         closes: Option<TimeColumn>,
         /// A group comes out once, when it is final; `closes` is set.
+        on_close: bool,
+    },
+    /// Sessions of each partition: maximal runs of rows whose times are at most `gap_us` apart. Input is append-only. Output:
+    /// the keys, `window_start`, `window_end` (the last time plus the gap), then one column per call.
+    Session {
+        keys: Vec<usize>,
+        time: usize,
+        gap_us: i64,
+        calls: Vec<AggCall>,
+        /// A session is final once the watermark has reached its end plus this; `None`: never.
+        after_us: Option<i64>,
+        /// A session comes out once, when it is final; `after_us` is set.
         on_close: bool,
     },
     /// One row for each element of the list in `column`, which gives way to the element; none for NULL or an empty list.

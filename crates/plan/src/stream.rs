@@ -93,6 +93,14 @@ pub enum StreamOp {
         calls: Vec<AggCall>,
         on_close: bool,
     },
+    /// Sessions of each partition with aggregates over them.
+    Session {
+        keys: Vec<usize>,
+        time: usize,
+        gap_us: i64,
+        calls: Vec<AggCall>,
+        on_close: bool,
+    },
     /// Holds each row back until its event time is final.
     EmitOnClose {
         time: TimeColumn,

@@ -314,3 +314,120 @@ async fn watermarks_that_cannot_be_are_refused() {
     assert_eq!(state_of(&mut s, "ALTER TABLE e ADD COLUMN x int").await, "0A000");
     instance.close().await;
 }
+
+/// Trap "session windows: rows 0, 5, 100, 110 with gap 20 are {0,5},{100,110}" and "an out-of-order row bridges two sessions".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_out_of_order_bridges_two_sessions_and_a_session_is_emitted_once() {
+    for slots in [1, 3] {
+        let folder = scratch();
+        let instance = Instance::open(folder.path(), slots, 32);
+        let mut s = instance.session();
+        ok(
+            &mut s,
+            "CREATE TABLE e (k int, at int, ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '100 seconds') APPEND ONLY",
+        )
+        .await;
+        let select = "SELECT k, min(at) AS first, max(at) AS last, count(*) AS n, count(DISTINCT at) AS d, window_end FROM SESSION(e, ts, INTERVAL '20 seconds' PARTITION BY k) GROUP BY k, window_start, window_end";
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW open AS {select}")).await;
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW closed AS {select} EMIT ON WINDOW CLOSE")).await;
+        let add = |at: &[i32]| {
+            let one = |at: &i32| format!("(1, {at}, TIMESTAMP '2026-01-01' + {at} * INTERVAL '1 second')");
+            format!("INSERT INTO e VALUES {}", at.iter().map(one).collect::<Vec<_>>().join(", "))
+        };
+        let shown = "SELECT first, last, n, d FROM open ORDER BY first";
+        ok(&mut s, &add(&[0, 5, 100, 110])).await;
+        assert_eq!(rows(&mut s, shown).await, [["0", "5", "2", "2"], ["100", "110", "2", "2"]]);
+        // 25 and 80 stretch them, 45 opens a third between, 63 joins that to the later one, 44 everything.
+        ok(&mut s, &add(&[25, 80])).await;
+        ok(&mut s, &add(&[46])).await;
+        assert_eq!(rows(&mut s, shown).await, [["0", "25", "3", "3"], ["46", "46", "1", "1"], ["80", "110", "3", "3"]]);
+        ok(&mut s, &add(&[63, 63])).await;
+        assert_eq!(rows(&mut s, shown).await, [["0", "25", "3", "3"], ["46", "110", "6", "5"]]);
+        ok(&mut s, &add(&[44])).await;
+        assert_eq!(rows(&mut s, shown).await, [["0", "110", "10", "9"]]);
+        assert_eq!(one(&mut s, "SELECT count(*) FROM closed").await, "0");
+        // The watermark stands at 130, the end: a row there would still belong.
+        ok(&mut s, &add(&[230])).await;
+        flush(&mut s).await;
+        assert_eq!(one(&mut s, "SELECT count(*) FROM closed").await, "0");
+        ok(&mut s, &add(&[130])).await;
+        ok(&mut s, &add(&[260])).await;
+        flush(&mut s).await;
+        let last = [["0", "130", "11", "10", "2026-01-01 00:02:30"]];
+        assert_eq!(rows(&mut s, "SELECT first, last, n, d, window_end FROM closed").await, last);
+        // What is late does not touch it, and its number serves the next session.
+        ok(&mut s, &add(&[131])).await;
+        ok(&mut s, &add(&[500, 500, 501])).await;
+        ok(&mut s, &add(&[1000])).await;
+        flush(&mut s).await;
+        assert_eq!(
+            rows(&mut s, "SELECT first, n, d FROM closed ORDER BY first").await,
+            [["0", "11", "10"], ["230", "1", "1"], ["260", "1", "1"], ["500", "3", "2"]]
+        );
+        assert_eq!(
+            rows(&mut s, "SELECT * FROM open ORDER BY first").await,
+            rows(&mut s, &format!("{select} ORDER BY 2")).await
+        );
+        assert_eq!(one(&mut s, "SELECT count(*) FROM \"e$late\"").await, "1");
+        instance.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_over_shuffled_rows_equal_batch_and_close_as_they_stand() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 8);
+    let mut s = instance.session();
+    ok(
+        &mut s,
+        "CREATE TABLE e (k int, v int, ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '40 seconds') APPEND ONLY",
+    )
+    .await;
+    let select = "SELECT k, window_start, window_end, count(*) AS n, sum(v) AS total, count(DISTINCT v) AS d, max(v) AS most FROM SESSION(e, ts, INTERVAL '6 seconds' PARTITION BY k) GROUP BY k, window_start, window_end";
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW open AS {select}")).await;
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW closed AS {select} EMIT ON WINDOW CLOSE")).await;
+    let mut rng = Rng::new(seed());
+    for step in 0..150 {
+        let values: Vec<String> = (0..1 + rng.below(12))
+            .map(|_| {
+                let second = (step * 2 + 45 - rng.below(45)) as i64;
+                format!("({}, {}, TIMESTAMP '2026-01-01' + {second} * INTERVAL '1 second')", rng.below(8), rng.below(5))
+            })
+            .collect();
+        ok(&mut s, &format!("INSERT INTO e VALUES {}", values.join(", "))).await;
+        if step % 10 == 0 {
+            let differ = one(&mut s, "SELECT count(*) FROM (SELECT * FROM closed EXCEPT SELECT * FROM open) x").await;
+            assert_eq!(differ, "0", "step {step}");
+            let batch = one(&mut s, &format!("SELECT count(*) FROM (SELECT * FROM open EXCEPT ({select})) x")).await;
+            assert_eq!(batch, "0", "step {step}");
+        }
+    }
+    let all = one(&mut s, &format!("SELECT count(*) FROM ({select}) x")).await;
+    assert_eq!(one(&mut s, "SELECT count(*) FROM open").await, all);
+    let closed: usize = one(&mut s, "SELECT count(*) FROM closed").await.parse().unwrap();
+    assert!(closed > 40, "{closed} of {all}");
+    instance.close().await;
+}
+
+/// Trap "COUNT(DISTINCT) multiplicity": a group that the watermark ends leaves no values to the next one of its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn distinct_values_of_a_closed_window_do_not_count_in_later_ones() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 1, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE e (v int, ts timestamp, WATERMARK FOR ts AS ts) APPEND ONLY").await;
+    let select = "SELECT window_start, count(DISTINCT v) AS d, sum(DISTINCT v) AS total FROM TUMBLE(e, ts, INTERVAL '10 seconds') GROUP BY window_start, window_end";
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW open AS {select}")).await;
+    ok(&mut s, &format!("CREATE MATERIALIZED VIEW closed AS {select} EMIT ON WINDOW CLOSE")).await;
+    for window in 0..6 {
+        for v in [1, 2, 2, 3] {
+            let at = window * 10 + v;
+            ok(&mut s, &format!("INSERT INTO e VALUES ({v}, TIMESTAMP '2026-01-01' + {at} * INTERVAL '1 second')"))
+                .await;
+        }
+    }
+    flush(&mut s).await;
+    assert_eq!(one(&mut s, "SELECT count(*) FROM open WHERE d <> 3 OR total <> 6").await, "0");
+    assert_eq!(one(&mut s, "SELECT count(*) FROM closed WHERE d = 3 AND total = 6").await, "5");
+    instance.close().await;
+}

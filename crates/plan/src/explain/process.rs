@@ -6,7 +6,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use serde_json::Value;
 
 use super::quoted;
-use super::stream::{aggregate, change_kind, join, list, projected, top_n};
+use super::stream::{aggregate, change_kind, join, list, projected, session, top_n};
 use crate::process::{Exchange, ProcessPlan, Task, TaskOp};
 use crate::stream::{AggCall, AggFunction, ChangeKind, JoinKind};
 
@@ -80,6 +80,10 @@ fn describe(plan: &ProcessPlan, task: &Task) -> String {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", aggregate(group, calls, &input(0)))
         }
+        TaskOp::Session { keys, gap_us, calls, on_close, .. } => {
+            let closes = if *on_close { ", on close" } else { "" };
+            format!("{}{closes}", session(keys, *gap_us, calls, &input(0)))
+        }
         TaskOp::Join { kind, on, nulls_equal, filter, null_aware, .. } => {
             join(*kind, on, *nulls_equal, filter.as_ref(), *null_aware, &input(0), &input(1))
         }
@@ -108,6 +112,11 @@ fn state(plan: &ProcessPlan, task: &Task) -> Option<String> {
         | TaskOp::Deliver { .. } => None,
         TaskOp::EmitOnClose { time } => {
             Some(format!("rows until {} is behind the watermark", list(&task.schema, &[time.column])))
+        }
+        TaskOp::Session { keys, calls, after_us, .. } => {
+            let until = after_us.map_or("", |_| ", until the watermark has passed it");
+            let per = if keys.is_empty() { String::new() } else { format!(" of each ({})", list(&input(0), keys)) };
+            Some(format!("each session{per}: start, end, {}{until}", held(calls, ChangeKind::AppendOnly)))
         }
         TaskOp::Aggregate { group, calls, input_kind, closes, .. } => {
             let what = match (calls.is_empty(), *input_kind) {

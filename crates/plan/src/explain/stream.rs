@@ -117,6 +117,10 @@ fn describe(node: &StreamNode) -> String {
             let closes = if *on_close { ", on close" } else { "" };
             format!("{}{closes}", aggregate(group, calls, &input(0)))
         }
+        StreamOp::Session { keys, gap_us, calls, on_close, .. } => {
+            let closes = if *on_close { ", on close" } else { "" };
+            format!("{}{closes}", session(keys, *gap_us, calls, &input(0)))
+        }
         StreamOp::Join { kind, on, nulls_equal, filter, null_aware } => {
             join(*kind, on, *nulls_equal, filter.as_ref(), *null_aware, &input(0), &input(1))
         }
@@ -144,6 +148,13 @@ pub(super) fn aggregate(group: &[usize], calls: &[AggCall], input: &Schema) -> S
         (true, _) => format!("Aggregate {}", calls.join(", ")),
         (false, false) => format!("Aggregate {} by {}", calls.join(", "), list(input, group)),
     }
+}
+
+pub(super) fn session(keys: &[usize], gap_us: i64, calls: &[AggCall], input: &Schema) -> String {
+    let calls: Vec<String> = calls.iter().map(|c| c.named(input).to_string()).collect();
+    let calls = if calls.is_empty() { String::new() } else { format!(" {}", calls.join(", ")) };
+    let by = if keys.is_empty() { String::new() } else { format!(" by {}", list(input, keys)) };
+    format!("Session{calls}{by}, gap {} s", gap_us as f64 / 1e6)
 }
 
 pub(super) fn join(

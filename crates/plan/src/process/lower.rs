@@ -144,6 +144,14 @@ fn task_op(node: &StreamNode) -> TaskOp {
             closes: node.traits.times.first().copied(),
             on_close: *on_close,
         },
+        StreamOp::Session { keys, time, gap_us, calls, on_close } => TaskOp::Session {
+            keys: keys.clone(),
+            time: *time,
+            gap_us: *gap_us,
+            calls: calls.clone(),
+            after_us: node.traits.times.first().map(|t| t.after_us),
+            on_close: *on_close,
+        },
         StreamOp::Join { kind: join, on, nulls_equal, filter, null_aware } => {
             let unique = |i: usize, columns: Vec<usize>| {
                 node.inputs.get(i).is_some_and(|n| contains_key(&n.traits.unique_keys, &columns))

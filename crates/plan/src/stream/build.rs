@@ -267,6 +267,47 @@ impl StreamNode {
         Ok(StreamNode::new(op, vec![self], schema, change_kind, normalise(keys)))
     }
 
+    /// One row per session of each partition in `keys`: the keys, `window_start`, `window_end`, then the calls. `names` are those
+    /// of the calls. Errors: `0A000` for input that takes rows away and for keys of types that have no equality.
+    pub fn session(
+        self,
+        keys: Vec<usize>,
+        time: usize,
+        gap_us: i64,
+        calls: Vec<AggCall>,
+        names: Vec<String>,
+    ) -> Result<StreamNode> {
+        if self.traits.change_kind != ChangeKind::AppendOnly {
+            return Err(Error::unsupported("SESSION over rows that can change is not supported in a standing query")
+                .with_detail(
+                    "A row that is taken away may split a session, for which all its rows would have to be kept.",
+                )
+                .with_hint("Use a source, or a table declared APPEND ONLY, without GROUP BY below the sessions."));
+        }
+        let mut fields = Vec::with_capacity(keys.len() + 2 + calls.len());
+        for k in &keys {
+            let field = self.schema.field(*k);
+            if !expr::is_key_type(field.data_type()) {
+                return Err(Error::unsupported(format!(
+                    "sessions of a column of type {} are not supported",
+                    expr::sql_type(field.data_type())
+                )));
+            }
+            fields.push(Field::new(field.name(), field.data_type().clone(), field.is_nullable()));
+        }
+        let at = self.schema.field(time).data_type().clone();
+        fields.push(Field::new("window_start", at.clone(), true));
+        fields.push(Field::new("window_end", at, true));
+        for (call, name) in calls.iter().zip(&names) {
+            fields.push(Field::new(name, call.output.clone(), call.function != super::AggFunction::Count));
+        }
+        let (start, end) = (keys.len(), keys.len() + 1);
+        let with = |last: usize| (0..keys.len()).chain([last]).collect::<Vec<_>>();
+        let unique = normalise(vec![with(start), with(end)]);
+        let op = StreamOp::Session { keys, time, gap_us, calls, on_close: false };
+        Ok(StreamNode::new(op, vec![self], Arc::new(Schema::new(fields)), ChangeKind::Retract, unique))
+    }
+
     /// One row for each element of the list in `column`, which gives way to the element.
     pub fn unnest(self, column: usize) -> Result<StreamNode> {
         let field = self.schema.fields().get(column);
@@ -313,6 +354,10 @@ impl StreamNode {
                 let op = StreamOp::Aggregate { group, calls, on_close: true };
                 Ok(StreamNode::new(op, inputs, schema, ChangeKind::AppendOnly, traits.unique_keys))
             }
+            StreamOp::Session { keys, time, gap_us, calls, .. } => {
+                let op = StreamOp::Session { keys, time, gap_us, calls, on_close: true };
+                Ok(StreamNode::new(op, inputs, schema, ChangeKind::AppendOnly, traits.unique_keys))
+            }
             // Windows close before they meet; a pair with one is then never taken back.
             StreamOp::Join { kind: JoinKind::Inner | JoinKind::LeftSemi, .. }
                 if inputs.iter().any(StreamNode::closes) && inputs.iter().all(|n| n.closes() || n.only_appends()) =>
@@ -338,7 +383,7 @@ impl StreamNode {
         let timed = !self.traits.times.is_empty();
         timed
             && match &self.op {
-                StreamOp::Aggregate { .. } => true,
+                StreamOp::Aggregate { .. } | StreamOp::Session { .. } => true,
                 StreamOp::Project { .. } | StreamOp::Filter { .. } => self.inputs.iter().all(StreamNode::closes),
                 _ => !self.only_appends(),
             }
@@ -347,7 +392,9 @@ impl StreamNode {
     /// Whether every row is final when it comes.
     fn is_closed(&self) -> bool {
         match &self.op {
-            StreamOp::EmitOnClose { .. } | StreamOp::Aggregate { on_close: true, .. } => true,
+            StreamOp::EmitOnClose { .. }
+            | StreamOp::Aggregate { on_close: true, .. }
+            | StreamOp::Session { on_close: true, .. } => true,
             StreamOp::Project { .. } | StreamOp::Filter { .. } => self.inputs.iter().all(StreamNode::is_closed),
             _ => false,
         }

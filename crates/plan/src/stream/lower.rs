@@ -7,6 +7,7 @@
 mod aggregate;
 mod join;
 mod rank;
+mod session;
 mod values;
 
 use std::sync::Arc;

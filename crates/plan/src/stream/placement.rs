@@ -54,6 +54,11 @@ pub(crate) fn placement(op: &StreamOp, inputs: &[StreamNode]) -> Placement {
             let output = map_distribution(&lies, |c| group.iter().position(|g| *g == c));
             Placement { exchanges: vec![exchange], output }
         }
+        StreamOp::Session { keys, .. } => {
+            let (exchange, lies) = together(distribution(0), keys);
+            let output = map_distribution(&lies, |c| keys.iter().position(|k| *k == c));
+            Placement { exchanges: vec![exchange], output }
+        }
         StreamOp::TopN { partition, .. } => {
             let (exchange, output) = together(distribution(0), partition);
             Placement { exchanges: vec![exchange], output }

@@ -112,6 +112,10 @@ pub(super) fn times(op: &StreamOp, inputs: &[StreamNode]) -> Vec<TimeColumn> {
                 times.extend(found(0, *g).map(|t| TimeColumn { column, ..*t }));
             }
         }
+        // A row stretches a session that ends at or after its own time.
+        StreamOp::Session { keys, time, .. } => {
+            times.extend(found(0, *time).map(|t| TimeColumn { column: keys.len() + 1, ..*t }));
+        }
         StreamOp::TopN { partition, .. } => {
             times.extend(of(0).iter().filter(|t| partition.contains(&t.column)));
         }

@@ -111,6 +111,39 @@ fn run(node: &StreamNode, relations: &Relations) -> Vec<Row> {
             inputs[0].iter().flat_map(one).collect()
         }
         StreamOp::Aggregate { group, calls, .. } => aggregate(group, calls, &inputs[0]),
+        StreamOp::Session { keys, time, gap_us, calls, .. } => {
+            let width = node.inputs[0].width();
+            let at = |row: &Row| match &row[*time] {
+                ScalarValue::TimestampMicrosecond(Some(at), _) => *at,
+                other => panic!("{other} is no time"),
+            };
+            let mut sessions: Vec<Vec<Row>> = Vec::new();
+            let mut rows: Vec<Row> = inputs[0].iter().filter(|r| !r[*time].is_null()).cloned().collect();
+            rows.sort_by_key(|row| (format!("{:?}", pick(row, keys)), at(row)));
+            for row in rows {
+                match sessions.last_mut() {
+                    Some(open)
+                        if pick(&open[0], keys) == pick(&row, keys)
+                            && at(&row) - at(&open[open.len() - 1]) <= *gap_us =>
+                    {
+                        open.push(row)
+                    }
+                    _ => sessions.push(vec![row]),
+                }
+            }
+            let mut bounded = Vec::new();
+            for session in sessions {
+                let (first, last) = (session[0][*time].clone(), session[session.len() - 1][*time].clone());
+                let end = match last {
+                    ScalarValue::TimestampMicrosecond(at, zone) => {
+                        ScalarValue::TimestampMicrosecond(at.map(|at| at + gap_us), zone)
+                    }
+                    other => other,
+                };
+                bounded.extend(session.into_iter().map(|row| [row, vec![first.clone(), end.clone()]].concat()));
+            }
+            aggregate(&keys.iter().copied().chain([width, width + 1]).collect::<Vec<_>>(), calls, &bounded)
+        }
         StreamOp::Join { kind, on, nulls_equal, filter, null_aware } => {
             let both: Vec<_> = node.inputs.iter().flat_map(|n| n.schema.fields().iter().cloned()).collect();
             let both = Arc::new(arrow::datatypes::Schema::new(both));

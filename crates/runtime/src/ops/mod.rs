@@ -64,6 +64,10 @@ pub fn instantiate(task: &Task, inputs: &[SchemaRef], ctx: &OpContext) -> Result
             let closes = aggregate::Closes { time: *closes, emits: *on_close };
             Box::new(aggregate::Aggregate::new(group, calls, *input_kind, closes, &input(0)?, schema, ctx)?)
         }
+        TaskOp::Session { keys, time, gap_us, calls, after_us, on_close } => {
+            let (times, ends) = ((*time, *gap_us), (*after_us, *on_close));
+            Box::new(aggregate::Session::new(keys, times, calls, ends, &input(0)?, schema, ctx)?)
+        }
         TaskOp::EmitOnClose { time } => {
             // What is held may be taken back until it is final.
             Box::new(aggregate::Aggregate::holding(*time, ChangeKind::Retract, &input(0)?, schema, ctx)?)

@@ -28,7 +28,7 @@ mod numeric_format;
 mod regex;
 mod strings;
 mod time_format;
-mod windows;
+pub(super) mod windows;
 
 use cells::Call;
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, ListBuilder, PrimitiveArray, TimestampMicrosecondBuilder};
-use arrow::datatypes::{DataType, Field, IntervalMonthDayNanoType, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, IntervalMonthDayNano, IntervalMonthDayNanoType, TimestampMicrosecondType};
 use flow::{Error, Result, SqlState};
 
 use super::super::temporal::US_PER_DAY;
@@ -51,13 +51,17 @@ fn length(c: &Call<'_>, i: usize, what: &str) -> Result<Option<i64>> {
     if values.is_empty() || values.is_null(0) {
         return Ok(None);
     }
-    let value = values.value(0);
+    length_us(values.value(0), &format!("{what} of a window")).map(Some)
+}
+
+/// An interval without months in microseconds. Errors: `0A000` for months, `22008` beyond the range.
+pub(in crate::functions) fn length_us(value: IntervalMonthDayNano, what: &str) -> Result<i64> {
     if value.months != 0 {
-        return Err(Error::unsupported(format!("the {what} of a window cannot hold months or years"))
+        return Err(Error::unsupported(format!("the {what} cannot hold months or years"))
             .with_hint("Write days, hours, minutes or seconds."));
     }
     let us = i128::from(value.days) * i128::from(US_PER_DAY) + i128::from(value.nanoseconds / 1_000);
-    i64::try_from(us).map(Some).map_err(|_| out_of_range())
+    i64::try_from(us).map_err(|_| out_of_range())
 }
 
 fn positive(us: i64, what: &str) -> Result<i64> {

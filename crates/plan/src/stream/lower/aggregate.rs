@@ -23,6 +23,9 @@ const SUPPORTED: &str = "Supported aggregates are count, sum, avg, min, max, boo
 
 impl Lowering {
     pub(super) fn aggregate(&mut self, aggregate: &Aggregate) -> Result<StreamNode> {
+        if let Some(sessions) = self.sessions(aggregate)? {
+            return Ok(sessions);
+        }
         let input = self.plan(&aggregate.input)?;
         let schema = aggregate.input.schema();
         match aggregate.group_expr.as_slice() {
@@ -45,12 +48,12 @@ impl Lowering {
 
 /// A call before its argument and filter have columns.
 #[derive(Clone)]
-struct Call {
-    function: AggFunction,
-    arg: Option<Expr>,
-    distinct: bool,
-    filter: Option<Expr>,
-    output: DataType,
+pub(super) struct Call {
+    pub function: AggFunction,
+    pub arg: Option<Expr>,
+    pub distinct: bool,
+    pub filter: Option<Expr>,
+    pub output: DataType,
 }
 
 /// One aggregate of `input`: computes what the groups and calls read in a projection below. Output: the groups, then the
@@ -120,7 +123,8 @@ fn one(input: StreamNode, group: Vec<Expr>, calls: &[Call]) -> Result<StreamNode
     node.pick(&picked)
 }
 
-fn calls(aggregate: &Aggregate, schema: &DFSchema, groups: usize) -> Result<Vec<Call>> {
+/// The calls of `aggregate`, whose output has so many `groups` before them.
+pub(super) fn calls(aggregate: &Aggregate, schema: &DFSchema, groups: usize) -> Result<Vec<Call>> {
     let outputs = aggregate.schema.fields().iter().skip(groups);
     aggregate.aggr_expr.iter().zip(outputs).map(|(e, field)| call(e, field.data_type(), schema)).collect()
 }

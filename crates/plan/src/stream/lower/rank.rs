@@ -159,6 +159,7 @@ fn rank_kind(e: &df::Expr) -> Result<RankKind> {
         "row_number" => Ok(RankKind::RowNumber),
         "rank" => Ok(RankKind::Rank),
         "dense_rank" => Ok(RankKind::DenseRank),
+        _ if super::session::is_session(e) => Err(super::session::ungrouped()),
         name => Err(window_unsupported(name)),
     }
 }

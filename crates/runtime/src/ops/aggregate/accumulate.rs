@@ -37,6 +37,9 @@ pub trait Accumulator: Send {
     /// epoch has not touched may be evaluated.
     fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef>;
 
+    /// Adds the rows of group `from`, which is cleared after the epoch's `settle`, to group `into`. Only over append-only input.
+    fn merge(&mut self, from: u32, into: u32) -> Result<()>;
+
     /// Forgets a group.
     fn clear(&mut self, group: u32);
 
@@ -124,6 +127,14 @@ impl Counts {
         if overflow { Err(too_many_rows()) } else { Ok(()) }
     }
 
+    /// Moves the rows of one group to another.
+    pub fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        let moved = std::mem::take(&mut self.0[from as usize]);
+        let sum = self.0[into as usize].checked_add(moved).ok_or_else(too_many_rows)?;
+        self.0[into as usize] = sum;
+        Ok(())
+    }
+
     /// The count of `group`, which at an epoch's end is not negative.
     fn settled(&self, group: u32) -> Result<i64> {
         let count = self.0[group as usize];
@@ -149,6 +160,10 @@ impl Accumulator for Count {
     fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
         let counts = groups.iter().map(|g| self.counts.settled(*g)).collect::<Result<Vec<i64>>>()?;
         Ok(Arc::new(Int64Array::from(counts)))
+    }
+
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        self.counts.merge(from, into)
     }
 
     fn clear(&mut self, group: u32) {
@@ -222,6 +237,14 @@ impl WideSums {
         *high += units;
         if *high == 0 {
             self.high.remove(&group);
+        }
+    }
+
+    fn merge(&mut self, from: u32, into: u32) {
+        let (low, high) = (std::mem::take(&mut self.low[from as usize]), self.high.remove(&from));
+        self.add(into, low, 1);
+        if let Some(units) = high {
+            self.carry(into, units);
         }
     }
 
@@ -381,6 +404,11 @@ impl Accumulator for IntegerSum {
         })
     }
 
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        self.sums.merge(from, into);
+        self.counts.merge(from, into)
+    }
+
     fn clear(&mut self, group: u32) {
         self.sums.clear(group);
         self.counts.0[group as usize] = 0;
@@ -436,6 +464,11 @@ impl Accumulator for FloatSum {
         }
         let array: ArrayRef = Arc::new(Float64Array::new(values.into(), Some(NullBuffer::from(present))));
         Ok(if self.output == DataType::Float64 { array } else { cast(&array, &self.output)? })
+    }
+
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        self.sums.merge(from, into);
+        self.counts.merge(from, into)
     }
 
     fn clear(&mut self, group: u32) {
@@ -503,6 +536,15 @@ impl Accumulator for IntervalSum {
         Ok(Arc::new(values.into_iter().collect::<PrimitiveArray<IntervalMonthDayNanoType>>()))
     }
 
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        let (f, g) = (from as usize, into as usize);
+        for sums in [&mut self.months, &mut self.days, &mut self.nanoseconds] {
+            let moved = std::mem::take(&mut sums[f]);
+            sums[g] = sums[g].checked_add(moved).ok_or_else(|| numeric_overflow("interval out of range"))?;
+        }
+        self.counts.merge(from, into)
+    }
+
     fn clear(&mut self, group: u32) {
         let g = group as usize;
         (self.months[g], self.days[g], self.nanoseconds[g], self.counts.0[g]) = (0, 0, 0, 0);
@@ -543,6 +585,11 @@ impl Accumulator for BoolCounts {
             Ok((trues > 0 || falses > 0).then_some(if self.and { falses == 0 } else { trues > 0 }))
         };
         Ok(Arc::new(groups.iter().map(value).collect::<Result<BooleanArray>>()?))
+    }
+
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        self.trues.merge(from, into)?;
+        self.falses.merge(from, into)
     }
 
     fn clear(&mut self, group: u32) {
@@ -600,6 +647,21 @@ impl<O: Ordered> Accumulator for Best<O> {
     fn evaluate(&mut self, groups: &[u32]) -> Result<ArrayRef> {
         let values: Vec<Option<O::Kept>> = groups.iter().map(|g| self.values[*g as usize].clone()).collect();
         O::array(&values, &self.data_type)
+    }
+
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        let Some(moved) = self.values[from as usize].take() else { return Ok(()) };
+        let best = &mut self.values[into as usize];
+        let better = match best {
+            None => true,
+            Some(kept) => {
+                let (kept, moved): (&O::Seen, &O::Seen) = ((*kept).borrow(), moved.borrow());
+                if self.greatest { moved > kept } else { moved < kept }
+            }
+        };
+        let dropped = if better { best.replace(moved) } else { Some(moved) };
+        self.heap -= dropped.map_or(0, |d| O::heap(d.borrow()));
+        Ok(())
     }
 
     fn clear(&mut self, group: u32) {
@@ -674,6 +736,10 @@ impl<O: Ordered> Accumulator for Ranked<O> {
             })
             .collect();
         O::array(&values, &self.data_type)
+    }
+
+    fn merge(&mut self, _from: u32, _into: u32) -> Result<()> {
+        Err(Error::internal("groups of an input that takes rows away are merged"))
     }
 
     fn clear(&mut self, group: u32) {

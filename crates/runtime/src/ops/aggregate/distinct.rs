@@ -15,12 +15,16 @@ use flow::{Diff, Result};
 use super::accumulate::{Accumulator, each, too_many_rows};
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::changelog_violation;
-use crate::ops::row_table::RowTable;
+use crate::ops::row_table::{NONE, RowTable};
 
 pub struct Distinct {
     /// (group, value).
     entries: RowTable,
     multiplicities: Vec<i64>,
+    /// The first entry of each group; the others follow in `links`.
+    first: Vec<u32>,
+    /// The entries of the same group before and after each entry.
+    links: Vec<Link>,
     /// Entries that the epoch changed, with their multiplicity before it.
     changed: Vec<(u32, i64)>,
     is_changed: Bits,
@@ -30,11 +34,21 @@ pub struct Distinct {
     fresh: Vec<u32>,
 }
 
+#[derive(Clone, Copy)]
+struct Link {
+    before: u32,
+    after: u32,
+}
+
+const UNLINKED: Link = Link { before: NONE, after: NONE };
+
 impl Distinct {
     pub fn new(arg: &DataType, inner: Box<dyn Accumulator>) -> Distinct {
         Distinct {
             entries: RowTable::new([&DataType::UInt32, arg], true),
             multiplicities: Vec::new(),
+            first: Vec::new(),
+            links: Vec::new(),
             changed: Vec::new(),
             is_changed: Bits::default(),
             inner,
@@ -43,10 +57,70 @@ impl Distinct {
             fresh: Vec::new(),
         }
     }
+
+    /// The entries of `group`.
+    fn of_group(&self, group: u32) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let mut id = self.first[group as usize];
+        while id != NONE {
+            ids.push(id);
+            id = self.links[id as usize].after;
+        }
+        ids
+    }
+
+    /// Forgets an entry of `group`.
+    fn remove(&mut self, group: u32, id: u32) {
+        let Link { before, after } = std::mem::replace(&mut self.links[id as usize], UNLINKED);
+        match before {
+            NONE => self.first[group as usize] = after,
+            before => self.links[before as usize].after = after,
+        }
+        if after != NONE {
+            self.links[after as usize].before = before;
+        }
+        self.entries.remove(id);
+    }
+
+    /// Finds or makes the entries of (group, value) pairs: their numbers go to `ids`.
+    fn enter(&mut self, columns: &[ArrayRef; 2]) -> Result<()> {
+        let rows = columns[0].len();
+        let hashes = hash_columns(columns, rows)?;
+        let batch = BatchColumn::all(columns)?;
+        self.entries.upsert(&batch, &hashes, &mut self.ids, &mut self.fresh)?;
+        self.multiplicities.resize(self.entries.size(), 0);
+        self.links.resize(self.entries.size(), UNLINKED);
+        let groups = columns[0].as_primitive::<UInt32Type>().values();
+        for i in &self.fresh {
+            let (id, group) = (self.ids[*i as usize], groups[*i as usize] as usize);
+            let after = std::mem::replace(&mut self.first[group], id);
+            self.links[id as usize] = Link { before: NONE, after };
+            if after != NONE {
+                self.links[after as usize].before = id;
+            }
+        }
+        self.touched += rows as u64;
+        Ok(())
+    }
+
+    /// Counts entry `ids[n]` `weight` times more. Returns whether the number was too large.
+    #[inline(always)]
+    fn count(&mut self, n: usize, weight: i64) -> bool {
+        let id = self.ids[n];
+        let multiplicity = &mut self.multiplicities[id as usize];
+        if !self.is_changed.get(id as usize) {
+            self.is_changed.set(id as usize, true);
+            self.changed.push((id, *multiplicity));
+        }
+        let (next, overflow) = multiplicity.overflowing_add(weight);
+        *multiplicity = next;
+        overflow
+    }
 }
 
 impl Accumulator for Distinct {
     fn resize(&mut self, groups: usize) {
+        self.first.resize(groups, NONE);
         self.inner.resize(groups);
     }
 
@@ -59,29 +133,31 @@ impl Accumulator for Distinct {
                 [filter(&groups, &mask)?, filter(arg, &mask)?]
             }
         };
-        let rows = columns[0].len();
-        if rows == 0 {
+        if columns[0].is_empty() {
             return Ok(());
         }
-        let hashes = hash_columns(&columns, rows)?;
-        let batch = BatchColumn::all(&columns)?;
-        self.entries.upsert(&batch, &hashes, &mut self.ids, &mut self.fresh)?;
-        self.multiplicities.resize(self.entries.size(), 0);
-        let Distinct { ids, multiplicities, changed, is_changed, .. } = self;
+        self.enter(&columns)?;
         let (mut overflow, mut n) = (false, 0);
         each(arg.len(), keep, diff, |_, w| {
-            let id = ids[n];
+            overflow |= self.count(n, w);
             n += 1;
-            let multiplicity = &mut multiplicities[id as usize];
-            if !is_changed.get(id as usize) {
-                is_changed.set(id as usize, true);
-                changed.push((id, *multiplicity));
-            }
-            let (next, over) = multiplicity.overflowing_add(w);
-            *multiplicity = next;
-            overflow |= over;
         });
-        self.touched += rows as u64;
+        if overflow { Err(too_many_rows()) } else { Ok(()) }
+    }
+
+    fn merge(&mut self, from: u32, into: u32) -> Result<()> {
+        let ids = self.of_group(from);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let weights: Vec<i64> = ids.iter().map(|id| self.multiplicities[*id as usize]).collect();
+        let values = self.entries.gather(1, &ids)?;
+        let mut overflow = false;
+        // The inner accumulator is told at the end of the epoch, of both.
+        for (group, sign) in [(into, 1), (from, -1)] {
+            self.enter(&[Arc::new(UInt32Array::from(vec![group; ids.len()])), Arc::clone(&values)])?;
+            weights.iter().enumerate().for_each(|(n, w)| overflow |= self.count(n, sign * w));
+        }
         if overflow { Err(too_many_rows()) } else { Ok(()) }
     }
 
@@ -103,10 +179,17 @@ impl Accumulator for Distinct {
                 self.inner.update(groups.as_primitive::<UInt32Type>().values(), &values, None, &diff)?;
             }
         }
+        let mut empty = Vec::new();
         for (id, _) in self.changed.drain(..) {
             self.is_changed.set(id as usize, false);
             if self.multiplicities[id as usize] == 0 {
-                self.entries.remove(id);
+                empty.push(id);
+            }
+        }
+        if !empty.is_empty() {
+            let groups = self.entries.gather(0, &empty)?;
+            for (group, id) in groups.as_primitive::<UInt32Type>().values().iter().zip(empty) {
+                self.remove(*group, id);
             }
         }
         self.inner.settle()
@@ -117,12 +200,20 @@ impl Accumulator for Distinct {
     }
 
     fn clear(&mut self, group: u32) {
-        // The group's entries went with its last rows; a changelog that left some has failed in `settle`.
+        // A group that the watermark ends still has its values.
+        for id in self.of_group(group) {
+            self.multiplicities[id as usize] = 0;
+            self.remove(group, id);
+        }
         self.inner.clear(group);
     }
 
     fn bytes(&self) -> usize {
-        self.entries.bytes() + self.multiplicities.capacity() * 8 + self.inner.bytes()
+        self.entries.bytes()
+            + self.multiplicities.capacity() * 8
+            + self.first.capacity() * 4
+            + self.links.capacity() * size_of::<Link>()
+            + self.inner.bytes()
     }
 
     fn touched(&self) -> u64 {

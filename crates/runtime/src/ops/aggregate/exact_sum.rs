@@ -83,6 +83,23 @@ impl ExactSums {
         }
     }
 
+    /// Moves the sum of one group to another.
+    pub fn merge(&mut self, from: u32, into: u32) {
+        let f = from as usize;
+        for part in [std::mem::take(&mut self.high[f]), std::mem::take(&mut self.low[f])] {
+            self.add(into, part, 1);
+        }
+        if let Some(moved) = self.wide.remove(&from) {
+            self.wide.entry(into).or_default().merge(*moved);
+        }
+        if let Some(moved) = self.special.remove(&from) {
+            let special = self.special.entry(into).or_default();
+            special.nan = special.nan.wrapping_add(moved.nan);
+            special.positive = special.positive.wrapping_add(moved.positive);
+            special.negative = special.negative.wrapping_add(moved.negative);
+        }
+    }
+
     /// The sum, rounded to nearest once; infinite if it is beyond the type's range.
     pub fn value(&mut self, group: u32) -> f64 {
         if let Some(special) = self.special.get(&group) {
@@ -186,6 +203,13 @@ impl Wide {
         if self.additions >= ADDITIONS_MAX {
             self.carry();
         }
+    }
+
+    fn merge(&mut self, mut other: Wide) {
+        self.carry();
+        other.carry();
+        self.limbs.iter_mut().zip(other.limbs).for_each(|(limb, more)| *limb += more);
+        self.additions = 1;
     }
 
     /// Makes every limb but the last a digit in `0 .. 2³²`; the last carries the sign.

@@ -10,6 +10,9 @@ mod accumulate;
 mod distinct;
 mod exact_sum;
 mod extreme;
+mod session;
+
+pub use session::Session;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -110,25 +113,8 @@ impl Aggregate {
             field.map(|f| f.data_type().clone()).ok_or_else(|| Error::internal("an aggregate names no input column"))
         };
         let group_types = group.iter().map(|n| column_type(*n)).collect::<Result<Vec<_>>>()?;
-        let mut made = Vec::with_capacity(calls.len());
-        for call in calls {
-            let counts_rows = call.function == AggFunction::Count && call.arg.is_none();
-            if call.arg.is_none() && !counts_rows {
-                return Err(Error::internal("an aggregate call lacks its argument"));
-            }
-            if let Some(filter) = call.filter
-                && column_type(filter)? != DataType::Boolean
-            {
-                return Err(Error::internal("the FILTER of an aggregate is not Boolean"));
-            }
-            let arg_type = call.arg.map_or(Ok(DataType::Null), column_type)?;
-            let accumulator = match (counts_rows, call.filter) {
-                (true, None) => None,
-                _ => Some(accumulator(call, &arg_type, input_kind)?),
-            };
-            made.push(Call { arg: call.arg, filter: call.filter, output: call.output.clone(), accumulator });
-        }
-        let words = calls.iter().map(|c| format!("{:?}", c.function).to_lowercase()).collect::<Vec<_>>().join(", ");
+        let made = make_calls(calls, input, input_kind)?;
+        let words = words(calls);
         let mut aggregate = Aggregate {
             input: input.clone(),
             input_kind,
@@ -305,17 +291,7 @@ impl Aggregate {
 
     /// The calls' results for `groups`.
     fn evaluate(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
-        let rows = &self.rows;
-        let mut values = Vec::with_capacity(self.calls.len());
-        for call in &mut self.calls {
-            let value: ArrayRef = match &mut call.accumulator {
-                Some(accumulator) => accumulator.evaluate(groups)?,
-                None => Arc::new(groups.iter().map(|g| rows.0[*g as usize]).collect::<Int64Array>()),
-            };
-            // The plan may ask for another layout of the same values, as text in views.
-            values.push(if *value.data_type() == call.output { value } else { cast(&value, &call.output)? });
-        }
-        Ok(values)
+        evaluate_calls(&mut self.calls, &self.rows, groups)
     }
 
     fn lives(&self, group: u32) -> bool {
@@ -374,6 +350,67 @@ impl Aggregate {
             }
         }
     }
+}
+
+/// The accumulators of `calls` over an input.
+fn make_calls(calls: &[AggCall], input: &SchemaRef, kind: ChangeKind) -> Result<Vec<Call>> {
+    let column_type = |n: usize| {
+        let field = input.fields().get(n);
+        field.map(|f| f.data_type().clone()).ok_or_else(|| Error::internal("an aggregate names no input column"))
+    };
+    let mut made = Vec::with_capacity(calls.len());
+    for call in calls {
+        let counts_rows = call.function == AggFunction::Count && call.arg.is_none();
+        if call.arg.is_none() && !counts_rows {
+            return Err(Error::internal("an aggregate call lacks its argument"));
+        }
+        if let Some(filter) = call.filter
+            && column_type(filter)? != DataType::Boolean
+        {
+            return Err(Error::internal("the FILTER of an aggregate is not Boolean"));
+        }
+        let arg_type = call.arg.map_or(Ok(DataType::Null), column_type)?;
+        let accumulator = match (counts_rows, call.filter) {
+            (true, None) => None,
+            _ => Some(accumulator(call, &arg_type, kind)?),
+        };
+        made.push(Call { arg: call.arg, filter: call.filter, output: call.output.clone(), accumulator });
+    }
+    Ok(made)
+}
+
+/// The calls as the description of the state shows them.
+fn words(calls: &[AggCall]) -> String {
+    calls.iter().map(|c| format!("{:?}", c.function).to_lowercase()).collect::<Vec<_>>().join(", ")
+}
+
+/// Adds a batch to the accumulators: row `i` belongs to `groups[i]`.
+fn update_calls(calls: &mut [Call], groups: &[u32], batch: &ChangeBatch) -> Result<()> {
+    let mut nothing: Option<ArrayRef> = None;
+    for call in calls {
+        let keep = kept(batch, call);
+        let Some(accumulator) = &mut call.accumulator else { continue };
+        let arg = match call.arg {
+            Some(n) => batch.rows.column(n),
+            None => nothing.get_or_insert_with(|| Arc::new(NullArray::new(batch.num_rows()))),
+        };
+        accumulator.update(groups, arg, keep.as_ref(), &batch.diff)?;
+    }
+    Ok(())
+}
+
+/// The calls' results for `groups`, which have so many `rows`.
+fn evaluate_calls(calls: &mut [Call], rows: &Counts, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+    let mut values = Vec::with_capacity(calls.len());
+    for call in calls {
+        let value: ArrayRef = match &mut call.accumulator {
+            Some(accumulator) => accumulator.evaluate(groups)?,
+            None => Arc::new(groups.iter().map(|g| rows.0[*g as usize]).collect::<Int64Array>()),
+        };
+        // The plan may ask for another layout of the same values, as text in views.
+        values.push(if *value.data_type() == call.output { value } else { cast(&value, &call.output)? });
+    }
+    Ok(values)
 }
 
 /// When groups are final, and what happens then.
@@ -458,17 +495,7 @@ impl ProcessFunction for Aggregate {
         self.touch(&batch.diff)?;
         self.touched += rows as u64;
         self.rows.update(&self.ids, None, &batch.diff)?;
-        let mut nothing: Option<ArrayRef> = None;
-        for call in &mut self.calls {
-            let keep = kept(&batch, call);
-            let Some(accumulator) = &mut call.accumulator else { continue };
-            let arg = match call.arg {
-                Some(n) => batch.rows.column(n),
-                None => nothing.get_or_insert_with(|| Arc::new(NullArray::new(rows))),
-            };
-            accumulator.update(&self.ids, arg, keep.as_ref(), &batch.diff)?;
-        }
-        Ok(())
+        update_calls(&mut self.calls, &self.ids, &batch)
     }
 
     fn finish_epoch(&mut self, _epoch: Epoch, out: &mut dyn Collector) -> Result<()> {
