@@ -6,6 +6,7 @@ Connection settings come from PGHOST, PGPORT, PGUSER and PGDATABASE. One PASS or
 import asyncio
 import datetime as dt
 import io
+import os
 import sys
 from decimal import Decimal
 
@@ -211,6 +212,26 @@ async def main():
         return expect_rows(sums, list(range(20)))
 
     await check("pool of four connections", concurrent)
+
+    async def subscription():
+        """What only Millstream has: rows that come as they are made, here one at a time through a portal."""
+        await connection.execute(f"CREATE TABLE {SCHEMA}.followed (k int PRIMARY KEY, v text)")
+        await connection.execute(f"INSERT INTO {SCHEMA}.followed VALUES (1, 'a')")
+        other = await asyncpg.connect()
+        try:
+            got = []
+            async with other.transaction():
+                async for row in other.cursor(f"SUBSCRIBE (SELECT v FROM {SCHEMA}.followed)", prefetch=1):
+                    got.append((row["op"], row["v"]))
+                    if len(got) == 3:
+                        break
+                    await connection.execute(f"INSERT INTO {SCHEMA}.followed VALUES ($1, $2)", 1 + len(got), "b" * len(got))
+        finally:
+            await other.close()
+        return expect_rows(got, [("insert", "a"), ("insert", "b"), ("insert", "bb")])
+
+    if os.environ.get("MILLSTREAM") == "yes":
+        await check("subscription: cursor", subscription)
 
     async def drop():
         return expect_rows(await connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE"), "DROP SCHEMA")

@@ -5,6 +5,7 @@ Connection settings come from PGHOST, PGPORT, PGUSER and PGDATABASE. One PASS or
 
 import datetime as dt
 import math
+import os
 import sys
 import traceback
 from decimal import Decimal
@@ -254,6 +255,68 @@ def main():
         return expect_rows([c.fetchone()[0] for c in cursors], list(range(20)))
 
     check("pipeline of selects", pipeline)
+    def subscriptions():
+        """What only Millstream has: rows that come as they are made."""
+        connection.execute(f"CREATE TABLE {SCHEMA}.followed (k int PRIMARY KEY, v text)")
+        connection.execute(f"CREATE MATERIALIZED VIEW {SCHEMA}.counted AS SELECT v, count(*) AS n FROM {SCHEMA}.followed GROUP BY v")
+        connection.execute(f"INSERT INTO {SCHEMA}.followed VALUES (1, 'a'), (2, 'a')")
+        insert = lambda k: connection.execute(f"INSERT INTO {SCHEMA}.followed VALUES (%s, 'b')", (k,))
+
+        def streamed():
+            with psycopg.connect(autocommit=True) as other, other.cursor() as cursor:
+                got, k = [], 10
+                for row in cursor.stream(f"SUBSCRIBE {SCHEMA}.counted"):
+                    got.append(row[1:])
+                    if len(got) in (1, 2, 4):
+                        insert(k)
+                        k += 1
+                    if len(got) == 6:
+                        break
+            return expect_rows(got, [("insert", "a", 2), ("insert", "b", 1), ("delete", "b", 1), ("insert", "b", 2), ("delete", "b", 2), ("insert", "b", 3)])
+
+        def fetched():
+            with psycopg.connect() as other, other.cursor("named") as cursor:
+                cursor.execute(f"SUBSCRIBE {SCHEMA}.counted WITH (progress)")
+                first = cursor.fetchmany(100)
+                if sorted(row[1:] for row in first if row[1] == "insert") != [("insert", "a", 2), ("insert", "b", 3)]:
+                    return first
+                insert(20)
+                changes = []
+                while len(changes) < 2:
+                    changes += [row[1:] for row in cursor.fetchmany(100) if row[1] != "progress"]
+                if changes != [("delete", "b", 3), ("insert", "b", 4)]:
+                    return changes
+                return True
+
+        def resumed():
+            with psycopg.connect() as other:
+                other.execute(f"DECLARE c CURSOR FOR SUBSCRIBE {SCHEMA}.counted WITH (progress, snapshot = false)")
+                epoch = other.execute("FETCH 1 c").fetchone()[0]
+                insert(30)
+                with psycopg.connect() as third:
+                    third.execute(f"DECLARE d CURSOR FOR SUBSCRIBE {SCHEMA}.counted AS OF EPOCH {epoch}")
+                    return expect_rows([row[1:] for row in third.execute("FETCH ALL d")], [("delete", "b", 4), ("insert", "b", 5)])
+
+        def copied():
+            with psycopg.connect() as other, other.cursor() as cursor:
+                with cursor.copy(f"COPY (SUBSCRIBE {SCHEMA}.counted WITH (snapshot = false)) TO STDOUT") as copy:
+                    rows = copy.rows()
+                    insert(40)
+                    got = [next(rows)[1:], next(rows)[1:]]
+                    other.cancel_safe()
+                    try:
+                        next(rows)
+                    except psycopg.errors.QueryCanceled:
+                        return expect_rows(got, [("delete", "b", "5"), ("insert", "b", "6")])
+                    return "not cancelled"
+
+        check("subscription: stream", streamed)
+        check("subscription: server-side cursor", fetched)
+        check("subscription: AS OF EPOCH", resumed)
+        check("subscription: COPY, cancelled", copied)
+
+    if os.environ.get("MILLSTREAM") == "yes":
+        subscriptions()
     check("drop schema", lambda: expect_rows(connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE").statusmessage, "DROP SCHEMA"))
     print(f"psycopg: {failures} failed")
     return 1 if failures else 0

@@ -113,6 +113,9 @@ pub struct Query {
     /// `EMIT ON WINDOW CLOSE`: only final rows, each once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub emit_on_close: bool,
+    /// Of a materialized view: for how many microseconds its changes are kept for `SUBSCRIBE … AS OF EPOCH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change_retention_us: Option<i64>,
 }
 
 /// What an INSERT does with a key that is there already.
@@ -398,6 +401,14 @@ impl Relation {
         match &self.definition {
             Definition::Source(s) => s.watermark.as_ref(),
             Definition::Table(t) => t.watermark.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// For how long (in microseconds) the changes of this materialized view are kept for those who come back.
+    pub fn change_retention_us(&self) -> Option<i64> {
+        match &self.definition {
+            Definition::MaterializedView(query) => query.change_retention_us,
             _ => None,
         }
     }

@@ -87,6 +87,7 @@ fn query() -> Query {
         search_path: vec!["public".to_string()],
         references: BTreeMap::from([("t".to_string(), RelationId(16_384))]),
         emit_on_close: false,
+        change_retention_us: None,
     }
 }
 

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::gate::Gate;
 use crate::job::{JobBoard, JobState, Phase};
+use crate::subscriptions::{Feeds, Why};
 use crate::time::Time;
 
 /// Epochs that may be on their way through the slots at once.
@@ -119,6 +120,8 @@ pub struct Clock {
     /// The newest epoch with a commit that a client has been told of.
     acknowledged: AtomicU64,
     pub board: JobBoard,
+    /// Relations whose changes are followed.
+    pub feeds: Arc<Feeds>,
     /// By relation whose rows can be taken away: the columns by which its rows are spread over the slots. A row's deletion
     /// must reach the slot that has seen its insertion.
     routes: RwLock<HashMap<RelationId, Arc<[usize]>>>,
@@ -150,6 +153,7 @@ impl Clock {
             completed: watch::Sender::new(before),
             acknowledged: AtomicU64::new(0),
             board: JobBoard::default(),
+            feeds: Arc::default(),
             routes: RwLock::default(),
             gates: RwLock::default(),
         };
@@ -447,6 +451,7 @@ impl ClockLoop {
             Event::Shutdown => {
                 self.worker.broadcast(&ToSlot::Shutdown);
                 self.clock.board.close();
+                self.clock.feeds.close(self.clock.completed());
                 self.stopped = true;
             }
         }
@@ -552,6 +557,7 @@ impl ClockLoop {
         let now_us = self.stamp(self.time.now_us());
         let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
         self.worker.shared().stores.remove(deploy.relation);
+        self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
         let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
         let mut job =
             JobState::new(deployment, deploy.relation, deploy.inputs, deploy.is_view, open, self.worker.slots());
@@ -590,6 +596,7 @@ impl ClockLoop {
         }
         self.clock.board.forget(relation);
         self.worker.shared().stores.remove(relation);
+        self.clock.feeds.end(relation, Why::Dropped, self.clock.completed());
     }
 
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
@@ -598,6 +605,8 @@ impl ClockLoop {
         self.worker.broadcast(&ToSlot::Remove { deployment });
         self.worker.shared().stores.remove(job.relation);
         self.clock.board.set(&job, Phase::Failed(error.clone()));
+        // Before a later epoch is complete without the job.
+        self.clock.feeds.end(job.relation, Why::Failed(error.clone()), self.clock.completed());
         let dependants: Vec<DeploymentId> =
             self.jobs.values().filter(|j| j.inputs.contains(&job.relation)).map(|j| j.deployment).collect();
         for dependant in dependants {

@@ -74,6 +74,31 @@ pub fn take_watermark_options(options: &mut Vec<(String, String)>) -> Result<(Op
     Ok((given("idle_timeout")?, given("allowed_lateness")?))
 }
 
+/// The options of `CREATE MATERIALIZED VIEW … WITH (…)`.
+static VIEW_OPTIONS: &[OptionSpec] = &[OptionSpec {
+    name: "change_retention",
+    values: "0, or a time from 1ms to 24h",
+    default: Some("0"),
+    required: false,
+    meaning: "For so long changes are kept for SUBSCRIBE … AS OF EPOCH.",
+}];
+
+/// The change retention of a materialized view in microseconds.
+pub fn view_options(options: &[(String, String)]) -> Result<Option<i64>> {
+    let options = Options::new(options.iter().map(|(k, v)| (k, v)))?;
+    let reader = OptionReader::new("a materialized view", &options, VIEW_OPTIONS)?;
+    match reader.text("change_retention").trim() {
+        "0" | "0s" => Ok(None),
+        _ => Ok(Some(reader.duration("change_retention")?.as_micros() as i64)),
+    }
+}
+
+/// The options of a materialized view as they are written.
+pub fn view_option_texts(query: &catalog::Query) -> Vec<(String, String)> {
+    let text = |us: i64| ("change_retention".to_string(), format!("{} ms", us / 1_000));
+    query.change_retention_us.map(text).into_iter().collect()
+}
+
 /// The options of a watermark as they are written.
 pub fn watermark_options(watermark: &catalog::Watermark) -> Vec<(String, String)> {
     let text = |name: &str, us: i64| (name.to_string(), format!("{} ms", us / 1_000));

@@ -18,7 +18,7 @@ use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
 use runtime::{Budget, FromSlot, Worker};
-use state::{Pin, Pins, Snapshot};
+use state::{Pin, Pins, Snapshot, Store};
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
@@ -33,6 +33,7 @@ use crate::record;
 use crate::sessions::Sessions;
 use crate::sinks::Sinks;
 use crate::sources::{Sides, Sources};
+use crate::subscriptions::Why;
 use crate::table::Table;
 use crate::time::Time;
 
@@ -132,6 +133,7 @@ impl Engine {
 
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
         let (pins_at, floor) = (Arc::clone(&pins), Arc::clone(&shared.floor));
+        let (feeds, time) = (Arc::clone(&clock.feeds), config.time.clone());
         let event_loop = ClockLoop::new(
             Arc::clone(&clock),
             Arc::clone(&worker),
@@ -143,6 +145,7 @@ impl Engine {
                 let oldest = pins_at.min_pinned(completed);
                 floor.store(oldest.0, Ordering::Release);
                 trim.trim(oldest);
+                feeds.tell(completed, time.now_us());
             }),
         );
         execution.start_clock(event_loop, events)?;
@@ -339,6 +342,16 @@ impl Engine {
             }
         }
         *catalog = next.clone();
+        drop(tables);
+        drop(catalog);
+        // Whoever comes from here on finds the new tables.
+        let until = self.clock.completed();
+        for oid in gone {
+            self.clock.feeds.end(*oid, Why::Dropped, until);
+        }
+        for table in changed {
+            self.clock.feeds.end(table.relation, Why::Altered, until);
+        }
     }
 
     /// The process plan of a view or sink.
@@ -405,7 +418,48 @@ impl Engine {
         for input in &inputs {
             self.sources.subscribe(*input, oid)?;
         }
+        if relation.change_retention_us().is_some() {
+            let (engine, relation) = (Arc::clone(self), Arc::clone(relation));
+            tokio::spawn(async move {
+                // A view that fails has no changes to keep.
+                if engine.wait_ready(relation.oid).await.is_ok() {
+                    engine.retain_changes(&relation);
+                }
+            });
+        }
         Ok(())
+    }
+
+    /// Keeps the changes of a view that is up to date for as long as it declares.
+    pub fn retain_changes(&self, relation: &Relation) {
+        if let Some(us) = relation.change_retention_us()
+            && let Some(store) = self.worker.shared().stores.get(relation.oid)
+        {
+            self.clock.feeds.retain(relation.oid, &store, us, self.clock.completed());
+            if !self.is_stored_in(relation.oid, &store) {
+                self.clock.feeds.end(relation.oid, Why::Dropped, self.clock.completed());
+            }
+        }
+    }
+
+    /// The store of a view.
+    pub fn view_store(&self, relation: RelationId) -> Result<Arc<Store>> {
+        self.worker.shared().stores.get(relation).ok_or_else(|| self.no_store(relation))
+    }
+
+    /// Whether `store` still holds the rows of a table or view.
+    pub fn is_stored_in(&self, relation: RelationId, store: &Arc<Store>) -> bool {
+        match self.table(relation) {
+            Some(table) => Arc::ptr_eq(&table.store, store),
+            None => self.worker.shared().stores.get(relation).is_some_and(|s| Arc::ptr_eq(&s, store)),
+        }
+    }
+
+    fn no_store(&self, relation: RelationId) -> Error {
+        self.clock.board.failure(relation).map_or_else(
+            || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
+            |cause| self.failed_view(relation, &cause),
+        )
     }
 
     /// On the clock thread: decides whether the job must back-fill, and starts the feeder. `None`: nothing to feed.
@@ -456,13 +510,7 @@ impl Engine {
 
     /// The rows of a view at a completed epoch.
     pub fn view_snapshot(&self, relation: RelationId, epoch: Epoch) -> Result<Snapshot> {
-        match self.worker.shared().stores.get(relation) {
-            Some(store) => store.snapshot(epoch),
-            None => Err(self.clock.board.failure(relation).map_or_else(
-                || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
-                |cause| self.failed_view(relation, &cause),
-            )),
-        }
+        self.view_store(relation)?.snapshot(epoch)
     }
 
     /// The error of every read of a view whose job has stopped.

@@ -24,6 +24,7 @@ pub mod sides;
 pub mod sinks;
 pub mod sources;
 pub mod status;
+pub mod subscriptions;
 pub mod table;
 pub mod time;
 

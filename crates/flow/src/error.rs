@@ -118,6 +118,7 @@ sqlstates! {
     IdleSessionTimeout = "57P05",
     IoError = "58030",
     UndefinedFile = "58P01",
+    SnapshotTooOld = "72000",
     InternalError = "XX000",
     DataCorrupted = "XX001",
 }

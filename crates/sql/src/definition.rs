@@ -221,12 +221,21 @@ pub fn canonical_query_text(text: &str) -> Result<String> {
     with_large_stack(|| Ok(crate::parse_query(text)?.to_string()))
 }
 
-/// `CREATE [MATERIALIZED] VIEW name (columns) AS query`, as SHOW CREATE gives it. `query` is from [`display`].
-pub fn create_view_text(name: &Name, materialized: bool, columns: &[String], query: &str) -> String {
+/// `CREATE [MATERIALIZED] VIEW name (columns) [WITH (options)] AS query`, as SHOW CREATE gives it. `query` is from
+/// [`display`].
+pub fn create_view_text(
+    name: &Name,
+    materialized: bool,
+    columns: &[String],
+    options: &[(String, String)],
+    query: &str,
+) -> String {
     let kind = if materialized { "MATERIALIZED VIEW" } else { "VIEW" };
     let columns: Vec<String> = columns.iter().map(|c| quote(c)).collect();
     let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
-    format!("CREATE {kind} {name}{columns} AS {query}")
+    let mut text = format!("CREATE {kind} {name}{columns}");
+    push_options(&mut text, " WITH", options);
+    text + " AS " + query
 }
 
 /// A column as SHOW CREATE writes it.

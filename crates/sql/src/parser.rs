@@ -11,6 +11,7 @@ mod drop_alter;
 mod explain;
 mod session;
 mod show;
+mod subscribe;
 
 use std::sync::Arc;
 
@@ -337,7 +338,7 @@ impl<'a> Reader<'a> {
             }
             "MERGE" => self.refuse("MERGE is not supported", "Use INSERT, UPDATE and DELETE in one transaction."),
             "CALL" | "DO" => self.refuse("procedural code is not supported", "Send the statements from the client."),
-            "SUBSCRIBE" => self.refuse("SUBSCRIBE is not supported yet", "Poll the view with SELECT."),
+            "SUBSCRIBE" => Ok(Statement::Subscribe(self.subscribe()?)),
             "SECURITY" | "IMPORT" | "LOAD" | "REFRESH" => {
                 let what = format!("{} is not supported", word.value.to_uppercase());
                 self.refuse(&what, "Materialized views are always up to date and need no REFRESH.")

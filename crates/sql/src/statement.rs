@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::sql::sqlparser::ast;
 
@@ -62,6 +63,7 @@ pub enum Statement {
     Update(Box<Update>),
     Delete(Box<Delete>),
     Truncate(Vec<Name>),
+    Subscribe(Box<Subscribe>),
     /// VACUUM and ANALYZE of these relations, or of all.
     Maintain {
         tag: &'static str,
@@ -391,6 +393,7 @@ pub enum Show {
         name: Name,
     },
     Jobs,
+    Subscriptions,
     Watermarks,
     /// EXPLAIN WATERMARK name.
     WatermarkOf(Name),
@@ -557,6 +560,8 @@ pub enum CopyTarget {
         query: Box<Query>,
         text: String,
     },
+    /// COPY (SUBSCRIBE …) TO only.
+    Subscribe(Box<Subscribe>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -618,8 +623,35 @@ pub struct DeclareCursor {
     pub binary: bool,
     pub hold: bool,
     pub scroll: Option<bool>,
-    pub query: Box<Query>,
-    pub query_text: String,
+    pub query: CursorQuery,
+}
+
+/// What a cursor is declared for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CursorQuery {
+    Query(Box<Query>),
+    Subscribe(Box<Subscribe>),
+}
+
+/// SUBSCRIBE: a relation's rows, then its changes as they come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscribe {
+    pub from: SubscribeFrom,
+    /// 1-based character offset of what is subscribed to.
+    pub position: usize,
+    /// `AS OF EPOCH`: only changes of later epochs.
+    pub as_of: Option<u64>,
+    /// Whether the rows that are there come first.
+    pub snapshot: bool,
+    /// Whether rows say up to which epoch everything has been sent.
+    pub progress: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum SubscribeFrom {
+    Relation(Name),
+    /// `(SELECT …)`.
+    Query(Box<Query>),
 }
 
 /// FETCH or MOVE.
@@ -629,6 +661,8 @@ pub struct Fetch {
     /// MOVE: skip rows without returning them.
     pub only_move: bool,
     pub direction: FetchDirection,
+    /// How long to wait for the first row of a subscription; without one, for ever.
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -648,6 +682,7 @@ impl Statement {
     pub fn tag(&self) -> &'static str {
         match self {
             Statement::Query(_) => "SELECT",
+            Statement::Subscribe(_) => "SUBSCRIBE",
             Statement::Insert(_) => "INSERT",
             Statement::Update(_) => "UPDATE",
             Statement::Delete(_) => "DELETE",

@@ -7,9 +7,10 @@
 //!
 //! Reading order: [`block`] defines when a row is visible, [`list`] and [`index`] find rows, [`decide`] turns a change into
 //! what ends and what begins, [`shard`] carries it out, [`merge`] and [`rewrite`] keep blocks few, [`snapshot`] and [`scan`]
-//! read. This crate does no I/O, reads no clock and draws no random numbers.
+//! read, [`changes`] keeps what changed for those who follow. This crate does no I/O, reads no clock and draws no random numbers.
 
 mod block;
+mod changes;
 mod decide;
 mod index;
 mod layout;
@@ -25,6 +26,7 @@ mod store;
 mod values;
 
 pub use block::BLOCK_ROWS;
+pub use changes::{ChangeLog, ChangeRoom, EpochChanges, Followed, Follower};
 pub use layout::Identity;
 pub use pins::{Pin, Pins};
 pub use scan::{Scan, ScanWithIds};

@@ -9,6 +9,7 @@ use flow::hash::{VNODES, hash_columns};
 use flow::{ChangeBatch, Epoch, Error, Result};
 
 use crate::block::ALIVE;
+use crate::changes::ChangeLog;
 use crate::decide::first_repeat;
 use crate::layout::{Identity, Layout};
 use crate::pins::too_old;
@@ -46,6 +47,8 @@ impl RowId {
 pub struct Store {
     pub(crate) layout: Arc<Layout>,
     pub(crate) shards: Box<[Shard]>,
+    /// Of [`apply`](Self::apply).
+    pub(crate) changes: Arc<ChangeLog>,
 }
 
 impl Store {
@@ -63,7 +66,7 @@ impl Store {
         }
         let layout = Arc::new(Layout::new(schema, identity)?);
         let shards = (0..shards).map(|_| Shard::new(Arc::clone(&layout))).collect();
-        Ok(Arc::new(Store { layout, shards }))
+        Ok(Arc::new(Store { layout, shards, changes: Arc::default() }))
     }
 
     pub fn schema(&self) -> &SchemaRef {
@@ -93,13 +96,16 @@ impl Store {
     /// Applies the net change of (part of) `epoch` to a shard: the order of the rows in `change` does not matter, but over
     /// the batch no row may be taken away that is not there (`XX000`) and no unique key may get a second row (`23505`).
     /// On error nothing is changed. Several calls for one epoch are fine as long as each is consistent by itself; an epoch
-    /// lower than that of an earlier call is an internal error.
+    /// lower than that of an earlier call is an internal error. Followers (see [`follow`](Self::follow)) get `change`.
     pub fn apply(&self, shard: usize, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
-        self.shard(shard)?.apply(epoch, change)
+        self.shard(shard)?.apply(epoch, change)?;
+        self.changes.push(epoch, change);
+        Ok(())
     }
 
     /// Takes away the rows `deletes` (one copy per occurrence of an id) and adds `inserts`, all or nothing: `XX000` when a
-    /// row is not alive, `23505` when a unique key would get a second row.
+    /// row is not alive, `23505` when a unique key would get a second row. Followers learn of changes by
+    /// [`apply`](Self::apply) alone.
     pub fn write(&self, shard: usize, epoch: Epoch, deletes: &[RowId], inserts: Option<&RecordBatch>) -> Result<()> {
         if deletes.iter().any(|id| id.shard() != shard) {
             return Err(Error::internal(format!("row of another shard given to shard {shard}")));

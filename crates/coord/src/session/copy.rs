@@ -103,13 +103,23 @@ impl Session {
                     plan: CopyPlan { relation, columns: sources },
                 }))
             }
-            (CopyTarget::Query { .. }, CopyDirection::FromStdin) => {
+            (CopyTarget::Query { .. } | CopyTarget::Subscribe(_), CopyDirection::FromStdin) => {
                 Err(Error::new(SqlState::SyntaxError, "COPY FROM needs a table"))
+            }
+            (CopyTarget::Subscribe(subscribe), CopyDirection::ToStdout) => {
+                let plan = self.plan_subscribe_now(subscribe, &parsed.source)?;
+                let (parameters, _) = plan.parameters();
+                if !parameters.is_empty() {
+                    return Err(Error::new(SqlState::UndefinedParameter, "there is no parameter $1"));
+                }
+                let (schema, rows) = self.subscribed(&plan, &[]).await?;
+                Ok(Outcome::CopyTo(CopyTo { schema, options: copy.options.clone(), rows }))
             }
             (target, CopyDirection::ToStdout) => {
                 let (text, what);
                 let query = match target {
                     CopyTarget::Query { query, .. } => query.as_ref(),
+                    CopyTarget::Subscribe(_) => return Err(Error::internal("a subscription is not a query")),
                     CopyTarget::Table { name, columns } => {
                         let list = match columns.as_slice() {
                             [] => "*".to_string(),

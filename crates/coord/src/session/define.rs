@@ -548,6 +548,7 @@ impl Session {
             search_path: scope.search_path.clone(),
             references,
             emit_on_close: false,
+            change_retention_us: None,
         };
         Ok(PlannedQuery { query: plan, stored, depends_on: definition.relations })
     }
@@ -585,12 +586,10 @@ impl Session {
         scope: &Scope,
         parsed: &Parsed,
     ) -> Result<()> {
-        if let Some((name, _)) = create.options.first() {
-            return Err(Error::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{name}\""))
-                .with_hint("A materialized view has no options yet."));
-        }
+        let change_retention_us = crate::connectors::view_options(&create.options)?;
         let mut query = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, true)?;
         query.stored.emit_on_close = create.emit_on_close;
+        query.stored.change_retention_us = change_retention_us;
         let columns = query.query.view_columns(&create.columns)?;
         let new = NewRelation {
             name: &parts(&create.name),

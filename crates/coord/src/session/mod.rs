@@ -2,7 +2,7 @@
 //!
 //! [`Session::prepare`] looks names up and plans, [`Session::execute`] runs. [`transaction`] begins and ends, [`private`] is
 //! what an open transaction has done to the catalog; [`read`] pins epochs, [`write`] is DML, [`define`] and [`reshape`] are
-//! DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors; [`planning`] is where they compute.
+//! DDL, [`show`] answers SHOW and EXPLAIN, [`cursor`] keeps cursors, [`subscribe`] follows relations; [`planning`] is where they compute.
 
 pub mod copy;
 pub mod cursor;
@@ -14,6 +14,7 @@ pub mod read;
 pub mod replan;
 pub mod reshape;
 pub mod show;
+pub mod subscribe;
 pub mod transaction;
 mod watermarks;
 pub mod write;
@@ -32,7 +33,7 @@ use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use query::PointRead;
 use sql::QueryPlan;
-use sql::statement::{Parsed, SetValue, Statement};
+use sql::statement::{CursorQuery, Parsed, SetValue, Statement};
 
 use self::copy::{CopyFrom, CopyTo};
 use self::cursor::Cursor;
@@ -125,6 +126,9 @@ enum Body {
     Declare {
         plan: Arc<QueryPlan>,
     },
+    Subscribe(Arc<subscribe::SubscribePlan>),
+    /// DECLARE of a cursor over a subscription.
+    DeclareSubscribe(Arc<subscribe::SubscribePlan>),
     /// SQL-level EXECUTE of a statement prepared by PREPARE.
     Execute {
         inner: Box<Prepared>,
@@ -286,14 +290,31 @@ impl Session {
                 prepared.parameter_oids = write.parameter_oids().to_vec();
                 prepared.body = Body::Write(Arc::new(write));
             }
-            Statement::DeclareCursor(declare) => {
-                let plan = self.plan_query(&declare.query, &parsed.source, declared, catalog)?;
-                prepared.parameters = plan.parameters.clone();
-                prepared.parameter_oids.clone_from(&plan.parameter_oids);
-                if !lasts(&parsed.text, &plan) {
-                    prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
+            Statement::DeclareCursor(declare) => match &declare.query {
+                CursorQuery::Query(query) => {
+                    let plan = self.plan_query(query, &parsed.source, declared, catalog)?;
+                    prepared.parameters = plan.parameters.clone();
+                    prepared.parameter_oids.clone_from(&plan.parameter_oids);
+                    if !lasts(&parsed.text, &plan) {
+                        prepared.momentary = Some(Arc::new(Momentary::at(self.engine.config.time.now_us())));
+                    }
+                    prepared.body = Body::Declare { plan: Arc::new(plan) };
                 }
-                prepared.body = Body::Declare { plan: Arc::new(plan) };
+                CursorQuery::Subscribe(subscribe) => {
+                    let plan = self.plan_subscribe(subscribe, &parsed.source, declared, catalog)?;
+                    let (parameters, oids) = plan.parameters();
+                    prepared.parameters = parameters.to_vec();
+                    prepared.parameter_oids = oids.to_vec();
+                    prepared.body = Body::DeclareSubscribe(Arc::new(plan));
+                }
+            },
+            Statement::Subscribe(subscribe) => {
+                let plan = self.plan_subscribe(subscribe, &parsed.source, declared, catalog)?;
+                let (parameters, oids) = plan.parameters();
+                prepared.parameters = parameters.to_vec();
+                prepared.parameter_oids = oids.to_vec();
+                prepared.columns = Some(Arc::clone(&plan.schema));
+                prepared.body = Body::Subscribe(Arc::new(plan));
             }
             Statement::Show(show) => prepared.columns = Some(self.show_columns(show)),
             Statement::Explain(_) => prepared.columns = Some(text_columns(&["QUERY PLAN"])),
@@ -364,6 +385,11 @@ impl Session {
                     let long = planning::is_long(&prepared.parsed.text);
                     self.declare(declare, plan, parameters, long).await
                 }
+                other => Err(Error::internal(format!("{} declares no cursor", other.tag()))),
+            },
+            Body::Subscribe(plan) => self.run_subscribe(plan, parameters).await,
+            Body::DeclareSubscribe(plan) => match &prepared.parsed.statement {
+                Statement::DeclareCursor(declare) => self.declare_subscribe(declare, plan, parameters).await,
                 other => Err(Error::internal(format!("{} declares no cursor", other.tag()))),
             },
             _ => self.run_plain(prepared).await,

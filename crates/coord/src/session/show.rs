@@ -1,10 +1,11 @@
 //! SHOW and EXPLAIN.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
 use arrow::datatypes::SchemaRef;
-use catalog::{Definition, Relation, RelationKind, SinkInput};
+use catalog::{Catalog, Definition, Relation, RelationKind, SinkInput};
 use flow::{Error, Result, SqlState};
 use plan::process::Terminal;
 use sql::planner::Settings;
@@ -12,6 +13,7 @@ use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Q
 
 use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
+use crate::subscriptions::Reader;
 
 /// Rows of text cells.
 pub(super) type Cells = Vec<Vec<Option<String>>>;
@@ -46,6 +48,9 @@ impl Session {
             Show::Columns(_) => text_columns(&["name", "type", "nullable", "default"]),
             Show::Create { .. } => text_columns(&["name", "statement"]),
             Show::Watermarks => text_columns(&super::watermarks::COLUMNS),
+            Show::Subscriptions => {
+                text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
+            }
             Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
             Show::Jobs => {
                 text_columns(&["id", "name", "kind", "status", "progress", "epoch", "lag", "sqlstate", "error"])
@@ -129,6 +134,7 @@ impl Session {
                 Ok(vec![vec![Some(relation.qualified_name()), Some(create)]])
             }
             Show::Watermarks => Ok(self.show_watermarks(&catalog)),
+            Show::Subscriptions => Ok(self.show_subscriptions(&catalog)),
             Show::WatermarkOf(name) => {
                 let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
                 self.explain_watermark(&catalog, relation)
@@ -171,6 +177,22 @@ impl Session {
                     .collect())
             }
         }
+    }
+
+    fn show_subscriptions(&self, catalog: &Catalog) -> Cells {
+        let shown = |reader: &Arc<Reader>| {
+            let relation = catalog.relation(reader.relation).filter(|r| r.database == self.database)?;
+            Some(vec![
+                Some(reader.pid.to_string()),
+                Some(reader.user.clone()),
+                Some(relation.qualified_name()),
+                Some(super::watermarks::timestamp(reader.started_us)),
+                Some(reader.epoch.load(Ordering::Relaxed).to_string()),
+                Some(reader.rows.load(Ordering::Relaxed).to_string()),
+                Some(reader.follower.backlog().to_string()),
+            ])
+        };
+        self.engine.clock.feeds.readers().iter().filter_map(shown).collect()
     }
 
     fn object_row(&self, relation: &Relation) -> Vec<Option<String>> {
@@ -341,10 +363,11 @@ pub fn create_statement(
             let format = format(&source.connector);
             create_source_text(&name, own, &[], watermark, &include, &options, format.as_ref())
         }
-        Definition::View(query) => create_view_text(&name, false, &column_names, &display(&query.sql, name_of)?),
+        Definition::View(query) => create_view_text(&name, false, &column_names, &[], &display(&query.sql, name_of)?),
         Definition::MaterializedView(query) => {
             let emit = if query.emit_on_close { " EMIT ON WINDOW CLOSE" } else { "" };
-            create_view_text(&name, true, &column_names, &display(&query.sql, name_of)?) + emit
+            let options = crate::connectors::view_option_texts(query);
+            create_view_text(&name, true, &column_names, &options, &display(&query.sql, name_of)?) + emit
         }
         Definition::Sink(sink) => {
             let from = match &sink.input {

@@ -457,6 +457,10 @@ impl Session {
         if !self.settings.flag("background_ddl") {
             for view in views {
                 self.engine.wait_ready(view).await?;
+                if let Some(relation) = self.engine.catalog().relation(view) {
+                    // Now, and not only a moment later: what is written from here on can be subscribed to.
+                    self.engine.retain_changes(relation);
+                }
             }
         }
         Ok(())

@@ -16,14 +16,17 @@ pub const COLUMNS: [&str; 9] =
     ["schema", "name", "watermark", "late_rows", "split", "newest", "last_row", "status", "holds"];
 
 /// A moment as PostgreSQL writes a timestamp.
+pub(super) fn timestamp(us: i64) -> String {
+    let array = TimestampMicrosecondArray::from_value(us, 1);
+    let options = FormatOptions::default().with_timestamp_format(Some("%Y-%m-%d %H:%M:%S%.f"));
+    ArrayFormatter::try_new(&array, &options).map_or_else(|_| us.to_string(), |f| f.value(0).to_string())
+}
+
+/// A moment of event time.
 fn moment(us: i64) -> String {
     match us {
         Gate::END => "ended".to_string(),
-        us => {
-            let array = TimestampMicrosecondArray::from_value(us, 1);
-            let options = FormatOptions::default().with_timestamp_format(Some("%Y-%m-%d %H:%M:%S%.f"));
-            ArrayFormatter::try_new(&array, &options).map_or_else(|_| us.to_string(), |f| f.value(0).to_string())
-        }
+        us => timestamp(us),
     }
 }
 

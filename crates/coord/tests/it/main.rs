@@ -14,5 +14,6 @@ mod s3;
 mod sources_and_sinks;
 mod sql_tests;
 mod stepped;
+mod subscribe;
 mod touched;
 mod transfers;

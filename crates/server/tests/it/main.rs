@@ -4,4 +4,5 @@ mod demo;
 mod process;
 mod protocol;
 mod sessions;
+mod subscribe;
 mod values;

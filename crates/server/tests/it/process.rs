@@ -47,6 +47,12 @@ impl Server {
         config
     }
 
+    /// Asks the process to stop, as a service manager does.
+    pub fn terminate(&self) {
+        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(told.success());
+    }
+
     pub async fn client(&self) -> Client {
         connect(&self.config()).await.0
     }

@@ -25,7 +25,12 @@ struct Given {
 impl Reader<'_> {
     pub(super) fn copy(&mut self) -> Read<Statement> {
         self.expect_word("COPY")?;
-        let target = if self.parser.consume_token(&Token::LParen) {
+        let target = if self.parser.peek_token_ref().token == Token::LParen && self.peek_nth_word(1, "SUBSCRIBE") {
+            self.parser.expect_token(&Token::LParen)?;
+            let subscribe = self.subscribe()?;
+            self.parser.expect_token(&Token::RParen)?;
+            CopyTarget::Subscribe(subscribe)
+        } else if self.parser.consume_token(&Token::LParen) {
             let start = self.byte();
             let query = self.query()?;
             let text = self.text_from(start);

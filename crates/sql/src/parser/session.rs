@@ -7,7 +7,7 @@ use flow::{Error, SqlState};
 
 use super::{Read, Reader};
 use crate::statement::{
-    DeclareCursor, Discard, Fetch, FetchDirection, Isolation, Set, SetValue, Statement, TransactionModes,
+    CursorQuery, DeclareCursor, Discard, Fetch, FetchDirection, Isolation, Set, SetValue, Statement, TransactionModes,
 };
 
 impl Reader<'_> {
@@ -269,10 +269,12 @@ impl Reader<'_> {
             self.words(&["WITHOUT", "HOLD"]);
         }
         self.expect_word("FOR")?;
-        let start = self.byte();
-        let query = self.query()?;
-        let query_text = self.text_from(start);
-        Ok(Statement::DeclareCursor(Box::new(DeclareCursor { name, binary, hold, scroll, query, query_text })))
+        let query = if self.peek_word("SUBSCRIBE") {
+            CursorQuery::Subscribe(self.subscribe()?)
+        } else {
+            CursorQuery::Query(self.query()?)
+        };
+        Ok(Statement::DeclareCursor(Box::new(DeclareCursor { name, binary, hold, scroll, query })))
     }
 
     pub(super) fn fetch(&mut self) -> Read<Statement> {
@@ -285,7 +287,8 @@ impl Reader<'_> {
             self.word("IN");
         }
         let cursor = self.ident()?.0;
-        Ok(Statement::Fetch(Fetch { cursor, only_move, direction }))
+        let timeout = self.fetch_timeout()?;
+        Ok(Statement::Fetch(Fetch { cursor, only_move, direction, timeout }))
     }
 
     fn fetch_direction(&mut self) -> Read<FetchDirection> {

@@ -273,6 +273,85 @@ fn syntax_errors_say_where_in_the_words_of_postgres() {
 }
 
 #[test]
+fn subscriptions_are_read_in_every_place_where_they_may_stand() {
+    let subscribe = |text: &str| match one(text) {
+        Statement::Subscribe(s) => *s,
+        Statement::DeclareCursor(d) => match d.query {
+            CursorQuery::Subscribe(s) => *s,
+            other => panic!("{text}: {other:?}"),
+        },
+        Statement::Copy(c) => match c.target {
+            CopyTarget::Subscribe(s) => *s,
+            other => panic!("{text}: {other:?}"),
+        },
+        other => panic!("{text}: {other:?}"),
+    };
+    for (text, as_of, snapshot, progress) in [
+        ("SUBSCRIBE v", None, true, false),
+        ("subscribe to s.v", None, true, false),
+        ("SUBSCRIBE v WITH (progress)", None, true, true),
+        ("SUBSCRIBE v WITH (snapshot = false, progress = true)", None, false, true),
+        ("SUBSCRIBE v WITH (snapshot false, progress off)", None, false, false),
+        ("SUBSCRIBE TO v AS OF EPOCH 17", Some(17), false, false),
+        (
+            "SUBSCRIBE v AS OF EPOCH 9223372036854775807 WITH (snapshot = off, progress)",
+            Some(i64::MAX as u64),
+            false,
+            true,
+        ),
+        ("SUBSCRIBE (SELECT a FROM v WHERE b > 1) WITH (progress)", None, true, true),
+        ("DECLARE c CURSOR FOR SUBSCRIBE v AS OF EPOCH 3", Some(3), false, false),
+        ("DECLARE c NO SCROLL CURSOR WITH HOLD FOR SUBSCRIBE TO (SELECT 1 FROM v)", None, true, false),
+        ("COPY (SUBSCRIBE v WITH (progress)) TO STDOUT WITH (FORMAT csv)", None, true, true),
+    ] {
+        let s = subscribe(text);
+        assert_eq!((s.as_of, s.snapshot, s.progress), (as_of, snapshot, progress), "{text}");
+    }
+    // The word is not reserved.
+    assert!(matches!(one("SELECT subscribe FROM subscribe"), Statement::Query(_)));
+    for (text, timeout) in [
+        ("FETCH ALL c", None),
+        ("FETCH 10 FROM c WITH (timeout = '1s')", Some(1_000)),
+        ("FETCH ALL c WITH (timeout '250 ms')", Some(250)),
+        ("FETCH c WITH (timeout = 0)", Some(0)),
+        ("MOVE ALL IN c WITH (timeout = '2 minutes')", Some(120_000)),
+    ] {
+        let Statement::Fetch(fetch) = one(text) else { panic!("{text}") };
+        assert_eq!(fetch.timeout.map(|t| t.as_millis()), timeout, "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_in_a_subscription_is_pointed_at() {
+    for (text, state, position) in [
+        ("SUBSCRIBE", SqlState::SyntaxError, 10),
+        ("SUBSCRIBE TO", SqlState::SyntaxError, 13),
+        ("SUBSCRIBE v AS OF 5", SqlState::SyntaxError, 19),
+        ("SUBSCRIBE v AS OF EPOCH", SqlState::SyntaxError, 24),
+        ("SUBSCRIBE v AS OF EPOCH -1", SqlState::SyntaxError, 25),
+        ("SUBSCRIBE v AS OF EPOCH 'x'", SqlState::SyntaxError, 25),
+        ("SUBSCRIBE v AS OF EPOCH 1.5", SqlState::InvalidParameterValue, 25),
+        ("SUBSCRIBE v AS OF EPOCH 9223372036854775808", SqlState::InvalidParameterValue, 25),
+        ("SUBSCRIBE v WITH (snapshots)", SqlState::InvalidParameterValue, 19),
+        ("SUBSCRIBE v WITH (progress = maybe)", SqlState::InvalidParameterValue, 30),
+        ("SUBSCRIBE v WITH (progress, progress)", SqlState::SyntaxError, 29),
+        ("SUBSCRIBE v WITH ()", SqlState::SyntaxError, 19),
+        ("SUBSCRIBE v AS OF EPOCH 5 WITH (snapshot)", SqlState::FeatureNotSupported, 33),
+        ("SUBSCRIBE v UP TO 7", SqlState::FeatureNotSupported, 13),
+        ("SUBSCRIBE (SELECT 1", SqlState::SyntaxError, 20),
+        ("SUBSCRIBE (INSERT INTO t VALUES (1))", SqlState::FeatureNotSupported, 12),
+        ("COPY (SUBSCRIBE v) FROM STDIN", SqlState::SyntaxError, 20),
+        ("DECLARE c CURSOR FOR SUBSCRIBE v, w", SqlState::SyntaxError, 33),
+        ("FETCH ALL c WITH (timeout = 'soon')", SqlState::InvalidParameterValue, 29),
+        ("FETCH ALL c WITH (timeout = '25h')", SqlState::InvalidParameterValue, 29),
+        ("FETCH ALL c WITH (timeouts = '1s')", SqlState::InvalidParameterValue, 19),
+    ] {
+        let e = error(text);
+        assert_eq!((e.state(), e.position()), (state, Some(position)), "{text}: {e:?}");
+    }
+}
+
+#[test]
 fn what_is_not_supported_is_said_with_a_hint() {
     for text in [
         "CREATE MATERIALIZED VIEW v AS SELECT 1 WITH NO DATA",

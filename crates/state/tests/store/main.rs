@@ -3,5 +3,6 @@
 mod bounds;
 mod changes;
 mod concurrency;
+mod following;
 mod rows;
 mod twin;
