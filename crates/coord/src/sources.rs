@@ -269,7 +269,10 @@ impl Sources {
     /// Takes the opened source of a relation.
     pub fn add(&self, relation: &Relation, source: Box<dyn Source>, sides: Sides) {
         let (declared, relation) = (relation, relation.oid);
-        let gate = declared.watermark().cloned().map(|w| Arc::new(Gate::new(relation, w, source.bounded(), self.clock.time.now_us())));
+        let gate = declared
+            .watermark()
+            .cloned()
+            .map(|w| Arc::new(Gate::new(relation, w, source.bounded(), self.clock.time.now_us())));
         if let Some(gate) = &gate {
             self.clock.add_gate(Arc::clone(gate));
         }
