@@ -216,7 +216,8 @@ impl Driver {
                     });
                 }
             }
-            let mut more = false;
+            // Whether there is more to read at once, and whether anything was read: a pause or a rate may hold all who could.
+            let (mut more, mut read) = (false, false);
             let mut busy = open.iter().filter(|o| o.busy).count();
             round += 1;
             for turn in 0..open.len() {
@@ -273,6 +274,7 @@ impl Driver {
                 };
                 let from = split.at;
                 let outcome = reader.read(from, rows, READ_BYTES, limit)?;
+                read = true;
                 split.progress = reader.progress();
                 busy -= usize::from(split.busy);
                 split.busy = outcome.state == ReadState::More;
@@ -301,7 +303,7 @@ impl Driver {
                 info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
                 return Ok(());
             }
-            if !more {
+            if !more || !read {
                 let mut state = handle.state.lock();
                 if state.stopped {
                     return Ok(());
