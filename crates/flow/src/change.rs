@@ -166,7 +166,7 @@ fn long_bytes(views: &[u128]) -> usize {
         samples += 1;
         bytes += if length > INLINE { length as usize } else { 0 };
     }
-    if samples == 0 { 0 } else { bytes * views.len() / samples }
+    (bytes * views.len()).checked_div(samples).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! SUBSCRIBE over the wire: rows come as they are made, in every protocol, and stop when they are told to.
 
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage};
 
@@ -12,7 +13,7 @@ use crate::process::Server;
 /// Long enough for anything that comes at all.
 const SOON: Duration = Duration::from_secs(20);
 /// A row that is made must be with the client in this time; it waits for no full buffer and no timer of ours.
-const PROMPT: Duration = Duration::from_secs(2);
+const PROMPT: Duration = Duration::from_secs(5);
 
 const NO_PARAMETERS: [&str; 0] = [];
 

@@ -505,16 +505,18 @@ impl ProcessFunction for Session {
         Declaration { states: vec![sessions], timers: self.ending.as_ref().is_some_and(Ending::waits_for_clock) }
     }
 
-    fn process(&mut self, _port: usize, batch: ChangeBatch, out: &mut dyn Collector) -> Result<()> {
+    fn process(&mut self, _port: usize, mut batch: ChangeBatch, _out: &mut dyn Collector) -> Result<()> {
         check_types(&batch, &self.input)?;
         check_append_only(ChangeKind::AppendOnly, &batch.diff)?;
-        let times = batch.rows.column(self.time);
-        if times.null_count() > 0 {
+        if let Some(nulls) = batch.rows.column(self.time).logical_nulls().filter(|n| n.null_count() > 0) {
             // A row without a time is in no session.
-            let valid = times.nulls().map(|n| n.inner().set_indices().map(|i| i as u32).collect::<Vec<u32>>());
-            let timed = batch.take(&UInt32Array::from(valid.unwrap_or_default()))?;
-            return if timed.num_rows() > 0 { self.process(0, timed, out) } else { Ok(()) };
+            let timed: Vec<u32> = nulls.inner().set_indices().map(|i| i as u32).collect();
+            if timed.is_empty() {
+                return Ok(());
+            }
+            batch = batch.take(&UInt32Array::from(timed))?;
         }
+        let times = batch.rows.column(self.time);
         let times = times
             .as_primitive_opt::<TimestampMicrosecondType>()
             .ok_or_else(|| Error::internal("the time of a session is no timestamp"))?;
