@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use catalog::{Catalog, Connector, Definition, Relation, Sink, SinkInput};
-use connect::options::{OptionReader, OptionSpec, RowForm};
+use connect::options::{OptionReader, OptionSpec, RowForm, nearest};
 use connect::{Include, Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -60,6 +60,23 @@ pub fn take_rate_limit(options: &mut Vec<(String, String)>) -> Result<Option<u64
     options.retain(|(name, _)| name != RATE_LIMIT);
     let reader = OptionReader::new("a source", &own, RATE_OPTIONS)?;
     reader.given(RATE_LIMIT).map(|_| reader.number(RATE_LIMIT, 1, 1_000_000_000)).transpose()
+}
+
+/// Refuses an option that nobody knows and that is nearly one of those that every source takes. Those have been taken out.
+fn refuse_nearly_common(connector: &Connector, own: &[OptionSpec]) -> Result<()> {
+    let common = || RATE_OPTIONS.iter().chain(WATERMARK_OPTIONS).map(|spec| spec.name);
+    for given in connector.options.keys() {
+        let known = own.iter().any(|spec| spec.name.eq_ignore_ascii_case(given));
+        if known || nearest(given, own.iter().map(|spec| spec.name)).is_some() {
+            continue;
+        }
+        if let Some(near) = nearest(given, common()) {
+            return Err(Error::new(SqlState::UndefinedObject, format!("a source has no option \"{given}\""))
+                .with_detail(format!("Every source takes: {}.", common().collect::<Vec<_>>().join(", ")))
+                .with_hint(format!("Perhaps you meant \"{near}\".")));
+        }
+    }
+    Ok(())
 }
 
 /// Takes the options of the watermark out of `options`: (idle timeout, allowed lateness) in microseconds.
@@ -126,6 +143,7 @@ pub fn open_source(connector: &Connector, schema: &SchemaRef, include: &[String]
     let included = include.iter().map(|word| include_of(connector, word)).collect::<Result<Vec<Include>>>()?;
     let own: Vec<usize> = (0..schema.fields().len().saturating_sub(included.len())).collect();
     let (source, options) = (connect::source(name(connector)?)?, options(connector)?);
+    refuse_nearly_common(connector, source.options())?;
     let own = Arc::new(schema.project(&own)?);
     let source = waiting(|| source.open(&options, &own))?;
     connect::include::included(source, &included, schema)
@@ -136,6 +154,7 @@ pub fn infer_source(connector: &Connector) -> Result<SchemaRef> {
     /// Records that are looked at.
     const SAMPLE_ROWS: usize = 1000;
     let (source, options) = (connect::source(name(connector)?)?, options(connector)?);
+    refuse_nearly_common(connector, source.options())?;
     waiting(|| source.infer_schema(&options, SAMPLE_ROWS))
 }
 

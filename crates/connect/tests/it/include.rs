@@ -58,7 +58,7 @@ fn every_row_knows_the_byte_where_it_starts_however_it_is_read() {
         let path = folder.write("in", &text);
         let source = included(&path, &[("format", format)]);
         for columns in [None, Some(vec![2, 0]), Some(vec![3, 2]), Some(vec![2])] {
-            let mut reader = source.reader(&Split("0".into()), columns.as_deref()).unwrap();
+            let mut reader = source.reader(&split(&path), columns.as_deref()).unwrap();
             let mut portions = SmallRng::seed_from_u64(seed + 1);
             let portion = || (portions.random_range(1..2_000), portions.random_range(1..100_000));
             let (batch, ..) = drain(reader.as_mut(), Offset::START, portion, None);
@@ -76,7 +76,7 @@ fn every_row_knows_the_byte_where_it_starts_however_it_is_read() {
         }
         // A reader that begins anywhere agrees.
         if let Some((_, from)) = want.get(want.len() / 2) {
-            let mut reader = source.reader(&Split("0".into()), Some(&[2])).unwrap();
+            let mut reader = source.reader(&split(&path), Some(&[2])).unwrap();
             let (batch, ..) = drain(reader.as_mut(), Offset(*from as u64), || (700, 1 << 20), None);
             assert_eq!(batch.num_rows(), want.len() - want.len() / 2);
             assert_eq!(batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().value(0), *from);
@@ -89,7 +89,7 @@ fn rows_before_a_bad_record_that_stops_the_source_have_places_too() {
     let folder = Folder::new();
     let path = folder.write("in", "1,a\n2,b\nx,c\n");
     let source = included(&path, &[("format", "csv"), ("on_error", "stop")]);
-    let mut reader = source.reader(&Split("0".into()), None).unwrap();
+    let mut reader = source.reader(&split(&path), None).unwrap();
     let outcome = reader.read(Offset::START, 100, 1 << 20, None).unwrap();
     let path = path.display().to_string();
     assert_eq!(table(&outcome.batch), strings(&[&["1", "a", "0", &path], &["2", "b", "4", &path]]));

@@ -381,3 +381,24 @@ fn a_followed_folder_takes_new_files_whole() {
     write(&folder.path("a.parquet"), &numbers(11), 100, Compression::SNAPPY);
     assert_eq!(source.splits().unwrap_err().state().code(), "XX001");
 }
+
+#[test]
+fn included_offsets_are_the_numbers_of_the_rows_without_those_that_are_left_out() {
+    let folder = Folder::new();
+    let path = folder.path("places.parquet");
+    write(&path, &numbers(1_000), 300, Compression::UNCOMPRESSED);
+    // Every third row lacks its x, which the source does not allow.
+    let own = schema(&[("id", "int8"), ("x", "float8!")]);
+    let all = schema(&[("id", "int8"), ("x", "float8!"), ("o", "int8!")]);
+    let source = open(&path, PARQUET, &own).unwrap();
+    let source = connect::include::included(source, &[connect::Include::Offset], &all).unwrap();
+    let mut reader = source.reader(&split(&path), Some(&[2, 0])).unwrap();
+    let mut portions = SmallRng::seed_from_u64(7);
+    let portion = || (portions.random_range(1..400), portions.random_range(1..10_000));
+    let (batch, errors, ..) = drain(reader.as_mut(), Offset::START, portion, None);
+    let expected: Vec<i64> = (0..1_000).filter(|n| n % 3 > 0).collect();
+    for column in batch.columns() {
+        assert_eq!(column.as_primitive::<Int64Type>().values().to_vec(), expected);
+    }
+    assert_eq!(errors.len(), 334);
+}

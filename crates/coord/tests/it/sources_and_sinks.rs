@@ -578,6 +578,14 @@ async fn a_rate_limit_holds_for_every_moment_and_can_be_changed() {
     }
     assert!(last > 500.0 && steps > 5, "{last} rows in {steps} steps");
     assert_eq!(state_of(&mut s, "ALTER SOURCE f SET (rate_limit = 'much')").await, "22023");
+    for (mistyped, meant) in [("rate_limt", "rate_limit"), ("idle_timout", "idle_timeout"), ("pth", "path")] {
+        let file = input.display();
+        let create = format!(
+            "CREATE SOURCE g (k int) WITH (connector = 'file', path = '{file}', format = 'csv', {mistyped} = '5')"
+        );
+        let e = run(&mut s, &create).await.err().unwrap();
+        assert_eq!(e.hint(), Some(format!("Perhaps you meant \"{meant}\".").as_str()), "{e}");
+    }
     ok(&mut s, "ALTER SOURCE f SET (rate_limit = 4000)").await;
     assert!(rows(&mut s, "SHOW CREATE SOURCE f").await[0][1].contains("rate_limit = '4000'"));
     ok(&mut s, "ALTER SOURCE f RESET (rate_limit)").await;
