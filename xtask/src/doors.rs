@@ -4,7 +4,6 @@
 //! reach it by any path.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -32,7 +31,7 @@ const PREFIX: &str = "millstream-";
 /// Fails with one line per forbidden dependency.
 pub fn check() -> Result<(), String> {
     eprintln!("== doors");
-    let output = Command::new(env!("CARGO"))
+    let output = crate::cargo()
         .args(["metadata", "--format-version", "1", "--no-deps"])
         .output()
         .map_err(|e| format!("cargo metadata: {e}"))?;

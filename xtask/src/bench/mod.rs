@@ -17,7 +17,6 @@ mod transfers;
 mod visible;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use measure::Report;
 pub use nexmark::USAGE as NEXMARK_USAGE;
@@ -130,7 +129,7 @@ fn number(text: &str) -> std::result::Result<u64, String> {
 
 /// Builds the server as it is shipped, and says where it is.
 fn release_build() -> std::result::Result<PathBuf, String> {
-    let status = Command::new(env!("CARGO"))
+    let status = crate::cargo()
         .args(["build", "--release", "--workspace", "--bin", "millstream"])
         .status()
         .map_err(|e| format!("cargo build: {e}"))?;

@@ -190,7 +190,7 @@ fn files(choice: &Choice, event_rate: u64) -> Result<Option<PathBuf>> {
     if ["person", "auction", "bid"].iter().all(|table| cache.join(format!("{table}.{format}")).is_file()) {
         return Ok(Some(cache));
     }
-    let status = Command::new(env!("CARGO"))
+    let status = crate::cargo()
         .args(["run", "--release", "--workspace", "--example", "nexmark_files", "--"])
         .arg(&cache)
         .args([format, &choice.events.to_string(), &event_rate.to_string()])
