@@ -529,3 +529,68 @@ async fn partitions_of_a_top_n_end_with_their_windows() {
     assert!(one(&mut s, "SELECT count(*) FROM closed").await.parse::<u32>().unwrap() >= 30);
     instance.close().await;
 }
+
+/// Traps "outer join emits a NULL row for an already matched row after one side is evicted (SPARK-26154)" and "a late row in a
+/// window join": at every step, with and without what the watermark has freed, a join is what its query answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn outer_joins_whose_rows_expire_show_no_null_row_for_a_row_that_was_matched() {
+    for slots in [1, 3] {
+        let folder = scratch();
+        let instance = Instance::open(folder.path(), slots, 8);
+        let mut s = instance.session();
+        for table in ["a", "b"] {
+            ok(&mut s, &format!("CREATE TABLE {table} (id int, k int, ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '12 seconds') APPEND ONLY")).await;
+        }
+        let window = |t: &str| {
+            format!("(SELECT id, k, window_start, window_end FROM TUMBLE({t}, ts, INTERVAL '10 seconds')) {t}")
+        };
+        let on = "a.k = b.k AND a.window_start = b.window_start AND a.window_end = b.window_end";
+        let mut queries = Vec::new();
+        for kind in ["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"] {
+            queries.push(format!(
+                "SELECT a.id AS a, b.id AS b, a.window_start AS aw, b.window_start AS bw FROM {} {kind} {} ON {on}",
+                window("a"),
+                window("b")
+            ));
+            queries.push(format!("SELECT a.id AS a, b.id AS b, a.ts AS at FROM a {kind} b ON a.k = b.k AND b.ts BETWEEN a.ts AND a.ts + INTERVAL '7 seconds'"));
+        }
+        for negated in ["", "NOT "] {
+            queries.push(format!("SELECT id, k FROM a WHERE {negated}EXISTS (SELECT 1 FROM b WHERE b.k = a.k AND b.ts BETWEEN a.ts - INTERVAL '3 seconds' AND a.ts)"));
+        }
+        for (n, query) in queries.iter().enumerate() {
+            ok(&mut s, &format!("CREATE MATERIALIZED VIEW v{n} AS {query}")).await;
+        }
+        let mut rng = Rng::new(seed());
+        for step in 0..90 {
+            for table in ["a", "b"] {
+                let values: Vec<String> = (0..rng.below(6))
+                    .map(|n| {
+                        let second = step * 2 + 20 - rng.below(20);
+                        format!(
+                            "({}, {}, TIMESTAMP '2026-01-01' + {second} * INTERVAL '1 second')",
+                            step * 10 + n,
+                            rng.below(5)
+                        )
+                    })
+                    .collect();
+                if !values.is_empty() {
+                    ok(&mut s, &format!("INSERT INTO {table} VALUES {}", values.join(", "))).await;
+                }
+            }
+            if step % 9 == 8 {
+                for (n, query) in queries.iter().enumerate() {
+                    let differ = format!(
+                        "SELECT count(*) FROM ((SELECT * FROM v{n} EXCEPT ALL {query}) UNION ALL ({query} EXCEPT ALL SELECT * FROM v{n})) x"
+                    );
+                    assert_eq!(one(&mut s, &differ).await, "0", "{query}, step {step}, {slots} slots");
+                }
+            }
+        }
+        let late: u32 = one(&mut s, "SELECT (SELECT count(*) FROM \"a$late\") + (SELECT count(*) FROM \"b$late\")")
+            .await
+            .parse()
+            .unwrap();
+        assert!(late > 30, "{late}");
+        instance.close().await;
+    }
+}

@@ -7,12 +7,13 @@
 //!   so ("changelog violation") instead of carrying on with wrong state.
 //! * Work is in proportion to the change: state is reached through indexes and lists of what the epoch touched.
 //!
-//! Reading order: [`cells`], [`row_table`] and [`multiset`] hold rows, [`emit`] shapes output batches; [`stateless`], [`aggregate`],
+//! Reading order: [`cells`], [`row_table`], [`multiset`] and [`panes`] hold rows, [`emit`] shapes output batches; [`stateless`], [`aggregate`],
 //! [`join`] and [`topn`] are the operators; [`consolidate`] nets an epoch's changes by row.
 
 mod cells;
 mod emit;
 mod multiset;
+mod panes;
 mod row_table;
 
 mod aggregate;

@@ -10,7 +10,6 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
@@ -20,13 +19,14 @@ use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
 use flow::process::{Declaration, StateDeclaration};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
-use plan::stream::{RankKind, TimeClock, TimeColumn};
+use plan::stream::RankKind;
 use plan::{ChangeKind, TaskOp};
 
 use super::aggregate::check_append_only;
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types, record};
 use super::multiset::Multiset;
+use super::panes::Panes;
 use super::row_table::RowTable;
 use super::{OpContext, changelog_violation};
 
@@ -157,16 +157,13 @@ pub struct TopN {
     fresh: Vec<u32>,
 }
 
-/// Partitions by their time, so that those which are final are found without a search.
+/// When partitions end.
 struct Closing {
-    time: TimeColumn,
-    /// Which of the partition's columns it is.
+    panes: Panes,
+    /// Which of the partition's columns the time is.
     place: usize,
-    /// What has been reached: by the watermark, or by the processing time.
-    reached_us: i64,
     /// By partition; [`GONE`] when it is not there.
     times: Vec<i64>,
-    panes: BTreeMap<i64, Vec<u32>>,
 }
 
 const GONE: i64 = i64::MIN;
@@ -314,7 +311,7 @@ impl TopN {
         let closing = closes.map(|time| {
             let place = at(&partition_columns, time.column);
             let place = place.ok_or_else(|| Error::internal("a Top-N ends by a column that is not its partition's"))?;
-            Ok::<_, Error>(Closing { time, place, reached_us: GONE, times: Vec::new(), panes: BTreeMap::new() })
+            Ok::<_, Error>(Closing { panes: Panes::new(time), place, times: Vec::new() })
         });
         let closing = closing.transpose()?;
         Ok(TopN {
@@ -370,7 +367,7 @@ impl TopN {
                 // NULL is never final.
                 let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
                 closing.times[id as usize] = time;
-                closing.panes.entry(time).or_default().push(id);
+                closing.panes.at(time).push(id);
             }
         }
         for id in &self.ids {
@@ -535,7 +532,7 @@ fn difference(partition: u32, old: &[Placed], new: &[Placed], gone: &mut Pending
 impl ProcessFunction for TopN {
     fn declare(&self) -> Declaration {
         let by_ranks = self.forgets().then(|| format!("{} ranks per partition", self.window.end));
-        let bounded_by = self.closing.as_ref().map(|c| c.time.clock.words().to_owned()).or(by_ranks);
+        let bounded_by = self.closing.as_ref().map(|c| c.panes.time.clock.words().to_owned()).or(by_ranks);
         let rows = StateDeclaration {
             name: "rows",
             key: self.partition_types.clone(),
@@ -599,21 +596,22 @@ impl ProcessFunction for TopN {
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
-        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Event) {
-            closing.reached_us = watermark_us;
+        if let Some(closing) = &mut self.closing {
+            closing.panes.on_watermark(watermark_us);
         }
         Ok(())
     }
 
     fn on_time(&mut self, now_us: i64) -> Result<()> {
-        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Processing) {
-            closing.reached_us = closing.reached_us.max(now_us);
+        if let Some(closing) = &mut self.closing {
+            closing.panes.on_time(now_us);
         }
         Ok(())
     }
 
     fn state_bytes(&self) -> usize {
-        self.numbers.bytes() + self.partitions.capacity() * size_of::<Partition>() + self.heap
+        let closing = self.closing.as_ref().map_or(0, |c| c.panes.bytes() + c.times.capacity() * 8);
+        self.numbers.bytes() + self.partitions.capacity() * size_of::<Partition>() + self.heap + closing
     }
 
     fn rows_touched(&self) -> u64 {
@@ -625,9 +623,7 @@ impl TopN {
     /// Forgets the partitions that are final; what they show stays.
     fn close(&mut self) {
         let Some(closing) = &mut self.closing else { return };
-        let due = |time: &i64| time.saturating_add(closing.time.after_us) <= closing.reached_us;
-        while let Some(pane) = closing.panes.first_entry().filter(|p| due(p.key())) {
-            let (time, ids) = pane.remove_entry();
+        while let Some((time, ids)) = closing.panes.take_due() {
             for id in ids {
                 // One that lost its last row, or whose number serves another.
                 if closing.times[id as usize] != time {

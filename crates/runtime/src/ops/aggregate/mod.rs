@@ -14,7 +14,6 @@ mod session;
 
 pub use session::Session;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, NullArray, PrimitiveArray};
@@ -24,13 +23,14 @@ use arrow::compute::{cast, filter};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::keys::{KeyEncoder, canonical};
-use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
+use flow::process::{Declaration, StateDeclaration};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
 use plan::ChangeKind;
 use plan::stream::{AggCall, AggFunction, TimeClock, TimeColumn};
 
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types};
+use super::panes::Panes;
 use super::row_table::RowTable;
 use super::{OpContext, changelog_violation};
 use accumulate::{Accumulator, Counts, accumulator};
@@ -44,29 +44,13 @@ struct Call {
     accumulator: Option<Box<dyn Accumulator>>,
 }
 
-/// Groups by their event time, so that those which are final are found without a search.
+/// What the watermark does to groups.
 struct Closing {
-    time: TimeColumn,
+    panes: Panes,
     /// Whether groups come out when they close, and only then.
     emits: bool,
     /// Whether a group stands for equal rows, and comes out as often as it has rows.
     holds_rows: bool,
-    /// What has been reached: by the watermark, or by the processing time.
-    watermark_us: i64,
-    /// The groups that were made with each time; NULL is the last of all. A group that is gone, and whose number another has
-    /// taken, is still here.
-    panes: BTreeMap<i64, Vec<u32>>,
-}
-
-impl Closing {
-    /// Whether an epoch must be opened for a group to come out.
-    fn waits_for_clock(&self) -> bool {
-        self.emits && self.time.clock == TimeClock::Processing
-    }
-
-    fn bytes(&self) -> usize {
-        self.panes.values().map(|p| 64 + p.capacity() * size_of::<u32>()).sum()
-    }
 }
 
 /// Groups that an epoch touched first in one batch, with their rows as they were before it.
@@ -136,11 +120,9 @@ impl Aggregate {
             global: group.is_empty(),
             idle: group.is_empty() && ctx.slot.0 != 0,
             closing: closes.time.map(|time| Closing {
-                time,
+                panes: Panes::new(time),
                 emits: closes.emits,
                 holds_rows: false,
-                watermark_us: WATERMARK_START,
-                panes: BTreeMap::new(),
             }),
             deletes: Outbox::new(schema.clone(), ctx.batch_rows),
             inserts: Outbox::new(schema, ctx.batch_rows),
@@ -180,7 +162,7 @@ impl Aggregate {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        let times = times_of(keys.get(closing.time.column))?;
+        let times = times_of(keys.get(closing.panes.time.column))?;
         let mut last: Option<(i64, &mut Vec<u32>)> = None;
         for i in &self.fresh {
             let row = *i as usize;
@@ -188,7 +170,7 @@ impl Aggregate {
             // Neighbours often share their pane.
             let pane = match last {
                 Some((t, pane)) if t == time => pane,
-                _ => closing.panes.entry(time).or_default(),
+                _ => closing.panes.at(time),
             };
             pane.push(self.ids[row]);
             last = Some((time, pane));
@@ -200,10 +182,8 @@ impl Aggregate {
     fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
         loop {
             let Some(closing) = &mut self.closing else { return Ok(()) };
-            let due = |time: &i64| time.saturating_add(closing.time.after_us) <= closing.watermark_us;
-            let Some(pane) = closing.panes.first_entry().filter(|p| due(p.key())) else { return Ok(()) };
-            let (time, groups) = pane.remove_entry();
-            let (column, emits, holds_rows) = (closing.time.column, closing.emits, closing.holds_rows);
+            let Some((time, groups)) = closing.panes.take_due() else { return Ok(()) };
+            let (column, emits, holds_rows) = (closing.panes.time.column, closing.emits, closing.holds_rows);
             let groups = self.still_there(column, time, groups)?;
             for chunk in groups.chunks(self.batch_rows) {
                 if emits && holds_rows {
@@ -480,12 +460,15 @@ impl ProcessFunction for Aggregate {
             key: self.group_types.clone(),
             holds,
             bounded_by: match (&self.closing, self.global) {
-                (Some(closing), _) => Some(closing.time.clock.words().into()),
+                (Some(closing), _) => Some(closing.panes.time.clock.words().into()),
                 (None, true) => Some("one row".into()),
                 (None, false) => None,
             },
         };
-        Declaration { states: vec![groups], timers: self.closing.as_ref().is_some_and(Closing::waits_for_clock) }
+        Declaration {
+            states: vec![groups],
+            timers: self.closing.as_ref().is_some_and(|c| c.emits && c.panes.time.clock == TimeClock::Processing),
+        }
     }
 
     fn process(&mut self, _port: usize, batch: ChangeBatch, _out: &mut dyn Collector) -> Result<()> {
@@ -533,27 +516,26 @@ impl ProcessFunction for Aggregate {
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
-        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Event) {
-            closing.watermark_us = watermark_us;
+        if let Some(closing) = &mut self.closing {
+            closing.panes.on_watermark(watermark_us);
         }
         Ok(())
     }
 
     fn on_time(&mut self, now_us: i64) -> Result<()> {
-        if let Some(closing) = self.closing.as_mut().filter(|c| c.time.clock == TimeClock::Processing) {
-            closing.watermark_us = closing.watermark_us.max(now_us);
+        if let Some(closing) = &mut self.closing {
+            closing.panes.on_time(now_us);
         }
         Ok(())
     }
 
     fn next_timer(&self) -> Option<i64> {
-        let closing = self.closing.as_ref().filter(|c| c.waits_for_clock())?;
-        closing.panes.keys().next().map(|time| time.saturating_add(closing.time.after_us))
+        self.closing.as_ref().filter(|c| c.emits)?.panes.next_timer()
     }
 
     fn state_bytes(&self) -> usize {
         let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
-        let panes = self.closing.as_ref().map_or(0, Closing::bytes);
+        let panes = self.closing.as_ref().map_or(0, |c| c.panes.bytes());
         self.groups.bytes() + self.rows.0.capacity() * 8 + self.touched_now.bytes() + calls + panes
     }
 

@@ -15,16 +15,17 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter;
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
-use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
+use flow::process::{Declaration, StateDeclaration};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
 use plan::ChangeKind;
-use plan::stream::{AggCall, TimeClock, TimeColumn};
+use plan::stream::{AggCall, TimeClock};
 
 use super::accumulate::Counts;
 use super::{Call, Closes, check_append_only, different, evaluate_calls, make_calls, update_calls, words};
 use crate::ops::OpContext;
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::emit::{Outbox, check_types};
+use crate::ops::panes::Panes;
 use crate::ops::row_table::{NONE, RowTable};
 
 /// Bytes that a session in a tree is reckoned at.
@@ -81,22 +82,11 @@ impl Table {
     }
 }
 
-/// When sessions end.
+/// When sessions end. One that was stretched since it was noted is noted again when its turn comes.
 struct Ending {
-    time: TimeColumn,
+    panes: Panes,
     /// Whether sessions come out when they are final, and only then.
     emits: bool,
-    /// What has been reached: by the watermark, or by the processing time.
-    watermark_us: i64,
-    /// Sessions by the end that they had when they were noted; one that was stretched is noted again when its turn comes.
-    ends: BTreeMap<i64, Vec<u32>>,
-}
-
-impl Ending {
-    /// Whether an epoch must be opened for a session to come out.
-    fn waits_for_clock(&self) -> bool {
-        self.emits && self.time.clock == TimeClock::Processing
-    }
 }
 
 /// Sessions that an epoch touched first in one batch, as they were before it.
@@ -178,12 +168,7 @@ impl Session {
             born: Vec::new(),
             joined: Vec::new(),
             touched_now: Bits::default(),
-            ending: ends.time.map(|time| Ending {
-                time,
-                emits: ends.emits,
-                watermark_us: WATERMARK_START,
-                ends: BTreeMap::new(),
-            }),
+            ending: ends.time.map(|time| Ending { panes: Panes::new(time), emits: ends.emits }),
             deletes: Outbox::new(Arc::clone(&schema), ctx.batch_rows),
             inserts: Outbox::new(schema, ctx.batch_rows),
             batch_rows: ctx.batch_rows.max(1),
@@ -220,22 +205,14 @@ impl Session {
     /// The session of a row that opens one, or whose partition has several.
     fn find_slowly(&mut self, partition: u32, at: i64, found: &mut Found) -> u32 {
         let place = &mut self.of_partition[partition as usize];
-        let tree = match place {
-            Sessions::None => {
-                let session = self.table.open(partition, at);
-                *place = Sessions::One(session);
-                return self.bear(session);
-            }
-            Sessions::One(one) => {
-                self.in_trees += 1;
-                let tree = BTreeMap::from([(self.table.first[*one as usize], *one)]);
-                *place = Sessions::Many(tree);
-                match place {
-                    Sessions::Many(tree) => tree,
-                    _ => unreachable!("it was just made"),
-                }
-            }
-            Sessions::Many(tree) => tree,
+        if let Sessions::One(one) = place {
+            self.in_trees += 1;
+            *place = Sessions::Many(BTreeMap::from([(self.table.first[*one as usize], *one)]));
+        }
+        let Sessions::Many(tree) = place else {
+            let session = self.table.open(partition, at);
+            *place = Sessions::One(session);
+            return self.bear(session);
         };
         let gap_us = self.gap_us;
         let reached = |s: &u32| self.table.reaches(*s, at, gap_us);
@@ -423,9 +400,7 @@ impl Session {
     fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
         loop {
             let Some(ending) = &mut self.ending else { return Ok(()) };
-            let due = |end: &i64| end.saturating_add(ending.time.after_us) <= ending.watermark_us;
-            let Some(entry) = ending.ends.first_entry().filter(|e| due(e.key())) else { return Ok(()) };
-            let (end, noted) = entry.remove_entry();
+            let Some((end, noted)) = ending.panes.take_due() else { return Ok(()) };
             let emits = ending.emits;
             let mut closed = Vec::with_capacity(noted.len());
             for session in noted {
@@ -437,7 +412,7 @@ impl Session {
                 let now = self.table.last[s].saturating_add(self.gap_us);
                 if now > end {
                     self.table.noted[s] = now;
-                    ending.ends.entry(now).or_default().push(session);
+                    ending.panes.at(now).push(session);
                 } else {
                     self.table.noted[s] = UNNOTED;
                     closed.push(session);
@@ -487,7 +462,7 @@ impl Session {
                 // The least number stands for "not noted"; nothing so early is ever due later than the next one.
                 let end = end.max(UNNOTED + 1);
                 self.table.noted[s] = end;
-                ending.ends.entry(end).or_default().push(*session);
+                ending.panes.at(end).push(*session);
             }
         }
     }
@@ -500,9 +475,12 @@ impl ProcessFunction for Session {
             name: "sessions",
             key: self.key_types.clone(),
             holds,
-            bounded_by: self.ending.as_ref().map(|e| e.time.clock.words().into()),
+            bounded_by: self.ending.as_ref().map(|e| e.panes.time.clock.words().into()),
         };
-        Declaration { states: vec![sessions], timers: self.ending.as_ref().is_some_and(Ending::waits_for_clock) }
+        Declaration {
+            states: vec![sessions],
+            timers: self.ending.as_ref().is_some_and(|e| e.emits && e.panes.time.clock == TimeClock::Processing),
+        }
     }
 
     fn process(&mut self, _port: usize, mut batch: ChangeBatch, _out: &mut dyn Collector) -> Result<()> {
@@ -563,27 +541,26 @@ impl ProcessFunction for Session {
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
-        if let Some(ending) = self.ending.as_mut().filter(|e| e.time.clock == TimeClock::Event) {
-            ending.watermark_us = watermark_us;
+        if let Some(ending) = &mut self.ending {
+            ending.panes.on_watermark(watermark_us);
         }
         Ok(())
     }
 
     fn on_time(&mut self, now_us: i64) -> Result<()> {
-        if let Some(ending) = self.ending.as_mut().filter(|e| e.time.clock == TimeClock::Processing) {
-            ending.watermark_us = ending.watermark_us.max(now_us);
+        if let Some(ending) = &mut self.ending {
+            ending.panes.on_time(now_us);
         }
         Ok(())
     }
 
     fn next_timer(&self) -> Option<i64> {
-        let ending = self.ending.as_ref().filter(|e| e.waits_for_clock())?;
-        ending.ends.keys().next().map(|end| end.saturating_add(ending.time.after_us))
+        self.ending.as_ref().filter(|e| e.emits)?.panes.next_timer()
     }
 
     fn state_bytes(&self) -> usize {
         let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
-        let ends = self.ending.as_ref().map_or(0, |e| e.ends.len() * TREE_ENTRY);
+        let ends = self.ending.as_ref().map_or(0, |e| e.panes.bytes());
         self.partitions.bytes()
             + self.of_partition.capacity() * size_of::<Sessions>()
             + self.in_trees * TREE_ENTRY
