@@ -5,6 +5,8 @@
 
 pub mod directory;
 pub mod log;
+pub mod permit;
 
 pub use directory::DataDirectory;
 pub use log::{Log, Position};
+pub use permit::{CommitPermit, Generation};

@@ -4,7 +4,8 @@
 //! reads a clock: `now_us` (microseconds since the Unix epoch, or any clock that never goes back) comes from the caller.
 
 use arrow::datatypes::SchemaRef;
-use flow::{ChangeBatch, Epoch, Result};
+use checkpoint::CommitPermit;
+use flow::{ChangeBatch, Epoch, Error, Result};
 
 use crate::options::{Form, OptionSpec, Options};
 
@@ -21,6 +22,15 @@ pub struct SinkRequest<'a> {
     pub keys: &'a [Vec<usize>],
     /// What the rows come from, as records name it.
     pub relation: &'a str,
+}
+
+/// What a sink promises of the epochs that it has published, over any crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Each change exactly once: output is staged, becomes durable with a checkpoint, and is published after it.
+    ExactlyOnce,
+    /// After a restart the whole content is delivered anew: published at once, repeated by a restart.
+    Rewritten,
 }
 
 /// A kind of sink, found by name with [`crate::sink`].
@@ -40,6 +50,24 @@ pub trait SinkConnector: Send + Sync {
     /// Starts writing from nothing: the caller will deliver the whole content of the relation, then its changes. Errors as
     /// [`validate`](Self::validate), and `53100`/`58030` from the target.
     fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>>;
+
+    /// What a sink with these options promises.
+    fn delivery(&self, _options: &Options) -> Result<Delivery> {
+        Ok(Delivery::Rewritten)
+    }
+
+    /// Goes on where a checkpoint has left a sink that delivers exactly once. `prepared` is what
+    /// [`SinkWriter::prepare`] gave for it. First finishes the commit that `permit` allows, whether or not it had begun; then
+    /// clears away what was staged after it. The caller delivers the changes of later epochs. Errors as [`open`](Self::open),
+    /// and `XX001` when what was prepared is not there any more.
+    fn resume(
+        &self,
+        _request: &SinkRequest<'_>,
+        _permit: &CommitPermit,
+        _prepared: &[u8],
+    ) -> Result<Box<dyn SinkWriter>> {
+        Err(Error::internal("a sink that does not deliver exactly once cannot go on"))
+    }
 }
 
 /// Takes the changes of one sink, from one thread at a time. After an error it is never called again.
@@ -66,6 +94,19 @@ pub trait SinkWriter: Send {
 
     /// The last epoch that readers of the target can see, whole.
     fn published(&self) -> Epoch;
+
+    /// Makes everything up to `epoch`, which is finished, durable without making it visible. Returns what
+    /// [`commit`](Self::commit) and [`SinkConnector::resume`] need, in a format that stays readable. Only for sinks that
+    /// deliver exactly once. No change of a later epoch was written before.
+    fn prepare(&mut self, _epoch: Epoch) -> Result<Vec<u8>> {
+        Err(Error::internal("a sink that does not deliver exactly once was asked to prepare"))
+    }
+
+    /// Makes visible what was prepared for the permit's epoch. May be called again after an error or a crash with the same
+    /// effect as once. Changes of later epochs may have been written since `prepare`, and stay invisible.
+    fn commit(&mut self, _permit: &CommitPermit, _prepared: &[u8]) -> Result<()> {
+        Err(Error::internal("a sink that does not deliver exactly once was asked to commit"))
+    }
 
     /// Rows written to the target, for the statistics.
     fn rows_written(&self) -> u64;

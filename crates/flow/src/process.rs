@@ -1,9 +1,9 @@
 //! Process functions: the one interface that every operator, built in or written by a user, implements.
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 
 use crate::change::ChangeBatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::Epoch;
 
 /// One keyed state of a process function, as `EXPLAIN (LAYER process)` shows it.
@@ -24,6 +24,33 @@ pub struct Declaration {
     pub states: Vec<StateDeclaration>,
     /// Whether the function ever sets a timer.
     pub timers: bool,
+}
+
+/// One part of a function's state as checkpoints keep it: a table whose rows carry typed columns of the state.
+///
+/// The content of a part is what the changes of all checkpoints so far come to, see [`PartKind`]. Its shape belongs to the
+/// format of checkpoints: a part that changes gets another name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatePart {
+    /// Unique within the function.
+    pub name: &'static str,
+    pub schema: SchemaRef,
+    pub kind: PartKind,
+    /// The rows lie where the rows of this input lie.
+    pub port: usize,
+    /// By leading column of `schema` the column of that input which it holds, so that a row's slot can be told from it. It
+    /// covers the columns by which the input is spread over the slots.
+    pub columns: Vec<usize>,
+}
+
+/// How the changes of a part add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// The content is a multiset of rows: the sum of all changes.
+    Counted,
+    /// The first `key` columns tell the rows apart. An insertion takes the place of the row with that key, if there is one; a
+    /// deletion ends it, and only its key columns count. The order of changes matters. With `key` 0 there is at most one row.
+    Keyed { key: usize },
 }
 
 /// The watermark of an input that promises nothing.
@@ -81,6 +108,43 @@ pub trait ProcessFunction: Send {
     /// [`finish_epoch`](Self::finish_epoch) of every epoch, after its rows. Later epochs have later times; the portions of what
     /// a job reads when it starts all have that of its start.
     fn on_time(&mut self, _now_us: i64) -> Result<()> {
+        Ok(())
+    }
+
+    /// The parts of the state that a checkpoint keeps; constant over the function's life. A function without parts is as good
+    /// as new between two epochs, but for what [`on_watermark`](Self::on_watermark) and [`on_time`](Self::on_time) have told it.
+    fn parts(&self) -> Vec<StatePart> {
+        Vec::new()
+    }
+
+    /// From now on the changes of the state are to be told by [`freeze`](Self::freeze). Called at most once, before the first
+    /// epoch of this instance and after [`restored`](Self::restored).
+    fn track(&mut self) {}
+
+    /// Appends what has changed in each part (by its index in [`parts`](Self::parts)) since the last call, or since
+    /// [`track`](Self::track): the whole state, if it began empty. Called between two epochs, on the thread that runs the
+    /// function, so it is quick: batches are passed on by reference, and what must be copied is in proportion to the change.
+    /// Batches are in the part's schema; those of one part in the order in which they count.
+    fn freeze(&mut self, _out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Bytes held only to be told by [`freeze`](Self::freeze): it is called early, between two checkpoints, when they grow.
+    fn tracked_bytes(&self) -> usize {
+        0
+    }
+
+    /// Takes rows of the content of a part into the state of a new instance: those that belong to its slot, each row of a
+    /// counted part once with its multiplicity, each row of a keyed part as an insertion. Nothing is emitted for them.
+    /// Errors: `XX001` for rows that the function cannot have written.
+    fn restore(&mut self, _part: usize, _rows: ChangeBatch) -> Result<()> {
+        Err(Error::internal("rows of a state that the function does not have"))
+    }
+
+    /// All parts are restored, perhaps without a row: the instance is where the checkpoint's epoch ended, so what a function
+    /// does once at its start is done. `watermarks_us` are what the ports were promised until then, `now_us` is that
+    /// epoch's processing time.
+    fn restored(&mut self, _watermarks_us: &[i64], _now_us: i64) -> Result<()> {
         Ok(())
     }
 

@@ -12,7 +12,7 @@ mod lower;
 pub use lower::{Terminal, ViewTraits, lower, view_traits};
 
 /// Raised whenever the meaning of a stored or transmitted process plan changes.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 4;
 
 /// One job: its tasks in topological order (inputs before readers). The last task is the terminal one
 /// ([`TaskOp::Materialize`] or [`TaskOp::Deliver`]). A task may have several readers, and one reader may take it on
@@ -42,6 +42,21 @@ pub struct Task {
 pub struct Input {
     pub from: TaskId,
     pub exchange: Exchange,
+    /// Where the rows lie that come over this input, at any parallelism: state over them is restored by it.
+    pub placed: Placed,
+}
+
+/// Which slot the rows of an input come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placed {
+    /// Any; none of them is taken away again.
+    Anywhere,
+    /// The one that owns the vnode of these columns of the sender's schema.
+    Hash(Vec<usize>),
+    /// Slot 0.
+    Single,
+    /// Every slot has all of them.
+    Everywhere,
 }
 
 /// How rows get from the slots of one task to the slots of the next.

@@ -6,7 +6,7 @@
 
 use flow::{JobId, RelationId, Result, TaskId};
 
-use super::{Exchange, Input, PLAN_VERSION, ProcessPlan, Task, TaskOp};
+use super::{Exchange, Input, PLAN_VERSION, Placed, ProcessPlan, Task, TaskOp};
 use crate::stream::{ChangeKind, Distribution, StreamNode, StreamOp, TimeColumn, contains_key, expiries, placement};
 
 /// What the last task of a job does with the result.
@@ -52,7 +52,8 @@ pub fn lower(node: &StreamNode, job: JobId, terminal: Terminal) -> Result<Proces
             (TaskOp::Deliver { sink }, exchange)
         }
     };
-    tasks.push(op, vec![Input { from, exchange }], node.schema.clone(), change_kind)?;
+    let placed = placed(&exchange, &node.traits.distribution);
+    tasks.push(op, vec![Input { from, exchange, placed }], node.schema.clone(), change_kind)?;
     Ok(ProcessPlan { version: PLAN_VERSION, job, tasks: tasks.tasks })
 }
 
@@ -105,7 +106,11 @@ impl<'a> Tasks<'a> {
             from.push(self.add(input)?);
         }
         let exchanges = placement(&node.op, &node.inputs).exchanges;
-        let inputs = from.into_iter().zip(exchanges).map(|(from, exchange)| Input { from, exchange }).collect();
+        let inputs = from.into_iter().zip(exchanges).zip(&node.inputs).map(|((from, exchange), input)| {
+            let placed = placed(&exchange, &input.traits.distribution);
+            Input { from, exchange, placed }
+        });
+        let inputs = inputs.collect();
         let task = self.push(task_op(node), inputs, node.schema.clone(), node.traits.change_kind)?;
         self.made.push((node, task));
         Ok(task)
@@ -122,6 +127,18 @@ impl<'a> Tasks<'a> {
             u32::try_from(self.tasks.len()).map_err(|_| flow::Error::internal("a job with more than 2^32 tasks"))?;
         self.tasks.push(Task { id: TaskId(id), op, inputs, schema, change_kind });
         Ok(TaskId(id))
+    }
+}
+
+/// Where rows lie that lay by `before` and have gone through `exchange`.
+fn placed(exchange: &Exchange, before: &Distribution) -> Placed {
+    match (exchange, before) {
+        (Exchange::Hash(columns), _) => Placed::Hash(columns.clone()),
+        (Exchange::Gather, _) => Placed::Single,
+        (Exchange::Broadcast, _) => Placed::Everywhere,
+        (Exchange::Forward, Distribution::Hash(columns)) => Placed::Hash(columns.clone()),
+        (Exchange::Forward, Distribution::Single) => Placed::Single,
+        (Exchange::Forward, Distribution::Arbitrary) => Placed::Anywhere,
     }
 }
 

@@ -4,7 +4,7 @@
 //! input that already lies right is not moved. The two sides of a join lie right together only when they are hashed by
 //! corresponding columns in the same order.
 
-use super::{Distribution, JoinKind, StreamNode, StreamOp};
+use super::{ChangeKind, Distribution, JoinKind, StreamNode, StreamOp};
 use crate::process::Exchange;
 
 /// What [`placement`] decides for one operator.
@@ -42,10 +42,11 @@ pub(crate) fn placement(op: &StreamOp, inputs: &[StreamNode]) -> Placement {
             let map = |c: usize| schema.as_ref().and_then(|s| super::build::kept_column(exprs, s, c));
             forward(map_distribution(&distribution(0), map), 1)
         }
-        StreamOp::Filter { .. }
-        | StreamOp::EmitOnClose { .. }
-        | StreamOp::ProcessingTime
-        | StreamOp::TemporalFilter { .. } => forward(distribution(0), 1),
+        StreamOp::Filter { .. } | StreamOp::ProcessingTime => forward(distribution(0), 1),
+        StreamOp::EmitOnClose { .. } | StreamOp::TemporalFilter { .. } => {
+            let (exchange, output) = found_again(inputs.first());
+            Placement { exchanges: vec![exchange], output }
+        }
         StreamOp::Unnest { column } => forward(map_distribution(&distribution(0), |c| (c != *column).then_some(c)), 1),
         StreamOp::Union => {
             let first = distribution(0);
@@ -70,7 +71,7 @@ pub(crate) fn placement(op: &StreamOp, inputs: &[StreamNode]) -> Placement {
             let width = inputs.first().map_or(0, |n| n.schema.fields().len());
             let at_most_one_left = inputs.first().is_some_and(|n| n.traits.unique_keys.iter().any(Vec::is_empty));
             if *null_aware || on.is_empty() {
-                unkeyed_join(*kind, distribution(0), distribution(1), at_most_one_left && !*null_aware, width)
+                unkeyed_join(*kind, inputs, at_most_one_left && !*null_aware, width)
             } else {
                 keyed_join(*kind, on, distribution(0), distribution(1), width)
             }
@@ -133,13 +134,9 @@ fn keyed_join(
 }
 
 /// Without keys every row of one side must meet every row of the other: one side goes to all slots, or both to one.
-fn unkeyed_join(
-    kind: JoinKind,
-    left: Distribution,
-    right: Distribution,
-    at_most_one_left: bool,
-    width: usize,
-) -> Placement {
+fn unkeyed_join(kind: JoinKind, inputs: &[StreamNode], at_most_one_left: bool, width: usize) -> Placement {
+    let distribution = |i: usize| inputs.get(i).map_or(Distribution::Arbitrary, |n| n.traits.distribution.clone());
+    let (left, right) = (distribution(0), distribution(1));
     if left == Distribution::Single && right == Distribution::Single {
         return forward(Distribution::Single, 2);
     }
@@ -148,10 +145,29 @@ fn unkeyed_join(
         JoinKind::Right | JoinKind::Full => {
             Placement { exchanges: vec![gather(&left), gather(&right)], output: Distribution::Single }
         }
-        JoinKind::Inner if at_most_one_left => Placement {
-            exchanges: vec![Exchange::Broadcast, Exchange::Forward],
-            output: map_distribution(&right, |c| Some(c + width)),
-        },
-        _ => Placement { exchanges: vec![Exchange::Forward, Exchange::Broadcast], output: left },
+        JoinKind::Inner if at_most_one_left => {
+            let (exchange, right) = found_again(inputs.get(1));
+            Placement {
+                exchanges: vec![Exchange::Broadcast, exchange],
+                output: map_distribution(&right, |c| Some(c + width)),
+            }
+        }
+        _ => {
+            let (exchange, left) = found_again(inputs.first());
+            Placement { exchanges: vec![exchange, Exchange::Broadcast], output: left }
+        }
+    }
+}
+
+/// Where rows are kept one by one. A row that can be taken away must be found at any parallelism, so if nothing says on
+/// which slot it lies, all of it does.
+fn found_again(input: Option<&StreamNode>) -> (Exchange, Distribution) {
+    match input {
+        Some(n) if n.traits.distribution == Distribution::Arbitrary && n.traits.change_kind == ChangeKind::Retract => {
+            let all: Vec<usize> = (0..n.schema.fields().len()).collect();
+            (Exchange::Hash(all.clone()), Distribution::Hash(all))
+        }
+        Some(n) => (Exchange::Forward, n.traits.distribution.clone()),
+        None => (Exchange::Forward, Distribution::Arbitrary),
     }
 }
