@@ -14,10 +14,11 @@ use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
 use parking_lot::{Mutex, RwLock};
 use plan::ProcessPlan;
 use runtime::job::partition;
-use runtime::{DeploymentId, FromSlot, Tick, ToSlot, Worker};
+use runtime::{DeploymentId, FromSlot, Restore, Tick, ToSlot, Worker};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
 use crate::job::{JobBoard, JobState, Phase};
 use crate::subscriptions::{Feeds, Why};
@@ -57,6 +58,12 @@ pub enum Event {
         deployment: DeploymentId,
         error: Error,
     },
+    /// A checkpoint is wanted now. The answer is its epoch; the newest one's, if nothing has happened since.
+    Checkpoint {
+        reply: oneshot::Sender<Result<Epoch>>,
+    },
+    /// The checkpoint under way has ended, one way or the other.
+    CheckpointEnded(Result<Epoch>),
     /// A job has to stop for a cause outside of the slots (its sink, its source).
     StopJob {
         relation: RelationId,
@@ -73,10 +80,22 @@ pub struct Deploy {
     pub inputs: Vec<RelationId>,
     /// Whether readers wait for this job (views) or not (sinks).
     pub is_view: bool,
+    /// Whether checkpoints keep the job's state.
+    pub kept: bool,
+    /// What the job goes on from, instead of what its inputs hold.
+    pub restore: Option<Restored>,
     /// Called on the clock thread once the first epoch is known: what feeds the back-fill, if one is needed. The feeder
     /// is let go when every slot has been told of the job, or its rows would come too early.
     pub start: Start,
     pub reply: oneshot::Sender<Result<Started>>,
+}
+
+/// A job's state in a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The first epoch that the job has shown, ever.
+    pub incarnation: Epoch,
+    pub state: Arc<Restore>,
 }
 
 /// Decides whether a job must back-fill, given where it starts.
@@ -307,6 +326,7 @@ pub struct ClockLoop {
     timers: Vec<Option<i64>>,
     deliver: Box<dyn Fn(FromSlot) + Send>,
     on_complete: Box<dyn Fn(Epoch) + Send>,
+    checkpoints: Option<Schedule>,
     stopped: bool,
 }
 
@@ -321,6 +341,8 @@ impl ClockLoop {
         reserved: Epoch,
         deliver: Box<dyn Fn(FromSlot) + Send>,
         on_complete: Box<dyn Fn(Epoch) + Send>,
+        checkpoints: Option<Schedule>,
+        stamped_us: Option<i64>,
     ) -> ClockLoop {
         let cut = Epoch(clock.open.read().0 - 1);
         let timers = vec![None; worker.slots()];
@@ -334,10 +356,11 @@ impl ClockLoop {
             cut,
             reserved,
             last_cut_us: i64::MIN / 2,
-            stamped_us: i64::MIN / 2,
+            stamped_us: stamped_us.unwrap_or(i64::MIN / 2),
             timers,
             deliver,
             on_complete,
+            checkpoints,
             stopped: false,
         }
     }
@@ -364,7 +387,8 @@ impl ClockLoop {
     /// How long nothing can become due; `None` for ever.
     fn wait(&self) -> Option<Duration> {
         let now = self.time.now_us();
-        let mut due = self.timers().chain(self.clock.next_idle_us()).min();
+        let checkpoint = self.checkpoints.as_ref().and_then(Schedule::due_us);
+        let mut due = self.timers().chain(self.clock.next_idle_us()).chain(checkpoint).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
             let cut_at = self.last_cut_us + self.interval_us();
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
@@ -426,6 +450,24 @@ impl ClockLoop {
             }
             Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
             Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
+            Event::FromSlot(FromSlot::Stored { slot, deployment, epoch, state }) => {
+                self.tell(ToKeeper::Stored { slot, deployment, epoch, state });
+            }
+            Event::FromSlot(FromSlot::NotStored { deployment, error, .. }) => self.unkeep(deployment, &error),
+            Event::Checkpoint { reply } => match &mut self.checkpoints {
+                Some(schedule) => schedule.waiting.push(reply),
+                None => {
+                    let _ = reply.send(Err(Error::new(
+                        flow::SqlState::ObjectNotInPrerequisiteState,
+                        "checkpoints are switched off",
+                    )));
+                }
+            },
+            Event::CheckpointEnded(outcome) => {
+                if let Some(schedule) = &mut self.checkpoints {
+                    schedule.ended(&outcome, self.time.now_us());
+                }
+            }
             Event::Deploy(deploy) => {
                 // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
                 // snapshot.
@@ -464,7 +506,8 @@ impl ClockLoop {
     /// Cuts the open epoch if there is a reason to and room for it.
     pub fn try_cut(&mut self) {
         let now = self.time.now_us();
-        let timer_due = self.timers().chain(self.clock.next_idle_us()).any(|at| at <= now);
+        let checkpoint_due = self.checkpoints.as_mut().is_some_and(|schedule| schedule.is_due(now));
+        let timer_due = checkpoint_due || self.timers().chain(self.clock.next_idle_us()).any(|at| at <= now);
         if !(self.has_input() || timer_due) {
             return;
         }
@@ -481,8 +524,9 @@ impl ClockLoop {
             return;
         }
         self.last_cut_us = now_us;
+        let checkpoint = self.checkpoints.as_mut().is_some_and(|schedule| schedule.is_due(now_us));
         let now_us = self.stamp(now_us);
-        let (pending, watermarks) = {
+        let (pending, watermarks, captured) = {
             let mut open = self.clock.open.write();
             let epoch = *open;
             *open = epoch.next();
@@ -490,7 +534,8 @@ impl ClockLoop {
             // Within the lease: the rows of the next epoch are measured by what is promised here.
             let watermarks: Vec<(RelationId, i64)> =
                 self.clock.gates.read().values().map(|gate| (gate.relation, gate.advance(now_us))).collect();
-            (std::mem::take(&mut *self.clock.pending.lock()), watermarks)
+            let captured = self.checkpoints.as_ref().filter(|_| checkpoint).map(|schedule| (schedule.capture)(epoch));
+            (std::mem::take(&mut *self.clock.pending.lock()), watermarks, captured)
         };
         let epoch = self.cut;
         if let Err(failed) = self.make_durable(epoch, pending.logged) {
@@ -499,6 +544,11 @@ impl ClockLoop {
             return;
         }
         self.clock.durable.send_modify(|d| d.epoch = epoch);
+        if let Some(captured) = captured {
+            self.begin_checkpoint(epoch, now_us, captured);
+        } else if let Some(schedule) = &mut self.checkpoints {
+            schedule.changed_us.get_or_insert(now_us);
+        }
         for (relation, changes) in pending.inputs {
             if let Err(cause) = self.send_input(relation, epoch, changes) {
                 // Its readers have missed rows: they must not go on.
@@ -510,6 +560,44 @@ impl ClockLoop {
         }
         self.worker.broadcast(&ToSlot::Barrier { epoch, now_us, watermarks: Arc::new(watermarks) });
         self.advance();
+    }
+
+    /// Lets every kept job that keeps up freeze its state at the end of `epoch`, and the keeper wait for it.
+    fn begin_checkpoint(&mut self, epoch: Epoch, now_us: i64, captured: Captured) {
+        let keeps_up = |job: &&JobState| {
+            job.kept && job.finished_epoch().is_some_and(|done| epoch.0.saturating_sub(done.0) <= LAG_MAX)
+        };
+        let jobs = self.jobs.values().filter(keeps_up);
+        let jobs = jobs.map(|j| KeptJob {
+            deployment: j.deployment,
+            relation: j.relation,
+            incarnation: j.incarnation,
+            plan: Arc::clone(&j.plan),
+            is_view: j.is_view,
+        });
+        let begin = Begin { epoch, now_us, jobs: jobs.collect(), slots: self.worker.slots(), captured };
+        if let Some(schedule) = &mut self.checkpoints {
+            schedule.begin();
+            (schedule.prepare)(epoch);
+        }
+        self.worker.broadcast(&ToSlot::Checkpoint { epoch });
+        self.tell(ToKeeper::Begin(Box::new(begin)));
+    }
+
+    fn tell(&self, message: ToKeeper) {
+        if let Some(schedule) = &self.checkpoints {
+            // The keeper ends after the clock.
+            let _ = schedule.keeper.send(message);
+        }
+    }
+
+    /// The state of a job could not be stored: it goes on, and is made anew from its inputs after a restart.
+    fn unkeep(&mut self, deployment: DeploymentId, error: &Error) {
+        warn!(deployment = deployment.0, %error, "the state of a job could not be stored");
+        if let Some(job) = self.jobs.get_mut(&deployment) {
+            job.kept = false;
+        }
+        self.tell(ToKeeper::Gone(deployment));
     }
 
     fn make_durable(&mut self, epoch: Epoch, logged: bool) -> Result<()> {
@@ -559,19 +647,31 @@ impl ClockLoop {
         self.worker.shared().stores.remove(deploy.relation);
         self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
         let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
-        let mut job =
-            JobState::new(deployment, deploy.relation, deploy.inputs, deploy.is_view, open, self.worker.slots());
+        let (plan, slots) = (Arc::clone(&deploy.plan), self.worker.slots());
+        let mut job = JobState::new(deployment, deploy.relation, plan, deploy.inputs, deploy.is_view, open, slots);
+        job.kept = deploy.kept && self.checkpoints.is_some();
+        job.incarnation = deploy.restore.as_ref().map_or(open, |restored| restored.incarnation);
         if let Some((_, cause)) = broken {
             self.clock.board.set(&job, Phase::Failed(upstream_failed(&cause)));
             let _ = deploy.reply.send(Err(upstream_failed(&cause)));
             return;
         }
-        // The store exists before anyone can read the view.
-        let feeder = (deploy.start)(&started);
+        // What it had is forgotten before it has something new.
+        if job.kept && deploy.restore.is_none() {
+            let logged = crate::record::job_started(deploy.relation, open).and_then(|r| self.log.append(&[&r]));
+            let logged = logged.and_then(|_| self.log.sync());
+            if let Err(error) = logged {
+                self.clock.board.set(&job, Phase::Failed(error.clone()));
+                let _ = deploy.reply.send(Err(error));
+                return;
+            }
+        }
+        let feeder = if deploy.restore.is_some() { None } else { (deploy.start)(&started) };
         let backfills = feeder.is_some();
         let first = if backfills { started.first } else { Tick::end_of(open) };
         job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
-        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, first });
+        let restore = deploy.restore.map(|restored| restored.state);
+        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, first, kept: job.kept, restore });
         self.clock.board.set(&job, job.phase.clone());
         if !backfills {
             // Nothing to catch up with: the job is complete up to the cut by having seen nothing.
@@ -593,6 +693,7 @@ impl ClockLoop {
         if let Some(deployment) = self.deployment_of(relation) {
             self.worker.broadcast(&ToSlot::Remove { deployment });
             self.jobs.remove(&deployment);
+            self.tell(ToKeeper::Gone(deployment));
         }
         self.clock.board.forget(relation);
         self.worker.shared().stores.remove(relation);
@@ -602,6 +703,7 @@ impl ClockLoop {
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
+        self.tell(ToKeeper::Gone(deployment));
         self.worker.broadcast(&ToSlot::Remove { deployment });
         self.worker.shared().stores.remove(job.relation);
         self.clock.board.set(&job, Phase::Failed(error.clone()));

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use catalog::{Catalog, Connector, Definition, Relation, Sink, SinkInput};
+use checkpoint::CommitPermit;
 use connect::options::{OptionReader, OptionSpec, RowForm, nearest};
+use connect::sink::Delivery;
 use connect::{Include, Options, SinkRequest, SinkWriter, Source};
 use flow::{Error, Result, SqlState};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -210,4 +212,20 @@ pub fn check_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<()> {
 pub fn open_sink(connector: &Connector, rows: &SinkRows<'_>) -> Result<Box<dyn SinkWriter>> {
     let options = options(connector)?;
     connect::sink(name(connector)?)?.open(&rows.request(&options))
+}
+
+/// What a sink promises.
+pub fn delivery(connector: &Connector) -> Result<Delivery> {
+    connect::sink(name(connector)?)?.delivery(&options(connector)?)
+}
+
+/// Opens a sink that goes on from a checkpoint.
+pub fn resume_sink(
+    connector: &Connector,
+    rows: &SinkRows<'_>,
+    permit: &CommitPermit,
+    prepared: &[u8],
+) -> Result<Box<dyn SinkWriter>> {
+    let options = options(connector)?;
+    connect::sink(name(connector)?)?.resume(&rows.request(&options), permit, prepared)
 }

@@ -187,7 +187,10 @@ impl Driver {
         let mut bucket: Option<Bucket> = None;
         // Under a rate limit the splits take turns in being the first.
         let mut round = 0;
-        let mut pace = source.pace().map(|rate| Pace { rate, due: 0.0, since_us: self.clock.time.now_us() });
+        // Where a checkpoint has left the splits.
+        let kept = handle.state.lock().history.last_key_value().map(|(_, p)| p.clone()).unwrap_or_default();
+        let paced = kept.values().max().map_or(0.0, |at| at.0 as f64);
+        let mut pace = source.pace().map(|rate| Pace { rate, due: paced, since_us: self.clock.time.now_us() });
         loop {
             let now_us = self.clock.time.now_us();
             let poll_us = source.poll_interval().as_micros() as i64;
@@ -204,7 +207,7 @@ impl Driver {
                     }
                     found.insert(split.clone());
                     let progress = Progress { done: 0, total: source.size(&split) };
-                    let at = Offset::START;
+                    let at = kept.get(&split).copied().unwrap_or(Offset::START);
                     open.push(OpenSplit {
                         split,
                         reader: None,

@@ -3,26 +3,29 @@
 //! Law: a catalog change is logged and synced before it takes effect; it is checked so thoroughly before that it cannot
 //! fail after. DDL statements exclude each other; they never wait for data of another job.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SideKind};
 use checkpoint::{DataDirectory, Log};
-use flow::{Epoch, Error, JobId, RelationId, Result, SqlState};
+use connect::sink::Delivery;
+use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SqlState};
 use parking_lot::{Mutex, RwLock};
 use plan::process::{Terminal, ViewTraits};
 use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
-use runtime::{Budget, FromSlot, Worker};
+use runtime::{Budget, Depot, FromSlot, Worker};
 use state::{Pin, Pins, Snapshot, Store};
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use crate::backfill::{Backfill, BackfillInput, InputRows};
+use crate::checkpoints::{Capture, Keeper};
 use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
 use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
@@ -30,6 +33,7 @@ use crate::into_table::TableSink;
 use crate::job::Phase;
 use crate::locks::Locks;
 use crate::record;
+use crate::recovery::{Found, JobStart, Kept, RestoredJob, Since};
 use crate::sessions::Sessions;
 use crate::sinks::Sinks;
 use crate::sources::{Sides, Sources};
@@ -50,6 +54,19 @@ pub struct EngineConfig {
     /// Rows of a batch under load.
     pub batch_rows: usize,
     pub time: Time,
+    /// Where state is kept over restarts; `None`: nowhere, everything is made anew from its inputs.
+    pub checkpoints: Option<CheckpointConfig>,
+}
+
+/// How checkpoints are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointConfig {
+    /// The first epoch after so long is made durable; `None`: only when a statement says so.
+    pub interval: Option<Duration>,
+    /// Checkpoints that are kept.
+    pub retained: usize,
+    /// Random, so that no two processes write under one name.
+    pub nonce: u64,
 }
 
 /// A standing query, lowered and ready to deploy once its object has an OID.
@@ -70,6 +87,9 @@ struct Recovered {
     catalog: Catalog,
     tables: HashMap<RelationId, Arc<Table>>,
     reserved: Epoch,
+    /// What restored jobs have not seen of their tables.
+    unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
+    jobs: HashMap<RelationId, RestoredJob>,
 }
 
 pub struct Engine {
@@ -83,6 +103,9 @@ pub struct Engine {
     pub log: Arc<Log>,
     pub worker: Arc<dyn Worker>,
     execution: Arc<dyn Execution>,
+    keeper: Option<Arc<Keeper>>,
+    /// What the jobs of the last checkpoint go on from, until they are started.
+    recovery: Mutex<Recovery>,
     catalog: RwLock<Catalog>,
     /// Of rows, tables and the catalog.
     pub locks: Arc<Locks>,
@@ -92,6 +115,13 @@ pub struct Engine {
     pub started_us: i64,
     /// Owned until the shutdown.
     directory: Mutex<Option<DataDirectory>>,
+}
+
+/// What is left to do after the log was read.
+#[derive(Default)]
+struct Recovery {
+    unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
+    jobs: HashMap<RelationId, RestoredJob>,
 }
 
 impl Engine {
@@ -105,7 +135,8 @@ impl Engine {
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
         let locks: Arc<Locks> = Arc::default();
-        let recovered = recover(&directory, &locks)?;
+        let kept = config.checkpoints.map(|c| Kept::open(&config.data_dir, c)).transpose()?;
+        let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
         let reserved = Epoch(first.0 + EPOCH_BLOCK);
@@ -125,12 +156,23 @@ impl Engine {
         }
         let sender = Arc::clone(&clock);
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
-        let shared = Shared::new(budget.clone(), config.batch_rows);
+        let mut shared = Shared::new(budget.clone(), config.batch_rows);
+        if let Some(kept) = &kept {
+            shared.depot = Some(Depot::start(Arc::clone(&kept.door), Arc::clone(&kept.counter), Arc::clone(&reports))?);
+        }
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
         let sources = Arc::new(Sources::new(Arc::clone(&clock), shared.clone()));
         let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
 
+        let keeper = kept
+            .map(|kept| {
+                let capture = Capture { sources: Arc::clone(&sources) };
+                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks))
+            })
+            .transpose()?;
+        let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
+        let schedule = keeper.as_ref().and_then(|keeper| keeper.schedule());
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
         let (pins_at, floor) = (Arc::clone(&pins), Arc::clone(&shared.floor));
         let (feeds, time) = (Arc::clone(&clock.feeds), config.time.clone());
@@ -147,6 +189,8 @@ impl Engine {
                 trim.trim(oldest);
                 feeds.tell(completed, time.now_us());
             }),
+            schedule,
+            stamped_us,
         );
         execution.start_clock(event_loop, events)?;
 
@@ -163,12 +207,15 @@ impl Engine {
             log,
             worker,
             execution,
+            keeper,
+            recovery: Mutex::new(Recovery { unseen: recovered.unseen, jobs: recovered.jobs }),
             catalog: RwLock::new(recovered.catalog),
             locks,
             tables: RwLock::new(recovered.tables),
             views: RwLock::default(),
             directory: Mutex::new(Some(directory)),
         });
+        engine.restore_sides()?;
         engine.open_sources();
         Ok(engine)
     }
@@ -195,12 +242,26 @@ impl Engine {
         let source = crate::connectors::open_source(connector, &Arc::new(relation.arrow_schema()), include)?;
         let sides = self.catalog().sides(relation.oid);
         let side = |kind: SideKind| sides.iter().find(|(_, k)| *k == kind).and_then(|(oid, _)| self.table(*oid));
-        let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors));
-        self.sources.add(relation, source, sides);
+        let sides = Sides::new(side(SideKind::Late), side(SideKind::Errors))?;
+        let before = Epoch(self.clock.completed().0);
+        let kept = self.keeper.as_ref().and_then(|keeper| keeper.source(relation.oid)).map(|kept| (kept, before));
+        self.sources.add(relation, source, sides, kept);
         Ok(())
     }
 
-    /// Starts every view and sink of the catalog again, each once its inputs are up to date. Returns at once.
+    /// Brings back the rows of side tables that are not in the log: those of sources.
+    fn restore_sides(&self) -> Result<()> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        for (relation, rows) in keeper.sides()? {
+            if let Some(table) = self.table(relation) {
+                table.store.apply(0, Epoch(1), &rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts every view and sink of the catalog again. Those whose state is in the last checkpoint go on from it, and have
+    /// started when this returns; the others read their inputs, each once these are up to date.
     pub fn recover_jobs(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
         let catalog = self.catalog();
         let mut jobs: Vec<Arc<Relation>> = catalog
@@ -211,31 +272,87 @@ impl Engine {
         // Inputs have lower OIDs, except after CREATE OR REPLACE; order by dependence.
         let order = catalog.drop_order(&jobs.iter().map(|r| r.oid).collect::<Vec<_>>());
         jobs.sort_by_key(|r| std::cmp::Reverse(order.iter().position(|oid| *oid == r.oid)));
+        let Recovery { unseen, jobs: mut restored } = std::mem::take(&mut *self.recovery.lock());
+        let mut starting = Vec::new();
         for relation in jobs {
             self.clock.board.expect(relation.oid);
             let planned = replanner
                 .replan(self, &catalog, &relation)
                 .and_then(|query| Ok((self.process_plan(&query, &relation)?, query)));
-            match planned {
-                Ok((plan, query)) => {
-                    // Views on this view are planned from its traits before it runs.
-                    let traits = plan::process::view_traits(&query.node);
-                    let keys = traits.unique_keys.clone();
-                    self.views.write().insert(relation.oid, traits);
-                    let engine = Arc::clone(self);
-                    tokio::spawn(async move {
-                        if let Err(error) = engine.start_job(&relation, plan, &keys, query.inputs).await {
-                            error!(relation = relation.name, %error, "job cannot be started");
-                            engine.clock.board.set_failed(relation.oid, error);
-                        }
-                    });
-                }
+            let (plan, query) = match planned {
+                Ok(planned) => planned,
                 Err(error) => {
                     error!(relation = relation.name, %error, "job cannot be planned");
                     self.clock.board.set_failed(relation.oid, error);
+                    continue;
+                }
+            };
+            // Views on this view are planned from its traits before it runs.
+            let traits = plan::process::view_traits(&query.node);
+            let keys = traits.unique_keys.clone();
+            self.views.write().insert(relation.oid, traits);
+            match restored.remove(&relation.oid) {
+                Some(job) => match self.deploy(&relation, job.plan, &keys, &query.inputs, Some(job.from)) {
+                    Ok(started) => starting.push((relation, query.inputs, started)),
+                    Err(error) => self.cannot_start(&relation, error),
+                },
+                None => {
+                    let engine = Arc::clone(self);
+                    tokio::spawn(async move {
+                        if let Err(error) = engine.start_job(&relation, plan, &keys, query.inputs).await {
+                            engine.cannot_start(&relation, error);
+                        }
+                    });
                 }
             }
         }
+        let mut subscribed = Vec::new();
+        for (relation, inputs, started) in starting {
+            let started = futures::executor::block_on(started).unwrap_or_else(|_| Err(crate::clock::shutting_down()));
+            match started {
+                Ok(_) => subscribed.push((relation, inputs)),
+                Err(error) => self.cannot_start(&relation, error),
+            }
+        }
+        if let Err(error) = self.feed_unseen(unseen) {
+            error!(%error, "rows of the log cannot be fed to the views");
+            for (relation, _) in &subscribed {
+                self.clock.send(Event::StopJob { relation: relation.oid, error: error.clone() });
+            }
+        }
+        for (relation, inputs) in subscribed {
+            if let Err(error) = self.follow_inputs(&relation, &inputs) {
+                self.cannot_start(&relation, error);
+            }
+        }
+    }
+
+    fn cannot_start(&self, relation: &Relation, error: Error) {
+        error!(relation = relation.name, %error, "job cannot be started");
+        self.clock.board.set_failed(relation.oid, error);
+    }
+
+    /// Brings what was committed after the checkpoint into the tables and to the jobs that were restored.
+    fn feed_unseen(&self, unseen: BTreeMap<RelationId, Vec<ChangeBatch>>) -> Result<()> {
+        if unseen.is_empty() {
+            return Ok(());
+        }
+        self.clock.commit(true, |epoch| {
+            let mut inputs = Vec::new();
+            for (relation, changes) in unseen {
+                let Some(table) = self.table(relation) else { continue };
+                let net = runtime::ops::consolidate(changes, table.store.schema())?;
+                if net.num_rows() > 0 {
+                    let before = table.store.bytes();
+                    table.store.apply(0, epoch, &net)?;
+                    let _ = self.budget.change(before, table.store.bytes());
+                    table.pass_again(&net, self.clock.time.now_us())?;
+                    inputs.push((relation, net));
+                }
+            }
+            Ok(inputs)
+        })?;
+        Ok(())
     }
 
     /// The catalog as it is now.
@@ -372,10 +489,25 @@ impl Engine {
         keys: &[Vec<usize>],
         inputs: BTreeSet<RelationId>,
     ) -> Result<()> {
-        let is_view = relation.kind() == RelationKind::MaterializedView;
         for input in &inputs {
             self.wait_ready(*input).await?;
         }
+        let started = self.deploy(relation, plan, keys, &inputs, None)?;
+        started.await.map_err(|_| crate::clock::shutting_down())??;
+        self.follow_inputs(relation, &inputs)
+    }
+
+    /// Asks the clock to start a job.
+    fn deploy(
+        self: &Arc<Self>,
+        relation: &Arc<Relation>,
+        plan: ProcessPlan,
+        keys: &[Vec<usize>],
+        inputs: &BTreeSet<RelationId>,
+        restore: Option<JobStart>,
+    ) -> Result<oneshot::Receiver<Result<Started>>> {
+        let is_view = relation.kind() == RelationKind::MaterializedView;
+        let mut kept = is_view;
         if let Definition::Sink(sink) = &relation.definition {
             let writer = match sink.into {
                 Some(table) => {
@@ -390,15 +522,21 @@ impl Engine {
                         keys,
                         relation: &crate::connectors::sink_input(&self.catalog(), relation),
                     };
-                    crate::connectors::open_sink(&sink.connector, &rows)?
+                    kept = crate::connectors::delivery(&sink.connector)? == Delivery::ExactlyOnce;
+                    match restore.as_ref().and_then(|r| r.prepared.as_ref()) {
+                        Some((permit, prepared)) => {
+                            crate::connectors::resume_sink(&sink.connector, &rows, permit, prepared)?
+                        }
+                        None => crate::connectors::open_sink(&sink.connector, &rows)?,
+                    }
                 }
             };
-            self.sinks.start(relation.oid, writer)?;
+            self.sinks.start(relation.oid, writer, kept)?;
         }
         let (reply, answer) = oneshot::channel();
         let engine = Arc::clone(self);
         let (oid, wanted) = (relation.oid, inputs.clone());
-        for input in &inputs {
+        for input in inputs {
             let columns = plan.tasks.iter().filter_map(|task| match &task.op {
                 TaskOp::Relation { relation, columns } if relation == input => Some(columns.iter().copied()),
                 _ => None,
@@ -410,13 +548,19 @@ impl Engine {
             plan: Arc::new(plan),
             inputs: inputs.iter().copied().collect(),
             is_view,
+            kept,
+            restore: restore.map(|r| r.restored),
             start: Box::new(move |started| engine.start_backfill(oid, started, &wanted)),
             reply,
         };
         self.clock.send(Event::Deploy(deploy));
-        answer.await.map_err(|_| crate::clock::shutting_down())??;
-        for input in &inputs {
-            self.sources.subscribe(*input, oid)?;
+        Ok(answer)
+    }
+
+    /// Lets the sources that a job reads be read, and keeps its changes if it declares so.
+    fn follow_inputs(self: &Arc<Self>, relation: &Arc<Relation>, inputs: &BTreeSet<RelationId>) -> Result<()> {
+        for input in inputs {
+            self.sources.subscribe(*input, relation.oid)?;
         }
         if relation.change_retention_us().is_some() {
             let (engine, relation) = (Arc::clone(self), Arc::clone(relation));
@@ -428,6 +572,18 @@ impl Engine {
             });
         }
         Ok(())
+    }
+
+    /// Makes everything that was acknowledged before part of a checkpoint, and waits until it is durable.
+    pub async fn checkpoint(&self) -> Result<Epoch> {
+        let (reply, answer) = oneshot::channel();
+        self.clock.send(Event::Checkpoint { reply });
+        answer.await.map_err(|_| crate::clock::shutting_down())?
+    }
+
+    /// What keeps checkpoints, if anything does.
+    pub fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.keeper.as_ref()
     }
 
     /// Keeps the changes of a view that is up to date for as long as it declares.
@@ -652,6 +808,12 @@ impl Engine {
         self.sinks.stop_all();
         self.clock.send(Event::Shutdown);
         self.execution.stop();
+        if let Some(keeper) = &self.keeper {
+            keeper.stop();
+        }
+        if let Some(depot) = &self.worker.shared().depot {
+            depot.stop();
+        }
         // Sessions may outlive the engine's work; the data may be opened again all the same.
         *self.directory.lock() = None;
         info!("engine stopped");
@@ -680,12 +842,15 @@ fn route(relation: &Relation) -> Option<Vec<usize>> {
     Some(if table.primary_key.is_empty() { (0..relation.columns.len()).collect() } else { table.primary_key.clone() })
 }
 
-/// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state.
-fn recover(directory: &DataDirectory, locks: &Arc<Locks>) -> Result<Recovered> {
+/// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state, and so does
+/// which jobs go on from the checkpoint.
+fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Found>) -> Result<Recovered> {
     let mut catalog = Catalog::new();
     let mut reserved = Epoch(0);
     // By sink: the number of the record from which on its rows count.
     let mut started: HashMap<RelationId, usize> = HashMap::new();
+    let mut since = Since::default();
+    let until = checkpoint.map_or(Epoch::MAX, |c| c.manifest.epoch);
     let mut number = 0;
     Log::open(&directory.log_folder(), |bytes| {
         let record = record::decode_catalog(bytes)?;
@@ -694,16 +859,26 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>) -> Result<Recovered> {
         }
         for change in &record.catalog {
             catalog.apply(change)?;
+            if record.epoch > until {
+                since.altered.extend(shapes(change));
+            }
         }
         reserved = reserved.max(record.reserved_epochs.unwrap_or_default());
         number += 1;
         if let Some(sink) = record.sink_started {
             started.insert(sink, number);
         }
+        if let Some((job, first)) = record.job_started {
+            since.started.insert(job, first);
+        }
         Ok(())
     })?;
+    let jobs = checkpoint.map_or_else(|| Ok(HashMap::new()), |found| found.restorable(&catalog, &since))?;
+    // Only what a restored job reads is fed to anyone.
+    let read: BTreeSet<RelationId> = jobs.values().flat_map(|job| job.inputs.iter().copied()).collect();
     // Rows mean what their table was when they were logged, so the catalog is lived through once more beside them.
     let mut tables: HashMap<RelationId, Arc<Table>> = HashMap::new();
+    let mut unseen: BTreeMap<RelationId, Vec<ChangeBatch>> = BTreeMap::new();
     let mut then = Catalog::new();
     number = 0;
     let log = Log::open(&directory.log_folder(), |bytes| {
@@ -725,6 +900,10 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>) -> Result<Recovered> {
                 catalog.relation(sink).is_some() || started.get(&sink).is_some_and(|from| number < *from)
             });
             if let (Some(table), false) = (tables.get(&rows.relation), derived) {
+                if record.epoch > until && read.contains(&rows.relation) {
+                    unseen.entry(rows.relation).or_default().push(rows.changes);
+                    continue;
+                }
                 table.store.apply(0, Epoch(1), &rows.changes)?;
                 table.store.maintain(Epoch(1))?;
             }
@@ -732,13 +911,24 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>) -> Result<Recovered> {
         Ok(())
     })?;
     let live: usize = tables.values().map(|t: &Arc<Table>| t.store.bytes()).sum();
-    let log = if log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > live as u64 {
+    // What a restored job has not seen must stay told apart.
+    let log = if unseen.is_empty() && log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > live as u64 {
         info!(bytes = log.len(), "rewriting the log");
-        rewrite(log, &catalog, &tables, reserved)?
+        rewrite(log, &catalog, &tables, reserved, &since.started)?
     } else {
         log
     };
-    Ok(Recovered { log, catalog, tables, reserved })
+    Ok(Recovered { log, catalog, tables, reserved, unseen, jobs })
+}
+
+/// Relations whose rows are something else after this change.
+fn shapes(change: &CatalogChange) -> Vec<RelationId> {
+    match change {
+        CatalogChange::CreateRelation(relation) | CatalogChange::Replace(relation) => vec![relation.oid],
+        CatalogChange::Reshape { relation, .. } => vec![relation.oid],
+        CatalogChange::Drop { relations, .. } => relations.clone(),
+        _ => Vec::new(),
+    }
 }
 
 /// What a catalog change means for the tables, of which only those that are still there at the end are kept.
@@ -774,14 +964,21 @@ fn follow(
 }
 
 /// The log that holds just the present state.
-fn rewrite(log: Log, catalog: &Catalog, tables: &HashMap<RelationId, Arc<Table>>, reserved: Epoch) -> Result<Log> {
+fn rewrite(
+    log: Log,
+    catalog: &Catalog,
+    tables: &HashMap<RelationId, Arc<Table>>,
+    reserved: Epoch,
+    started: &HashMap<RelationId, Epoch>,
+) -> Result<Log> {
     let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved)];
+    let started = started.iter().map(|(job, first)| record::job_started(*job, *first));
     let mut scans = Vec::new();
     for (relation, table) in tables {
         scans.push((*relation, table.store.snapshot(Epoch(1))?.scan(None, 65_536)?));
     }
-    let rows = scans.into_iter().flat_map(|(relation, scan)| {
-        scan.map(move |batch| record::rows(&[(relation, flow::ChangeBatch::insert(batch?))], None))
-    });
-    log.rewrite(head.into_iter().chain(rows))
+    let rows = scans
+        .into_iter()
+        .flat_map(|(relation, scan)| scan.map(move |batch| record::rows(relation, ChangeBatch::insert(batch?))));
+    log.rewrite(head.into_iter().chain(started).chain(rows))
 }

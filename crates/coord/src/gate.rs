@@ -17,6 +17,7 @@ use catalog::Watermark;
 use connect::Split;
 use flow::{Error, RelationId, Result};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// The gate of one relation.
 pub struct Gate {
@@ -66,6 +67,26 @@ pub struct Late {
     pub watermark_us: i64,
 }
 
+/// A gate as a checkpoint keeps it: as of a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateState {
+    pub watermark_us: i64,
+    pub late_rows: u64,
+    pub splits: Vec<SplitState>,
+}
+
+/// One split in a [`GateState`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitState {
+    pub split: Split,
+    pub newest_us: i64,
+    pub idle: bool,
+    pub ended: bool,
+    pub rows: u64,
+    /// Numbers of the late rows.
+    pub late: Arc<Vec<u64>>,
+}
+
 /// One split, for `SHOW WATERMARKS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SplitStatus {
@@ -98,6 +119,33 @@ impl Gate {
     pub fn new(relation: RelationId, declared: Watermark, bounded: bool, now_us: i64) -> Gate {
         let state = State { splits: BTreeMap::new(), watermark_us: Gate::START, moved_us: now_us, late_rows: 0 };
         Gate { relation, declared, bounded, state: Mutex::new(state) }
+    }
+
+    /// As of the last cut, if no row was admitted since.
+    pub fn state(&self) -> GateState {
+        let state = self.state.lock();
+        let splits = state.splits.iter().map(|(split, time)| SplitState {
+            split: split.clone(),
+            newest_us: time.newest_us,
+            idle: time.idle,
+            ended: time.ended,
+            rows: time.rows,
+            late: Arc::clone(&time.late),
+        });
+        GateState { watermark_us: state.watermark_us, late_rows: state.late_rows, splits: splits.collect() }
+    }
+
+    /// Goes on from a checkpoint. The machine's clock begins anew for every split.
+    pub fn restore(&self, kept: GateState, now_us: i64) {
+        let mut state = self.state.lock();
+        state.watermark_us = kept.watermark_us;
+        state.moved_us = now_us;
+        state.late_rows = kept.late_rows;
+        let splits = kept.splits.into_iter().map(|s| {
+            let SplitState { split, newest_us, idle, ended, rows, late } = s;
+            (split, SplitTime { newest_us, active_us: now_us, idle, ended, rows, late })
+        });
+        state.splits = splits.collect();
     }
 
     /// Lets the watermark wait for a split from now on.

@@ -1,9 +1,11 @@
 //! What the coordinator knows of each job, and the board on which sessions read it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use flow::{Epoch, Error, RelationId, SlotId};
 use parking_lot::{Condvar, Mutex, RwLock};
+use plan::ProcessPlan;
 use runtime::{DeploymentId, Tick};
 
 /// Where a job stands.
@@ -42,6 +44,11 @@ pub struct JobState {
     pub first: Epoch,
     pub attached: bool,
     pub phase: Phase,
+    /// Whether checkpoints keep its state.
+    pub kept: bool,
+    /// The first epoch that it has shown, over all restarts from its own state.
+    pub incarnation: Epoch,
+    pub plan: Arc<ProcessPlan>,
     /// The newest tick that each slot has finished.
     slots: Vec<Option<Tick>>,
     /// Something changed since the board was last told.
@@ -52,6 +59,7 @@ impl JobState {
     pub fn new(
         deployment: DeploymentId,
         relation: RelationId,
+        plan: Arc<ProcessPlan>,
         inputs: Vec<RelationId>,
         is_view: bool,
         first: Epoch,
@@ -65,6 +73,9 @@ impl JobState {
             first,
             attached: false,
             phase: Phase::Backfilling,
+            kept: false,
+            incarnation: first,
+            plan,
             slots: vec![None; slots],
             news: false,
         }

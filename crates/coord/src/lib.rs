@@ -8,6 +8,7 @@
 //! No network here: slots are behind `runtime::Worker`, whose messages are serialisable.
 
 pub mod backfill;
+pub mod checkpoints;
 pub mod clock;
 pub mod connectors;
 mod driver;
@@ -17,7 +18,9 @@ pub mod gate;
 pub mod into_table;
 pub mod job;
 pub mod locks;
+mod publish;
 pub mod record;
+pub mod recovery;
 pub mod session;
 pub mod sessions;
 pub mod sides;

@@ -1,13 +1,14 @@
 //! What the log holds: catalog changes, committed row changes, and reserved epochs.
 //!
-//! A record is `header length u32 · header JSON · row changes`, little endian; the header says how long each row change
-//! is. One transaction is one record, so it is durable as a whole or not at all.
+//! A record is `header length u32 · header JSON · row changes · epoch u64`, little endian; the header says how long each row
+//! change is. The epoch, known last of all, is the one that a transaction has joined, else 0. One transaction is one record,
+//! so it is durable as a whole or not at all.
 
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
 use serde::{Deserialize, Serialize};
 
 /// The encoding that this build writes.
-const RECORD_VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -24,6 +25,9 @@ struct Header {
     /// A sink into a table starts from nothing: what it derived before no longer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sink_started: Option<RelationId>,
+    /// A job starts from what its inputs hold; its state in earlier checkpoints no longer counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    job_started: Option<(RelationId, Epoch)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,6 +47,9 @@ pub struct Record {
     pub rows: Vec<LoggedRows>,
     pub reserved_epochs: Option<Epoch>,
     pub sink_started: Option<RelationId>,
+    pub job_started: Option<(RelationId, Epoch)>,
+    /// That a transaction has joined.
+    pub epoch: Epoch,
 }
 
 /// Row changes of one table in one transaction.
@@ -74,6 +81,7 @@ fn empty() -> Header {
         rows: Vec::new(),
         reserved_epochs: None,
         sink_started: None,
+        job_started: None,
     }
 }
 
@@ -83,20 +91,37 @@ fn value(bytes: &[u8]) -> Result<serde_json::Value> {
 
 /// The first record of a rewritten log.
 pub fn catalog_snapshot(catalog: &catalog::Catalog) -> Result<Vec<u8>> {
-    assemble(&Header { catalog_snapshot: Some(value(&catalog.encode()?)?), ..empty() }, &[])
+    outside(&Header { catalog_snapshot: Some(value(&catalog.encode()?)?), ..empty() })
 }
 
 /// A record that says: epochs below `bound` may have been used.
 pub fn reserve_epochs(bound: Epoch) -> Result<Vec<u8>> {
-    assemble(&Header { reserved_epochs: Some(bound), ..empty() }, &[])
+    outside(&Header { reserved_epochs: Some(bound), ..empty() })
 }
 
 /// A record that says: rows that this sink derived before are derived anew from here on.
 pub fn sink_started(sink: RelationId) -> Result<Vec<u8>> {
-    assemble(&Header { sink_started: Some(sink), ..empty() }, &[])
+    outside(&Header { sink_started: Some(sink), ..empty() })
 }
 
-/// A committed transaction: its catalog changes, which come first, and its row changes.
+/// A record that says: this job starts from what its inputs hold, and shows its first epoch.
+pub fn job_started(job: RelationId, first: Epoch) -> Result<Vec<u8>> {
+    outside(&Header { job_started: Some((job, first)), ..empty() })
+}
+
+/// A record of no epoch.
+fn outside(header: &Header) -> Result<Vec<u8>> {
+    let mut bytes = assemble(header, &[])?;
+    bytes.extend_from_slice(&epoch_bytes(Epoch(0)));
+    Ok(bytes)
+}
+
+/// What ends the record of a transaction.
+pub fn epoch_bytes(epoch: Epoch) -> [u8; 8] {
+    epoch.0.to_le_bytes()
+}
+
+/// A committed transaction: its catalog changes, which come first, and its row changes; [`epoch_bytes`] follow it.
 pub fn transaction(
     catalog: &[catalog::CatalogChange],
     changes: &[(RelationId, ChangeBatch)],
@@ -112,9 +137,11 @@ pub fn transaction(
     assemble(&Header { catalog, rows, ..empty() }, &bodies)
 }
 
-/// Row changes alone.
-pub fn rows(changes: &[(RelationId, ChangeBatch)], origin: Option<RelationId>) -> Result<Vec<u8>> {
-    transaction(&[], changes, origin)
+/// Rows of a table in a rewritten log.
+pub fn rows(relation: RelationId, rows: ChangeBatch) -> Result<Vec<u8>> {
+    let mut bytes = transaction(&[], &[(relation, rows)], None)?;
+    bytes.extend_from_slice(&epoch_bytes(Epoch(0)));
+    Ok(bytes)
 }
 
 /// Reads a record back without its rows.
@@ -136,8 +163,18 @@ fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
         return Err(damaged(format!("version {} is newer than this program", header.version)));
     }
     let encoded = |v: &serde_json::Value| serde_json::to_vec(v).map_err(damaged);
-    let mut record =
-        Record { reserved_epochs: header.reserved_epochs, sink_started: header.sink_started, ..Record::default() };
+    if header.version < RECORD_VERSION {
+        return Err(damaged(format!("version {} is older than this program reads", header.version)));
+    }
+    let epoch = bytes.last_chunk::<8>().filter(|_| bytes.len() >= 12 + length).ok_or_else(|| damaged("no epoch"))?;
+    let mut record = Record {
+        reserved_epochs: header.reserved_epochs,
+        sink_started: header.sink_started,
+        job_started: header.job_started,
+        epoch: Epoch(u64::from_le_bytes(*epoch)),
+        ..Record::default()
+    };
+    let bytes = &bytes[..bytes.len() - epoch.len()];
     for change in &header.catalog {
         record.catalog.push(catalog::CatalogChange::decode(&encoded(change)?)?);
     }

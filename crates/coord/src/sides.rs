@@ -92,11 +92,7 @@ pub struct SideTable {
 }
 
 impl SideTable {
-    pub fn new(table: Arc<Table>) -> SideTable {
-        SideTable { table, kept: VecDeque::new(), rows: 0 }
-    }
-
-    /// A side table whose rows came back from the log.
+    /// A side table with the rows that are in it.
     pub fn recovered(table: Arc<Table>) -> Result<SideTable> {
         const SCAN_ROWS: usize = 1_024;
         let kept = table.store.head()?.scan(None, SCAN_ROWS)?.collect::<Result<VecDeque<RecordBatch>>>()?;

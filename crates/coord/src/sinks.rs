@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use checkpoint::CommitPermit;
 use connect::SinkWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId, SqlState};
@@ -29,9 +30,26 @@ enum ToSink {
         tick: Tick,
         changes: Option<ChangeBatch>,
     },
+    /// What was prepared for the permit's epoch may be seen now.
+    Commit {
+        permit: CommitPermit,
+        prepared: Vec<u8>,
+    },
     /// A new deployment of the same sink starts from nothing.
     Close,
 }
+
+/// What a sink that delivers exactly once has done for a checkpoint.
+#[derive(Debug)]
+pub enum Done {
+    /// Everything up to the epoch is durable in the target, and invisible.
+    Prepared(Epoch, Vec<u8>),
+    /// And now visible.
+    Committed(Epoch),
+}
+
+/// Takes what sinks have done.
+pub type Tell = Arc<dyn Fn(RelationId, Done) + Send + Sync>;
 
 /// One running sink.
 struct Running {
@@ -82,16 +100,36 @@ pub struct Sinks {
     clock: Arc<Clock>,
     time: Time,
     slots: usize,
+    /// The epoch at whose end sinks that deliver exactly once prepare.
+    prepare_at: Arc<AtomicU64>,
+    tell: Mutex<Option<Tell>>,
     running: Mutex<HashMap<RelationId, Running>>,
 }
 
 impl Sinks {
     pub fn new(clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
-        Sinks { clock, time, slots, running: Mutex::default() }
+        Sinks { clock, time, slots, prepare_at: Arc::default(), tell: Mutex::default(), running: Mutex::default() }
     }
 
-    /// Starts the thread that writes sink `relation`.
-    pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>) -> Result<()> {
+    /// Whoever keeps checkpoints is told what sinks have done for them from now on.
+    pub fn report_to(&self, tell: Tell) {
+        *self.tell.lock() = Some(tell);
+    }
+
+    /// Sinks prepare at the end of this epoch. Called before anything of it reaches a slot.
+    pub fn prepare_at(&self, epoch: Epoch) {
+        self.prepare_at.store(epoch.0, Ordering::Release);
+    }
+
+    /// Lets a sink make visible what it has prepared; false when it does not run any more.
+    pub fn commit(&self, relation: RelationId, permit: CommitPermit, prepared: Vec<u8>) -> bool {
+        let running = self.running.lock();
+        let Some(sink) = running.get(&relation) else { return false };
+        sink.sender.send(ToSink::Commit { permit, prepared }).is_ok()
+    }
+
+    /// Starts the thread that writes sink `relation`; `prepares`: it delivers exactly once.
+    pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, prepares: bool) -> Result<()> {
         let (sender, receiver) = unbounded();
         let shared = Arc::new(SinkShared {
             backlog: AtomicUsize::new(0),
@@ -105,6 +143,12 @@ impl Sinks {
             time: self.time.clone(),
             finished: vec![None; self.slots],
             waiting: BTreeMap::new(),
+            prepare: self.tell.lock().clone().filter(|_| prepares).map(|tell| Prepare {
+                relation,
+                at: Arc::clone(&self.prepare_at),
+                prepared: Epoch(0),
+                tell,
+            }),
         };
         let clock = Arc::clone(&self.clock);
         let handle = std::thread::Builder::new()
@@ -176,6 +220,15 @@ struct SinkThread {
     finished: Vec<Option<Tick>>,
     /// Changes of epochs after the lowest unfinished one.
     waiting: BTreeMap<Epoch, Vec<ChangeBatch>>,
+    /// Of a sink that delivers exactly once.
+    prepare: Option<Prepare>,
+}
+
+struct Prepare {
+    relation: RelationId,
+    at: Arc<AtomicU64>,
+    prepared: Epoch,
+    tell: Tell,
 }
 
 impl SinkThread {
@@ -191,6 +244,12 @@ impl SinkThread {
             match message {
                 Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
                 Err(RecvTimeoutError::Timeout) => self.writer.flush(self.time.now_us())?,
+                Ok(ToSink::Commit { permit, prepared }) => {
+                    self.writer.commit(&permit, &prepared)?;
+                    if let Some(prepare) = &self.prepare {
+                        (prepare.tell)(prepare.relation, Done::Committed(permit.epoch()));
+                    }
+                }
                 Ok(ToSink::Close) | Err(RecvTimeoutError::Disconnected) => {
                     self.writer.close()?;
                     self.publish();
@@ -238,13 +297,31 @@ impl SinkThread {
                 break;
             }
             let (epoch, changes) = entry.remove_entry();
+            // Nothing of a later epoch is written before the checkpoint's is prepared.
+            self.prepare_before(epoch)?;
             self.write(epoch, changes)?;
             self.writer.finish_epoch(epoch, self.time.now_us())?;
             if epoch == whole {
-                return Ok(());
+                return self.prepare_before(whole.next());
             }
         }
-        self.writer.finish_epoch(whole, self.time.now_us())
+        self.prepare_before(whole)?;
+        self.writer.finish_epoch(whole, self.time.now_us())?;
+        self.prepare_before(whole.next())
+    }
+
+    /// Prepares if the checkpoint's epoch is over and this is a later one.
+    fn prepare_before(&mut self, epoch: Epoch) -> Result<()> {
+        let Some(prepare) = &mut self.prepare else { return Ok(()) };
+        let at = Epoch(prepare.at.load(Ordering::Acquire));
+        if at > prepare.prepared && at < epoch {
+            // The epoch itself may have had no changes.
+            self.writer.finish_epoch(at, self.time.now_us())?;
+            let prepared = self.writer.prepare(at)?;
+            prepare.prepared = at;
+            (prepare.tell)(prepare.relation, Done::Prepared(at, prepared));
+        }
+        Ok(())
     }
 
     /// A back-fill is one long epoch: its chunks are written as they come, not kept.

@@ -14,11 +14,12 @@ use connect::{Offset, Progress, ReadState, Source, SourceReader, Split};
 use flow::{Epoch, Error, RelationId, Result};
 use parking_lot::{Condvar, Mutex};
 use runtime::slot::Shared;
+use serde::{Deserialize, Serialize};
 
 use crate::backfill::Rows;
 use crate::clock::Clock;
 use crate::driver::Driver;
-use crate::gate::Gate;
+use crate::gate::{Gate, GateState};
 use crate::sides::SideTable;
 use crate::table::Table;
 
@@ -32,6 +33,17 @@ const END: Offset = Offset(u64::MAX);
 /// Positions of all splits.
 pub type Positions = BTreeMap<Split, Offset>;
 
+/// A source as a checkpoint keeps it: as of a cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceState {
+    pub relation: RelationId,
+    /// Absent before the first input.
+    pub positions: Option<Positions>,
+    pub rows: u64,
+    pub skipped: u64,
+    pub gate: Option<GateState>,
+}
+
 /// One source of the catalog, opened.
 pub struct SourceHandle {
     pub relation: RelationId,
@@ -39,6 +51,8 @@ pub struct SourceHandle {
     /// Before every reader, if the source declares a watermark.
     pub gate: Option<Arc<Gate>>,
     pub(crate) sides: Mutex<Sides>,
+    /// The tables of `sides`: late rows, malformed records.
+    side_tables: [Option<Arc<Table>>; 2],
     pub(crate) state: Mutex<State>,
     pub(crate) wake: Condvar,
 }
@@ -51,9 +65,10 @@ pub struct Sides {
 }
 
 impl Sides {
-    /// The side tables of a relation.
-    pub fn new(late: Option<Arc<Table>>, errors: Option<Arc<Table>>) -> Sides {
-        Sides { late: late.map(SideTable::new), errors: errors.map(SideTable::new) }
+    /// The side tables of a relation, with the rows that are in them.
+    pub fn new(late: Option<Arc<Table>>, errors: Option<Arc<Table>>) -> Result<Sides> {
+        let open = |table: Option<Arc<Table>>| table.map(SideTable::recovered).transpose();
+        Ok(Sides { late: open(late)?, errors: open(errors)? })
     }
 }
 
@@ -111,8 +126,9 @@ impl SourceHandle {
         paused: bool,
     ) -> SourceHandle {
         let state = Mutex::new(State { paused, ..State::default() });
+        let side_tables = [&sides.late, &sides.errors].map(|side| side.as_ref().map(|s| Arc::clone(&s.table)));
         let (source, sides) = (Arc::from(source), Mutex::new(sides));
-        SourceHandle { relation, source, gate, sides, state, wake: Condvar::new() }
+        SourceHandle { relation, source, gate, sides, side_tables, state, wake: Condvar::new() }
     }
 
     /// Takes over how the catalog wants the source to be read.
@@ -140,6 +156,31 @@ impl SourceHandle {
             held: state.held.is_some(),
             ended: state.ended,
             failed: state.failed.clone(),
+        }
+    }
+
+    /// What a checkpoint keeps, as of a cut at which no row is on its way.
+    fn kept(&self) -> SourceState {
+        let state = self.state.lock();
+        SourceState {
+            relation: self.relation,
+            positions: state.history.last_key_value().map(|(_, p)| p.clone()),
+            rows: state.rows,
+            skipped: state.skipped,
+            gate: self.gate.as_ref().map(|gate| gate.state()),
+        }
+    }
+
+    /// Goes on from a checkpoint: everything up to its positions is in epochs up to `epoch`.
+    fn restore(&self, kept: SourceState, epoch: Epoch, now_us: i64) {
+        let mut state = self.state.lock();
+        if let Some(positions) = kept.positions {
+            state.history.insert(epoch, positions);
+        }
+        state.rows = kept.rows;
+        state.skipped = kept.skipped;
+        if let (Some(gate), Some(kept)) = (&self.gate, kept.gate) {
+            gate.restore(kept, now_us);
         }
     }
 
@@ -266,8 +307,28 @@ impl Sources {
         Sources { clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
-    /// Takes the opened source of a relation.
-    pub fn add(&self, relation: &Relation, source: Box<dyn Source>, sides: Sides) {
+    /// Every source as of a cut at which no row is on its way.
+    pub fn kept(&self) -> Vec<SourceState> {
+        let mut kept: Vec<SourceState> = self.all().iter().map(|h| h.kept()).collect();
+        kept.sort_by_key(|k| k.relation);
+        kept
+    }
+
+    /// The side tables of all sources, as of a cut at which no row is on its way, each with a count that has grown if rows came.
+    pub fn kept_sides(&self) -> Vec<(u64, Arc<Table>)> {
+        let mut found = Vec::new();
+        for handle in self.all() {
+            let late = handle.gate.as_ref().map_or(0, |gate| gate.status().late_rows);
+            let skipped = handle.state.lock().skipped;
+            for (count, table) in [late, skipped].into_iter().zip(&handle.side_tables) {
+                found.extend(table.as_ref().map(|table| (count, Arc::clone(table))));
+            }
+        }
+        found
+    }
+
+    /// Takes the opened source of a relation, which goes on from `kept`, everything until then being in epochs up to `epoch`.
+    pub fn add(&self, relation: &Relation, source: Box<dyn Source>, sides: Sides, kept: Option<(SourceState, Epoch)>) {
         let (declared, relation) = (relation, relation.oid);
         let gate = declared
             .watermark()
@@ -278,6 +339,9 @@ impl Sources {
         }
         let handle = SourceHandle::new(relation, source, gate, sides, *self.paused.lock());
         let handle = Arc::new(handle);
+        if let Some((kept, epoch)) = kept {
+            handle.restore(kept, epoch, self.clock.time.now_us());
+        }
         handle.set_reading(declared);
         self.handles.lock().insert(relation, handle);
     }

@@ -143,6 +143,15 @@ impl Table {
         Ok(())
     }
 
+    /// Tells the table's gate of rows that have come through it before a restart.
+    pub fn pass_again(&self, changes: &ChangeBatch, now_us: i64) -> Result<()> {
+        if let Some(gated) = self.gate.get() {
+            let passed = gated.gate.measure(changes.rows.clone())?;
+            gated.gate.admit(&Split(SPLIT.into()), &passed, now_us)?;
+        }
+        Ok(())
+    }
+
     /// Takes the latch: the head stands still while it is held.
     pub async fn latch(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.latch).lock_owned().await
@@ -873,7 +882,7 @@ impl WriteSet {
                     break;
                 }
             }
-            let outcome = outcome.and_then(|()| log.append(&[&record]).map(|_| ()));
+            let outcome = outcome.and_then(|()| log.append(&[&record, &record::epoch_bytes(epoch)]).map(|_| ()));
             // A change of the catalog takes effect for everyone at once, so it must be safe before.
             let outcome = outcome.and_then(|()| if catalog.is_some() { log.sync().map(|_| ()) } else { Ok(()) });
             if let Err(error) = outcome {

@@ -21,5 +21,5 @@ pub mod table;
 pub mod explain;
 
 pub use expr::Expr;
-pub use process::{Exchange, ProcessPlan, Task, TaskOp};
+pub use process::{Exchange, Placed, ProcessPlan, Task, TaskOp};
 pub use stream::{ChangeKind, StreamNode, StreamOp, Traits};

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, UInt32Array};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
-use flow::process::{WATERMARK_END, WATERMARK_START};
+use flow::process::{StatePart, WATERMARK_END, WATERMARK_START};
 use flow::{ChangeBatch, Error, ProcessFunction, RelationId, Result, SlotId, TaskId};
 use plan::{Exchange, ProcessPlan, TaskOp};
 
-use crate::message::{DeploymentId, Tick};
+use crate::depot::Instance;
+use crate::freeze::{Freezing, Frozen};
+use crate::message::{DeploymentId, Restore, Tick};
 use crate::ops::{self, OpContext};
 use crate::slot::Shared;
 use crate::terminal;
@@ -98,6 +100,8 @@ pub enum Outgoing {
         tick: Tick,
         changes: Vec<ChangeBatch>,
     },
+    /// Changes of the state, for the depot.
+    Frozen(Frozen),
     /// The terminal task has finished the tick, of this processing time; what it promises from then on.
     Finished {
         tick: Tick,
@@ -175,6 +179,16 @@ pub struct Machine {
     queued: Arc<QueueBytes>,
     /// Bytes waiting in the stashes of all tasks.
     stashed: usize,
+    /// Of a job whose state checkpoints keep.
+    freezing: Option<Freezing>,
+}
+
+/// What a job on one slot starts from, beside its plan.
+pub struct Start<'a> {
+    pub first: Tick,
+    /// Whether checkpoints keep its state.
+    pub kept: bool,
+    pub restore: Option<&'a Restore>,
 }
 
 /// A task without inputs.
@@ -207,7 +221,7 @@ impl Job {
     pub fn new(
         deployment: DeploymentId,
         plan: &ProcessPlan,
-        first: Tick,
+        start: &Start<'_>,
         slot: SlotId,
         slots: usize,
         shared: &Shared,
@@ -219,6 +233,8 @@ impl Job {
         let mut tasks: Vec<TaskInstance> = Vec::with_capacity(plan.tasks.len());
         let mut leaves = Vec::new();
         let mut end = None;
+        let mut parts: Vec<Vec<StatePart>> = Vec::new();
+        let mut anew = Vec::new();
         for (i, task) in plan.tasks.iter().enumerate() {
             let mut schemas = Vec::new();
             let mut ports = Vec::new();
@@ -232,7 +248,7 @@ impl Job {
                 ports.push(Port::new(if exchange == Exchange::Forward { 1 } else { slots }));
                 tasks[from].outputs.push(Output { task: i, port, exchange });
             }
-            let function = match &task.op {
+            let mut function = match &task.op {
                 TaskOp::Relation { relation, columns } => {
                     leaves.push(Leaf {
                         task: i,
@@ -253,19 +269,43 @@ impl Job {
                 }
                 _ => Some(ops::instantiate(task, &schemas, &context)?),
             };
+            parts.push(function.as_ref().map_or_else(Vec::new, |f| f.parts()));
+            if let Some(function) = &mut function {
+                if let Some(restore) = start.restore {
+                    let watermarks = restore.watermarks.get(i).map_or(&[][..], Vec::as_slice);
+                    let place = (slot, slots);
+                    anew.extend(crate::freeze::restore(function.as_mut(), i, task, restore, place, shared)?);
+                    function.restored(watermarks, restore.now_us)?;
+                    for (port, watermark_us) in ports.iter_mut().zip(watermarks) {
+                        port.watermark_us = *watermark_us;
+                    }
+                }
+                if start.kept {
+                    function.track();
+                }
+            }
             if task.inputs.is_empty() && function.is_some() {
                 leaves.push(Leaf { task: i, relation: None, columns: Vec::new(), follows_view: false });
             }
             tasks.push(TaskInstance {
                 function,
                 level: task_levels[i],
-                current: task.inputs.is_empty().then_some(first),
+                current: task.inputs.is_empty().then_some(start.first),
                 ports,
                 stash: VecDeque::new(),
                 outputs: Vec::new(),
             });
         }
         let level_count = task_levels.iter().max().map_or(1, |l| l + 1);
+        let freezing = start.kept.then(|| Freezing::new(Arc::clone(&shared.freeze_at), plan.tasks.len()));
+        if let (true, Some(depot)) = (start.kept, &shared.depot) {
+            let own = start.restore.and_then(|r| r.own_chain(slot, slots));
+            depot.open(
+                deployment,
+                Instance { job: plan.job, slot, slots, parts, chain: own.unwrap_or_default().to_vec() },
+            );
+            depot.take(deployment, slot, Frozen { changes: anew, seal: None });
+        }
         let machine = Box::new(Machine {
             slot: slot.0 as usize,
             slots,
@@ -273,6 +313,7 @@ impl Job {
             levels: (0..level_count).map(|_| VecDeque::new()).collect(),
             queued: Arc::clone(&queued),
             stashed: 0,
+            freezing,
         });
         Ok(Job {
             deployment,
@@ -358,6 +399,7 @@ impl Machine {
             (0..self.levels.len()).map(|level| self.queued.cell(self.slot, level).load(Ordering::Relaxed)).sum();
         queued
             + self.stashed
+            + self.freezing.as_ref().map_or(0, Freezing::bytes)
             + self.tasks.iter().filter_map(|t| t.function.as_ref()).map(|f| f.state_bytes()).sum::<usize>()
     }
 
@@ -477,6 +519,7 @@ impl Machine {
             function.finish_epoch(tick.epoch, &mut emitted)?;
             self.dispatch(task, tick, emitted, out)?;
         }
+        self.freeze(task, tick, now_us, out)?;
         let instance = &mut self.tasks[task];
         instance.current = then;
         // Stashed work precedes anything that arrives from now on.
@@ -503,6 +546,23 @@ impl Machine {
                     out.push(Outgoing::Barrier { slot, task, port, tick, now_us, watermark_us });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Takes what has changed in the task's state, which is as of the end of `tick`, if a checkpoint is due there or much waits
+    /// to be told. The terminal task is the last to finish a tick, and hands on what all of them have told until then.
+    fn freeze(&mut self, task: usize, tick: Tick, now_us: i64, out: &mut Vec<Outgoing>) -> Result<()> {
+        let Some(freezing) = &mut self.freezing else { return Ok(()) };
+        let instance = &mut self.tasks[task];
+        freezing.take(task, tick, instance.function.as_deref_mut())?;
+        if freezing.is_due(tick) {
+            freezing.note(task, instance.ports.iter().map(|p| p.watermark_us).collect());
+        }
+        if task + 1 == self.tasks.len()
+            && let Some(frozen) = freezing.hand_on(tick, now_us)
+        {
+            out.push(Outgoing::Frozen(frozen));
         }
         Ok(())
     }

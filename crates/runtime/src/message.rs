@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use checkpoint::manifest::SegmentRef;
 use flow::{ChangeBatch, Epoch, Error, RelationId, SlotId, TaskId};
 use plan::ProcessPlan;
 use serde::{Deserialize, Serialize};
@@ -32,14 +33,37 @@ impl Tick {
     }
 }
 
+/// The state of one job on one slot as a checkpoint holds it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoredState {
+    /// Everything ever stored that counts, oldest first.
+    pub chain: Vec<SegmentRef>,
+    /// By task and port what was promised at the epoch's end.
+    pub watermarks: Vec<Vec<i64>>,
+    /// The epoch's processing time.
+    pub now_us: i64,
+}
+
+/// A job's state on all slots that it had, for a start from a checkpoint at any parallelism.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Restore {
+    /// By slot.
+    pub chains: Vec<Vec<SegmentRef>>,
+    pub watermarks: Vec<Vec<i64>>,
+    pub now_us: i64,
+}
+
 /// From the coordinator, or from another slot, to a slot. Messages of one sender arrive in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToSlot {
-    /// Start a job whose first tick is `first`. Sent between two epochs, to every slot.
+    /// Start a job whose first tick is `first`. Sent between two epochs, to every slot. With `kept` checkpoints keep its state,
+    /// and with `restore` it goes on from one.
     Deploy {
         deployment: DeploymentId,
         plan: Arc<ProcessPlan>,
         first: Tick,
+        kept: bool,
+        restore: Option<Arc<Restore>>,
     },
     /// Stop a job and forget its state. Sent to every slot.
     Remove {
@@ -49,6 +73,11 @@ pub enum ToSlot {
     Attach {
         deployment: DeploymentId,
         attached: bool,
+    },
+    /// At the end of this epoch the kept jobs freeze their state. Sent before the epoch's barrier, and before the next such
+    /// message only when all of them have or are gone.
+    Checkpoint {
+        epoch: Epoch,
     },
     /// Changes of a table or source in the open epoch.
     Input {
@@ -107,6 +136,10 @@ pub enum FromSlot {
     Progress { slot: SlotId, finished: Vec<(DeploymentId, Tick)>, next_timer_us: Option<i64> },
     /// The job has stopped on this slot and is forgotten there.
     Failed { slot: SlotId, deployment: DeploymentId, error: Error },
+    /// A job's state on this slot as of the epoch's end is stored.
+    Stored { slot: SlotId, deployment: DeploymentId, epoch: Epoch, state: StoredState },
+    /// It could not be stored.
+    NotStored { slot: SlotId, deployment: DeploymentId, epoch: Epoch, error: Error },
     /// A sink's net change of an epoch on this slot; `changes` is absent when nothing changed.
     Deliver { slot: SlotId, deployment: DeploymentId, sink: RelationId, tick: Tick, changes: Option<ChangeBatch> },
 }

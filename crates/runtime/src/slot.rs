@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, select};
 use flow::process::{WATERMARK_END, WATERMARK_START};
@@ -12,7 +12,8 @@ use tracing::{debug, warn};
 
 use crate::background::{Background, Lent};
 use crate::budget::Budget;
-use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Work, WorkKind, levels, task_id};
+use crate::depot::Depot;
+use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Start, Work, WorkKind, levels, task_id};
 use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
 use crate::terminal::Stores;
 use crate::worker::Outbox;
@@ -31,17 +32,24 @@ pub struct Shared {
     pub batch_rows: usize,
     /// The oldest epoch that readers may still want; stores drop what died at or before it.
     pub floor: Arc<AtomicU64>,
+    /// Where checkpoints keep the state of jobs; absent where nothing is kept.
+    pub depot: Option<Arc<Depot>>,
+    /// The epoch at whose end kept jobs freeze their state.
+    pub(crate) freeze_at: Arc<AtomicU64>,
     queues: Arc<Mutex<HashMap<DeploymentId, Arc<QueueBytes>>>>,
     touched: Arc<Mutex<HashMap<DeploymentId, u64>>>,
 }
 
 impl Shared {
+    /// Without a depot.
     pub fn new(budget: Budget, batch_rows: usize) -> Shared {
         Shared {
             stores: Stores::default(),
             budget,
             batch_rows,
             floor: Arc::default(),
+            depot: None,
+            freeze_at: Arc::default(),
             queues: Arc::default(),
             touched: Arc::default(),
         }
@@ -177,7 +185,10 @@ impl Slot {
 
     fn receive(&mut self, message: ToSlot) {
         match message {
-            ToSlot::Deploy { deployment, plan, first } => self.deploy(deployment, &plan, first),
+            ToSlot::Deploy { deployment, plan, first, kept, restore } => {
+                self.deploy(deployment, &plan, &Start { first, kept, restore: restore.as_deref() });
+            }
+            ToSlot::Checkpoint { epoch } => self.shared.freeze_at.store(epoch.0, Ordering::Release),
             ToSlot::Remove { deployment } => self.remove(deployment),
             ToSlot::Attach { deployment, attached } => {
                 if let Some(job) = self.jobs.get_mut(&deployment) {
@@ -257,7 +268,7 @@ impl Slot {
         }
     }
 
-    fn deploy(&mut self, deployment: DeploymentId, plan: &plan::ProcessPlan, first: Tick) {
+    fn deploy(&mut self, deployment: DeploymentId, plan: &plan::ProcessPlan, start: &Start<'_>) {
         self.newest = Some(deployment);
         let slots = self.peers.len();
         let queued = Arc::clone(self.shared.queues.lock().entry(deployment).or_insert_with(|| {
@@ -272,7 +283,7 @@ impl Slot {
                 End::Sink(_) => None,
             })
             .collect();
-        let job = Job::new(deployment, plan, first, self.id, slots, &self.shared, queued, |relation| {
+        let job = Job::new(deployment, plan, start, self.id, slots, &self.shared, queued, |relation| {
             views.contains(&relation)
         });
         match job {
@@ -306,6 +317,9 @@ impl Slot {
         self.finished.remove(&deployment);
         self.touched.remove(&deployment);
         self.shared.queues.lock().remove(&deployment);
+        if let Some(depot) = &self.shared.depot {
+            depot.close(deployment, self.id);
+        }
         self.shared.touched.lock().remove(&deployment);
     }
 
@@ -429,6 +443,11 @@ impl Slot {
                         let (task, port) = (task_id(task), port as u16);
                         let barrier = ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us };
                         self.send(slot, barrier);
+                    }
+                }
+                Outgoing::Frozen(frozen) => {
+                    if let Some(depot) = &self.shared.depot {
+                        depot.take(deployment, self.id, frozen);
                     }
                 }
                 Outgoing::Result { tick, changes } => self.result(deployment, tick, changes),

@@ -312,6 +312,10 @@ impl<'a> Reader<'a> {
                 self.parser.next_token();
                 Ok(Statement::Flush)
             }
+            "CHECKPOINT" => {
+                self.parser.next_token();
+                Ok(Statement::Checkpoint)
+            }
             "EXPLAIN" => self.explain(shared),
             "BEGIN" | "START" => self.begin(),
             "COMMIT" | "END" => self.commit(),
@@ -332,7 +336,7 @@ impl<'a> Reader<'a> {
             "LISTEN" | "NOTIFY" => self.refuse("LISTEN and NOTIFY are not supported", "Read a view instead."),
             "LOCK" => self.refuse("LOCK is not supported", "Readers never block; remove the statement."),
             "VACUUM" | "ANALYZE" | "ANALYSE" => self.maintain(),
-            "REINDEX" | "CLUSTER" | "CHECKPOINT" => {
+            "REINDEX" | "CLUSTER" => {
                 let what = format!("{} is not supported", word.value.to_uppercase());
                 self.refuse(&what, "Storage needs no maintenance statements; remove it.")
             }

@@ -98,6 +98,7 @@ pub enum Statement {
     /// RESET name; `None` is RESET ALL.
     Reset(Option<String>),
     Flush,
+    Checkpoint,
     Explain(Box<Explain>),
 
     Begin(TransactionModes),
@@ -393,6 +394,7 @@ pub enum Show {
         name: Name,
     },
     Jobs,
+    Checkpoints,
     Subscriptions,
     Watermarks,
     /// EXPLAIN WATERMARK name.
@@ -725,6 +727,7 @@ impl Statement {
             Statement::Set(_) | Statement::SetTransaction { .. } => "SET",
             Statement::Reset(_) => "RESET",
             Statement::Flush => "FLUSH",
+            Statement::Checkpoint => "CHECKPOINT",
             Statement::Explain(_) => "EXPLAIN",
             Statement::Begin(_) => "BEGIN",
             Statement::Commit { .. } => "COMMIT",

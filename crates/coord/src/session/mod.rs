@@ -420,6 +420,15 @@ impl Session {
                 self.written = self.written.max(epoch);
                 Ok(Outcome::Done("FLUSH".into()))
             }
+            Statement::Checkpoint => {
+                if self.transaction_status() == transaction::Status::InTransaction {
+                    self.refuse_in_transaction("CHECKPOINT")?;
+                }
+                self.end_implicit(true).await?;
+                let epoch = self.engine.checkpoint().await?;
+                self.written = self.written.max(epoch);
+                Ok(Outcome::Done("CHECKPOINT".into()))
+            }
             Statement::Prepare { name, types, statement } => {
                 if self.prepared.contains_key(name) {
                     return Err(Error::new(

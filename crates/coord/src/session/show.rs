@@ -13,6 +13,7 @@ use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Q
 
 use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
+use crate::checkpoints::CheckpointStatus;
 use crate::subscriptions::Reader;
 
 /// Rows of text cells.
@@ -48,6 +49,7 @@ impl Session {
             Show::Columns(_) => text_columns(&["name", "type", "nullable", "default"]),
             Show::Create { .. } => text_columns(&["name", "statement"]),
             Show::Watermarks => text_columns(&super::watermarks::COLUMNS),
+            Show::Checkpoints => text_columns(&["epoch", "created", "duration", "jobs", "bytes", "state_bytes"]),
             Show::Subscriptions => {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
             }
@@ -134,6 +136,7 @@ impl Session {
                 Ok(vec![vec![Some(relation.qualified_name()), Some(create)]])
             }
             Show::Watermarks => Ok(self.show_watermarks(&catalog)),
+            Show::Checkpoints => Ok(self.show_checkpoints()),
             Show::Subscriptions => Ok(self.show_subscriptions(&catalog)),
             Show::WatermarkOf(name) => {
                 let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
@@ -177,6 +180,22 @@ impl Session {
                     .collect())
             }
         }
+    }
+
+    /// The checkpoints that are kept, the newest first.
+    fn show_checkpoints(&self) -> Cells {
+        let kept = self.engine.keeper().map(|keeper| keeper.all()).unwrap_or_default();
+        let shown = |c: &CheckpointStatus| {
+            vec![
+                Some(c.epoch.to_string()),
+                Some(super::watermarks::timestamp(c.created_us)),
+                c.duration_us.map(|us| format!("{:.1} ms", us as f64 / 1e3)),
+                Some(c.jobs.to_string()),
+                c.bytes.map(|bytes| bytes.to_string()),
+                Some(c.state_bytes.to_string()),
+            ]
+        };
+        kept.iter().rev().map(shown).collect()
     }
 
     fn show_subscriptions(&self, catalog: &Catalog) -> Cells {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use coord::engine::Replanner;
+use coord::engine::{CheckpointConfig, Replanner};
 use coord::execution::{Execution, Threads};
 use coord::session::replan::StoredQueries;
 use coord::session::{Outcome, Session};
@@ -52,7 +53,16 @@ pub fn scratch() -> tempfile::TempDir {
 
 /// What an engine of a test is opened with.
 pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
-    EngineConfig { data_dir: folder.into(), slots, memory_limit: 2 << 30, batch_rows, time: Time::system() }
+    let (data_dir, time) = (folder.into(), Time::system());
+    EngineConfig { data_dir, slots, memory_limit: 2 << 30, batch_rows, time, checkpoints: None }
+}
+
+/// The same with checkpoints, taken when a statement says so.
+pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
+    static NONCE: AtomicU64 = AtomicU64::new(1);
+    let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
+    let checkpoints = Some(CheckpointConfig { interval: None, retained: 2, nonce });
+    EngineConfig { checkpoints, ..config(folder, slots, batch_rows) }
 }
 
 /// An engine with its own data.

@@ -8,7 +8,7 @@ use runtime::Wire;
 
 use crate::bytes::Bytes;
 use crate::harness::{Instance, config, ok, rows, scratch, seed, state_of};
-use crate::sql_tests::{check_file, files, known_differences, name_of};
+use crate::sql_tests::{Life, check_file, files, known_differences, name_of};
 
 /// Every kind of message, as its bytes name it.
 const KINDS: [&str; 14] = [
@@ -42,7 +42,8 @@ fn every_message_survives_as_bytes() {
         let problems = runtime.block_on(async {
             let path = file.clone();
             tokio::spawn(async move {
-                check_file(&path, seed() + n as u64, || Arc::new(Threads::over(Arc::clone(&wire)))).await
+                let whole = || vec![Life::Whole(Arc::new(Threads::over(Arc::clone(&wire))))];
+                check_file(&path, seed() + n as u64, whole).await
             })
             .await
             .unwrap()

@@ -1,4 +1,5 @@
-//! `sql-tests/**/*.slt`: each file as batch, then its queries as standing views fed in a seeded order.
+//! `sql-tests/**/*.slt`: each file as batch, then its queries as standing views fed in a seeded order, then the same with a
+//! checkpoint every few steps and restarts at another parallelism that lose everything since the last one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use coord::session::show::create_statement;
 use coord::table::WriteSet;
 use sqllogictest::{Condition, DBOutput, DefaultColumnType, QueryExpect, Record};
 
-use crate::harness::{Answer, Instance, Rng, config, ok, render, rows, run, scratch, seed};
+use crate::harness::{Answer, Instance, Rng, config, keeping, ok, render, rows, run, scratch, seed};
 
 /// A file takes well under a second; one that waits for ever is a failure, not a hang.
 const FILE_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
@@ -251,18 +252,43 @@ async fn write(
     set.commit(&engine.clock, &engine.log, &engine.budget, engine.floor(), None).await.unwrap();
 }
 
+/// How an engine that is fed comes through it.
+#[derive(Clone)]
+pub enum Life {
+    /// In one piece, run in this way.
+    Whole(Arc<dyn Execution>),
+    /// With checkpoints and restarts.
+    Restarts,
+}
+
+/// The relations of `contents` in an engine.
+fn found(instance: &Instance, contents: &Contents) -> Vec<Arc<Relation>> {
+    let catalog = instance.engine.catalog();
+    let named = |r: &Relation| Arc::clone(catalog.relation_named("dev", &r.schema, &r.name).unwrap());
+    contents.tables.iter().map(|(r, _)| named(r)).collect()
+}
+
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
 async fn check_standing(
     contents: &Contents,
     queries: &[Standing],
     decoys: bool,
     seed: u64,
-    execution: Arc<dyn Execution>,
+    life: Life,
 ) -> Vec<String> {
     let mut rng = Rng::new(seed);
     let folder = scratch();
-    let slots = 1 + rng.below(4);
-    let instance = Instance::with(config(folder.path(), slots, rng.pick(&[1, 32, 8192])), execution);
+    let mut slots = 1 + rng.below(4);
+    let (restarts, execution): (bool, Arc<dyn Execution>) = match life {
+        Life::Whole(execution) => (false, execution),
+        Life::Restarts => (true, Arc::new(Threads::default())),
+    };
+    let batch_rows = rng.pick(&[1, 32, 8192]);
+    let how = |slots| match restarts {
+        true => keeping(folder.path(), slots, batch_rows),
+        false => config(folder.path(), slots, batch_rows),
+    };
+    let mut instance = Instance::with(how(slots), execution);
     let mut session = instance.session();
     let mut schemas: Vec<&str> = contents.tables.iter().map(|(r, _)| r.schema.as_str()).collect();
     schemas.dedup();
@@ -278,13 +304,19 @@ async fn check_standing(
             problems.push(format!("{view}: {e}"));
         }
     }
-    let catalog = instance.engine.catalog();
-    let relations: Vec<Arc<Relation>> = contents
-        .tables
-        .iter()
-        .map(|(r, _)| Arc::clone(catalog.relation_named("dev", &r.schema, &r.name).unwrap()))
-        .collect();
+    let mut relations = found(&instance, contents);
     for step in feed(contents, queries.len(), decoys, &mut rng) {
+        if restarts && rng.below(4) == 0 {
+            ok(&mut session, "CHECKPOINT").await;
+        }
+        if restarts && rng.below(6) == 0 {
+            drop(session);
+            instance.close().await;
+            slots = 1 + rng.below(4);
+            instance = Instance::with(how(slots), Arc::new(Threads::default()));
+            session = instance.session();
+            relations = found(&instance, contents);
+        }
         match step {
             Step::Insert { table, rows } => {
                 let batch = take_record_batch(&contents.tables[table].1, &UInt32Array::from(rows)).unwrap();
@@ -339,8 +371,8 @@ async fn check_standing(
 /// What a problem says when a view has stopped with an error.
 const STOPPED: &str = "view stopped";
 
-/// Runs a file in both ways, its standing queries on engines that run as `execution` lets them; returns what went wrong.
-pub async fn check_file(path: &Path, seed: u64, execution: impl Fn() -> Arc<dyn Execution> + Send) -> Vec<String> {
+/// Runs a file as batch and its standing queries on engines that live as `lives` says; returns what went wrong.
+pub async fn check_file(path: &Path, seed: u64, lives: impl Fn() -> Vec<Life> + Send) -> Vec<String> {
     let folder = scratch();
     let instance = Instance::open(folder.path(), 2, 8192);
     let mut runner = sqllogictest::Runner::new(|| async { Ok(Db(instance.session())) });
@@ -357,12 +389,18 @@ pub async fn check_file(path: &Path, seed: u64, execution: impl Fn() -> Arc<dyn 
     drop(runner);
     instance.close().await;
     if !queries.is_empty() {
-        let mut found = check_standing(&contents, &queries, true, seed, execution()).await;
-        // A row put together from two may rightly stop a view, where a filter is there to keep an error away.
-        if found.iter().any(|problem| problem.contains(STOPPED)) {
-            found = check_standing(&contents, &queries, false, seed, execution()).await;
+        for life in lives() {
+            let mut found = check_standing(&contents, &queries, true, seed, life.clone()).await;
+            // A row put together from two may rightly stop a view, where a filter is there to keep an error away.
+            if found.iter().any(|problem| problem.contains(STOPPED)) {
+                let again = if let Life::Whole(_) = life { lives().remove(0) } else { life.clone() };
+                found = check_standing(&contents, &queries, false, seed, again).await;
+            }
+            if let Life::Restarts = life {
+                found.iter_mut().for_each(|problem| problem.insert_str(0, "with restarts: "));
+            }
+            problems.extend(found);
         }
-        problems.extend(found);
     }
     problems
 }
@@ -388,7 +426,7 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
         let file = path.clone();
         // On a thread of the runtime, whose stack is large.
         let checked = runtime.block_on(async {
-            let check = tokio::spawn(async move { check_file(&file, seed, || Arc::new(Threads::default())).await });
+            let check = tokio::spawn(async move { check_file(&file, seed, || vec![Life::Whole(Arc::new(Threads::default())), Life::Restarts]).await });
             tokio::time::timeout(FILE_TIME_MAX, check).await
         });
         let problems = match checked {

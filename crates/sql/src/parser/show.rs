@@ -12,6 +12,9 @@ impl Reader<'_> {
         if self.word("JOBS") {
             return Ok(Statement::Show(Show::Jobs));
         }
+        if self.word("CHECKPOINTS") {
+            return Ok(Statement::Show(Show::Checkpoints));
+        }
         if self.word("SUBSCRIPTIONS") {
             return Ok(Statement::Show(Show::Subscriptions));
         }

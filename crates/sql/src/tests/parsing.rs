@@ -73,6 +73,8 @@ fn every_statement_is_read_and_carries_its_tag() {
         ("RESET ALL", "RESET"),
         ("RESET timezone", "RESET"),
         ("FLUSH", "FLUSH"),
+        ("CHECKPOINT", "CHECKPOINT"),
+        ("SHOW CHECKPOINTS", "SHOW"),
         ("EXPLAIN SELECT 1", "EXPLAIN"),
         ("EXPLAIN (SELECT 1)", "EXPLAIN"),
         ("EXPLAIN ANALYZE SELECT 1", "EXPLAIN"),

@@ -1,0 +1,214 @@
+//! What an engine finds when it starts: the last checkpoint, and which jobs can go on from it.
+//!
+//! Law: a job goes on from its state only if that state is the one of its present definition over the present shape of its
+//! inputs, and if every input goes on from the same checkpoint. Any other job is made anew from what its inputs hold.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use catalog::{Catalog, Definition, RelationKind};
+use checkpoint::door::{Door, ThreadRest};
+use checkpoint::local::LocalStore;
+use checkpoint::manifest::{JobState, Manifest, PortWatermark, SegmentRef};
+use checkpoint::{CommitPermit, Generation};
+use flow::{Epoch, Error, RelationId, Result, SqlState, TaskId};
+use plan::process::PLAN_VERSION;
+use plan::{ProcessPlan, TaskOp};
+use runtime::Restore;
+use tracing::{info, warn};
+
+use crate::checkpoints::Coordinated;
+use crate::clock::Restored;
+use crate::engine::CheckpointConfig;
+use crate::publish::{Publisher, take_over};
+
+/// The store of checkpoints, owned by a new generation.
+pub struct Kept {
+    pub config: CheckpointConfig,
+    pub door: Arc<Door>,
+    pub generation: Generation,
+    pub newest: Option<Found>,
+    /// Numbers the segments of the generation.
+    pub counter: Arc<AtomicU64>,
+    pub publisher: Publisher,
+}
+
+/// The newest checkpoint.
+#[derive(Clone)]
+pub struct Found {
+    pub manifest: Arc<Manifest>,
+    pub coordinated: Arc<Coordinated>,
+    pub permit: CommitPermit,
+}
+
+/// What the log says of the time since the checkpoint.
+#[derive(Default)]
+pub struct Since {
+    /// Relations that were made, changed or dropped.
+    pub altered: BTreeSet<RelationId>,
+    /// By job, the first epoch that it has shown after it last started from nothing; of all times.
+    pub started: HashMap<RelationId, Epoch>,
+}
+
+/// A job that goes on.
+pub struct RestoredJob {
+    pub plan: ProcessPlan,
+    pub inputs: BTreeSet<RelationId>,
+    pub from: JobStart,
+}
+
+/// What it goes on from.
+pub struct JobStart {
+    pub restored: Restored,
+    /// Of a sink that delivers exactly once.
+    pub prepared: Option<(CommitPermit, Vec<u8>)>,
+}
+
+/// The relations that a plan reads.
+pub fn inputs(plan: &ProcessPlan) -> BTreeSet<RelationId> {
+    let relation = |op: &TaskOp| match op {
+        TaskOp::Relation { relation, .. } => Some(*relation),
+        _ => None,
+    };
+    plan.tasks.iter().filter_map(|task| relation(&task.op)).collect()
+}
+
+/// The segments of each slot, oldest first.
+fn chains(job: &JobState) -> Vec<Vec<SegmentRef>> {
+    let mut chains = vec![Vec::new(); job.slots as usize];
+    for segment in &job.segments {
+        if let Some(chain) = chains.get_mut(segment.slot as usize) {
+            chain.push(segment.clone());
+        }
+    }
+    chains
+}
+
+/// By task and port.
+fn watermarks(job: &JobState, tasks: usize) -> Vec<Vec<i64>> {
+    let mut watermarks = vec![Vec::new(); tasks];
+    for PortWatermark { task, watermark_us, .. } in &job.watermarks {
+        // They are kept in the order of the ports.
+        if let Some(ports) = watermarks.get_mut(task.0 as usize) {
+            ports.push(*watermark_us);
+        }
+    }
+    watermarks
+}
+
+/// The inverse of what a job goes on from.
+pub fn port_watermarks(watermarks: &[Vec<i64>]) -> Vec<PortWatermark> {
+    let ports = |(task, ports): (usize, &Vec<i64>)| -> Vec<PortWatermark> {
+        let port = |(port, watermark_us): (usize, &i64)| PortWatermark {
+            task: TaskId(task as u32),
+            port: port as u32,
+            watermark_us: *watermark_us,
+        };
+        ports.iter().enumerate().map(port).collect()
+    };
+    watermarks.iter().enumerate().flat_map(ports).collect()
+}
+
+impl Found {
+    /// The jobs that go on.
+    pub fn restorable(&self, catalog: &Catalog, since: &Since) -> Result<HashMap<RelationId, RestoredJob>> {
+        let mut found: HashMap<RelationId, RestoredJob> = HashMap::new();
+        // Tables that a sink fills are filled anew.
+        let filled: BTreeSet<RelationId> = catalog
+            .relations()
+            .filter_map(|r| match &r.definition {
+                Definition::Sink(sink) => sink.into,
+                _ => None,
+            })
+            .collect();
+        let mut left: Vec<(RelationId, &JobState, ProcessPlan)> = Vec::new();
+        for job in &self.manifest.jobs {
+            let relation = RelationId(job.job.0);
+            if let Some(plan) = self.usable(relation, job, catalog, since)? {
+                left.push((relation, job, plan));
+            }
+        }
+        // Views come before their readers.
+        loop {
+            let before = left.len();
+            for (relation, job, plan) in std::mem::take(&mut left) {
+                let inputs = inputs(&plan);
+                let stands = |input: &RelationId| match catalog.relation(*input).map(|r| r.kind()) {
+                    Some(RelationKind::Table) => !since.altered.contains(input) && !filled.contains(input),
+                    Some(RelationKind::Source) => {
+                        !since.altered.contains(input) && self.coordinated.source(*input).is_some()
+                    }
+                    Some(RelationKind::MaterializedView) => found.contains_key(input),
+                    _ => false,
+                };
+                if inputs.iter().all(stands) {
+                    let prepared = self.manifest.sinks.iter().find(|s| s.sink == relation);
+                    let from = JobStart {
+                        restored: Restored {
+                            incarnation: Epoch(job.incarnation),
+                            state: Arc::new(Restore {
+                                chains: chains(job),
+                                watermarks: watermarks(job, plan.tasks.len()),
+                                now_us: self.manifest.now_us,
+                            }),
+                        },
+                        prepared: prepared.map(|s| (self.permit, s.prepared.bytes().to_vec())),
+                    };
+                    found.insert(relation, RestoredJob { plan, inputs, from });
+                } else {
+                    left.push((relation, job, plan));
+                }
+            }
+            if left.len() == before {
+                break;
+            }
+        }
+        for (relation, _, _) in left {
+            info!(relation = relation.0, "an input of the job has changed; it is made anew");
+        }
+        Ok(found)
+    }
+
+    /// The job's plan, if the state is that of its present definition.
+    fn usable(
+        &self,
+        relation: RelationId,
+        job: &JobState,
+        catalog: &Catalog,
+        since: &Since,
+    ) -> Result<Option<ProcessPlan>> {
+        let kind = catalog.relation(relation).map(|r| r.kind());
+        if !matches!(kind, Some(RelationKind::MaterializedView | RelationKind::Sink)) {
+            return Ok(None);
+        }
+        let same = since.started.get(&relation).is_none_or(|first| first.0 == job.incarnation);
+        if !same {
+            return Ok(None);
+        }
+        let plan: ProcessPlan = serde_json::from_str(&job.plan).map_err(|e| {
+            Error::new(SqlState::DataCorrupted, format!("the stored plan of job {} cannot be read", job.job))
+                .with_detail(e.to_string())
+        })?;
+        if plan.version != PLAN_VERSION {
+            warn!(relation = relation.0, version = plan.version, "the stored plan is of another version; the job is made anew");
+            return Ok(None);
+        }
+        Ok(Some(plan))
+    }
+}
+
+impl Kept {
+    /// Opens the store below the data directory as a new generation, and finds the newest checkpoint.
+    pub fn open(data_dir: &Path, config: CheckpointConfig) -> Result<Kept> {
+        let nonce = config.nonce;
+        let store = LocalStore::open(&data_dir.join("checkpoints"))?;
+        let door = Door::new(Arc::new(store), Arc::new(ThreadRest::seeded(nonce)), nonce);
+        door.probe()?;
+        let generation = take_over(&door)?;
+        let door = Arc::new(door.of_generation(generation));
+        let (publisher, newest) = Publisher::open(Arc::clone(&door), generation)?;
+        Ok(Kept { config, door, generation, newest, counter: Arc::default(), publisher })
+    }
+}

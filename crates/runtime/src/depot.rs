@@ -1,0 +1,363 @@
+//! Where the state of jobs is stored: one thread of a worker encodes what slots have frozen and puts it into the store.
+//!
+//! The state of a job on a slot is a chain of segments, each with the changes since the one before. A chain that has grown
+//! to several times its content is replaced by one segment of the content.
+//!
+//! A segment holds chunks by task and part; a chunk is a change batch as `flow::wire` writes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
+use bytes::Bytes;
+use checkpoint::door::{Door, PutNew};
+use checkpoint::manifest::{PartRef, SegmentPlace, SegmentRef};
+use checkpoint::names::{ObjectName, SegmentName};
+use checkpoint::segment::{SegmentReader, SegmentWriter};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use flow::hash::{hash_columns, slot_of_vnode, vnode};
+use flow::process::StatePart;
+use flow::{ChangeBatch, Error, JobId, Result, SlotId, SqlState, TaskId};
+use parking_lot::Mutex;
+use plan::Placed;
+
+use crate::background::stand_back;
+use crate::freeze::{Frozen, Seal};
+use crate::message::{DeploymentId, FromSlot, StoredState};
+use crate::parts::merge;
+use crate::slot::Reports;
+
+/// A segment is put into the store when it has so many bytes, though its checkpoint is not whole.
+const SEGMENT_BYTES: usize = 64 << 20;
+/// Rows of a chunk at most.
+const CHUNK_ROWS: usize = 64 << 10;
+/// Segments of a chain from which on it is looked at.
+const CHAIN_SEGMENTS: usize = 8;
+/// A chain is replaced when it has so many times the bytes of its first segment.
+const CHAIN_GROWTH: u64 = 3;
+
+/// One job on one slot.
+#[derive(Debug)]
+pub struct Instance {
+    pub job: JobId,
+    pub slot: SlotId,
+    pub slots: usize,
+    /// By task.
+    pub parts: Vec<Vec<StatePart>>,
+    pub chain: Vec<SegmentRef>,
+}
+
+/// Which rows of a part belong to a slot.
+pub struct Share<'a> {
+    pub task: usize,
+    pub part: &'a StatePart,
+    pub placed: &'a Placed,
+    pub slot: usize,
+    pub slots: usize,
+}
+
+enum Errand {
+    Open(DeploymentId, Instance),
+    Take(DeploymentId, SlotId, Frozen),
+    Close(DeploymentId, SlotId),
+    Stop,
+}
+
+/// The slots' side of the store.
+pub struct Depot {
+    door: Arc<Door>,
+    errands: Sender<Errand>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Depot {
+    /// Starts the thread. `counter` numbers the objects of the door's generation.
+    pub fn start(door: Arc<Door>, counter: Arc<AtomicU64>, reports: Reports) -> Result<Arc<Depot>> {
+        let (errands, todo) = unbounded();
+        let keeper = Keeper { door: Arc::clone(&door), counter, reports, instances: HashMap::new() };
+        let thread = std::thread::Builder::new()
+            .name("depot".into())
+            .spawn(move || {
+                stand_back();
+                keeper.run(&todo);
+            })
+            .map_err(|e| Error::internal(format!("cannot start the thread that stores state: {e}")))?;
+        Ok(Arc::new(Depot { door, errands, thread: Mutex::new(Some(thread)) }))
+    }
+
+    fn send(&self, errand: Errand) {
+        // The thread ends last of all.
+        let _ = self.errands.send(errand);
+    }
+
+    /// A job begins to be kept on a slot.
+    pub fn open(&self, deployment: DeploymentId, instance: Instance) {
+        self.send(Errand::Open(deployment, instance));
+    }
+
+    /// Takes what has changed. Once a seal is stored, [`FromSlot::Stored`] is reported.
+    pub fn take(&self, deployment: DeploymentId, slot: SlotId, frozen: Frozen) {
+        if !frozen.changes.is_empty() || frozen.seal.is_some() {
+            self.send(Errand::Take(deployment, slot, frozen));
+        }
+    }
+
+    /// A job is gone from a slot.
+    pub fn close(&self, deployment: DeploymentId, slot: SlotId) {
+        self.send(Errand::Close(deployment, slot));
+    }
+
+    /// Ends the thread. What is not stored yet belongs to no checkpoint.
+    pub fn stop(&self) {
+        self.send(Errand::Stop);
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// The rows of a part that belong to a slot, as the chains of all slots that there were have them.
+    pub fn content(&self, chains: &[Vec<SegmentRef>], share: &Share<'_>) -> Result<Vec<ChangeBatch>> {
+        let mut found = Vec::new();
+        for (from, chain) in chains.iter().enumerate() {
+            if !overlaps((from, chains.len()), share) {
+                continue;
+            }
+            let rows = content(&self.door, chain, share.task, share.part)?;
+            let rows = if chains.len() == share.slots { rows } else { only(rows, share)? };
+            if rows.num_rows() > 0 {
+                found.push(rows);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether the slot `from.0` of `from.1` may have held rows of the share.
+fn overlaps(from: (usize, usize), share: &Share<'_>) -> bool {
+    if from.1 == share.slots {
+        return from.0 == share.slot;
+    }
+    match share.placed {
+        Placed::Everywhere => from.0 == 0,
+        Placed::Single => from.0 == 0 && share.slot == 0,
+        // Whole slots move, each to where its first vnode goes.
+        Placed::Anywhere => (0..=u8::MAX)
+            .find(|v| slot_of_vnode(*v, from.1) == from.0)
+            .is_some_and(|first| slot_of_vnode(first, share.slots) == share.slot),
+        Placed::Hash(_) => {
+            (0..=u8::MAX).any(|v| slot_of_vnode(v, from.1) == from.0 && slot_of_vnode(v, share.slots) == share.slot)
+        }
+    }
+}
+
+/// Those rows that belong to the share.
+fn only(rows: ChangeBatch, share: &Share<'_>) -> Result<ChangeBatch> {
+    let Placed::Hash(hashed) = share.placed else { return Ok(rows) };
+    let mut keys = Vec::with_capacity(hashed.len());
+    for column in hashed {
+        let at = share.part.columns.iter().position(|c| c == column);
+        let at =
+            at.ok_or_else(|| Error::internal(format!("part \"{}\" does not say where rows lie", share.part.name)))?;
+        keys.push(Arc::clone(rows.rows.column(at)));
+    }
+    let hashes = hash_columns(&keys, rows.num_rows())?;
+    let mine = hashes.iter().enumerate().filter(|(_, h)| slot_of_vnode(vnode(**h), share.slots) == share.slot);
+    let mine = UInt32Array::from_iter_values(mine.map(|(row, _)| row as u32));
+    if mine.len() == rows.num_rows() { Ok(rows) } else { rows.take(&mine) }
+}
+
+/// What a chain says of a part, merged.
+fn content(door: &Door, chain: &[SegmentRef], task: usize, part: &StatePart) -> Result<ChangeBatch> {
+    let task = TaskId(task as u32);
+    let mut batches = Vec::new();
+    let holds = |segment: &&SegmentRef| segment.parts.iter().any(|p| p.task == task && p.part == *part.name);
+    for segment in chain.iter().filter(holds) {
+        let reader = SegmentReader::open(bytes_of(door, segment)?)?;
+        for chunk in reader.chunks(task, &part.name) {
+            batches.push(shaped(flow::wire::decode(&chunk)?, part)?);
+        }
+    }
+    merge(part.kind, &part.schema, batches, true)
+}
+
+/// The bytes of a segment. Errors: `XX001` when they are not there or not what was written.
+pub fn bytes_of(door: &Door, segment: &SegmentRef) -> Result<Bytes> {
+    let bytes = match &segment.place {
+        SegmentPlace::Inline(blob) => blob.bytes().clone(),
+        SegmentPlace::Object(name) => door.get(name)?.ok_or_else(|| {
+            Error::new(SqlState::DataCorrupted, format!("object \"{name}\" of a checkpoint is missing"))
+                .with_hint("Nothing was changed. Bring the object back, or drop and create the view again.")
+        })?,
+    };
+    segment.check(&bytes)?;
+    Ok(bytes)
+}
+
+/// A chunk under the schema that the function gives its part; the types must be the same.
+fn shaped(change: ChangeBatch, part: &StatePart) -> Result<ChangeBatch> {
+    let columns = change.rows.columns().to_vec();
+    let options = RecordBatchOptions::new().with_row_count(Some(change.num_rows()));
+    let rows = RecordBatch::try_new_with_options(Arc::clone(&part.schema), columns, &options).map_err(|e| {
+        Error::new(SqlState::DataCorrupted, format!("part \"{}\" of a job's state has another shape", part.name))
+            .with_detail(e.to_string())
+    })?;
+    Ok(ChangeBatch::new(rows, change.diff))
+}
+
+/// One instance as the thread knows it.
+struct Kept {
+    instance: Instance,
+    open: SegmentWriter,
+    parts: Vec<PartRef>,
+}
+
+struct Keeper {
+    door: Arc<Door>,
+    counter: Arc<AtomicU64>,
+    reports: Reports,
+    instances: HashMap<(DeploymentId, SlotId), Kept>,
+}
+
+impl Keeper {
+    fn run(mut self, todo: &Receiver<Errand>) {
+        while let Ok(errand) = todo.recv() {
+            match errand {
+                Errand::Open(deployment, instance) => {
+                    let kept = Kept { open: SegmentWriter::new(), parts: Vec::new(), instance };
+                    self.instances.insert((deployment, kept.instance.slot), kept);
+                }
+                Errand::Close(deployment, slot) => {
+                    self.instances.remove(&(deployment, slot));
+                }
+                Errand::Stop => return,
+                Errand::Take(deployment, slot, frozen) => {
+                    let epoch = frozen.seal.as_ref().map(|s| s.epoch);
+                    let outcome = self.take(deployment, slot, frozen);
+                    match (outcome, epoch) {
+                        (Ok(Some(state)), Some(epoch)) => {
+                            (self.reports)(FromSlot::Stored { slot, deployment, epoch, state });
+                        }
+                        (Ok(_), _) => {}
+                        (Err(error), epoch) => {
+                            // What was told is lost to the chain, so it never makes a whole state any more.
+                            self.instances.remove(&(deployment, slot));
+                            let epoch = epoch.unwrap_or_default();
+                            (self.reports)(FromSlot::NotStored { slot, deployment, epoch, error });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, deployment: DeploymentId, slot: SlotId, frozen: Frozen) -> Result<Option<StoredState>> {
+        let Some(mut kept) = self.instances.remove(&(deployment, slot)) else { return Ok(None) };
+        for change in frozen.changes {
+            let Kept { instance, open, parts } = &mut kept;
+            add(open, parts, change.task, &instance.parts[change.task][change.part], change.changes)?;
+            if kept.open.len() >= SEGMENT_BYTES {
+                self.store(&mut kept)?;
+            }
+        }
+        let mut stored = None;
+        if let Some(Seal { watermarks, now_us, .. }) = frozen.seal {
+            self.store(&mut kept)?;
+            if overgrown(&kept.instance.chain) {
+                self.shorten(&mut kept)?;
+            }
+            stored = Some(StoredState { chain: kept.instance.chain.clone(), watermarks, now_us });
+        }
+        self.instances.insert((deployment, slot), kept);
+        Ok(stored)
+    }
+
+    /// Ends the open segment, if there is anything in it.
+    fn store(&mut self, kept: &mut Kept) -> Result<()> {
+        if !kept.open.is_empty() {
+            let (writer, parts) = (std::mem::take(&mut kept.open), std::mem::take(&mut kept.parts));
+            let segment = self.put(&kept.instance, writer, parts)?;
+            kept.instance.chain.push(segment);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, instance: &Instance, writer: SegmentWriter, parts: Vec<PartRef>) -> Result<SegmentRef> {
+        put_segment(&self.door, &self.counter, instance.job, (instance.slot, instance.slots), writer, parts)
+    }
+
+    /// Replaces the chain by one segment of its content.
+    fn shorten(&mut self, kept: &mut Kept) -> Result<()> {
+        let (mut writer, mut refs) = (SegmentWriter::new(), Vec::new());
+        for (task, parts) in kept.instance.parts.iter().enumerate() {
+            for part in parts {
+                let rows = content(&self.door, &kept.instance.chain, task, part)?;
+                add(&mut writer, &mut refs, task, part, rows)?;
+            }
+        }
+        kept.instance.chain = match writer.is_empty() {
+            true => Vec::new(),
+            false => vec![self.put(&kept.instance, writer, refs)?],
+        };
+        Ok(())
+    }
+}
+
+/// Stores a segment as a new object.
+pub fn put_segment(
+    door: &Door,
+    counter: &AtomicU64,
+    job: JobId,
+    (slot, slots): (SlotId, usize),
+    writer: SegmentWriter,
+    parts: Vec<PartRef>,
+) -> Result<SegmentRef> {
+    let counter = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    let slot = u32::from(slot.0);
+    let name =
+        ObjectName::Segment(SegmentName { job, generation: door.writer().generation, counter, slot }).to_string();
+    let bytes = writer.finish()?;
+    match door.put_new(&name, &bytes)? {
+        PutNew::Created => Ok(SegmentRef::in_object(name, slot, slots as u32, &bytes, parts)),
+        PutNew::Exists(_) => {
+            Err(Error::internal(format!("object \"{name}\" exists, though its name was given out only now")))
+        }
+    }
+}
+
+fn add(
+    writer: &mut SegmentWriter,
+    refs: &mut Vec<PartRef>,
+    task: usize,
+    part: &StatePart,
+    changes: ChangeBatch,
+) -> Result<()> {
+    // What came and went since the last time need not be stored.
+    let changes = merge(part.kind, &part.schema, vec![changes], false)?;
+    let task = TaskId(task as u32);
+    for start in (0..changes.num_rows()).step_by(CHUNK_ROWS) {
+        let chunk = changes.slice(start, CHUNK_ROWS.min(changes.num_rows() - start));
+        let bytes = flow::wire::encode(&chunk)?;
+        writer.add(task, &part.name, &bytes);
+        let (rows, bytes) = (chunk.num_rows() as u64, bytes.len() as u64);
+        match refs.iter_mut().find(|r| r.task == task && r.part == *part.name) {
+            Some(known) => {
+                known.rows += rows;
+                known.bytes += bytes;
+            }
+            None => refs.push(PartRef { task, part: part.name.to_string(), schema: shape(part), rows, bytes }),
+        }
+    }
+    Ok(())
+}
+
+/// The types of a part's columns.
+fn shape(part: &StatePart) -> String {
+    part.schema.fields().iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn overgrown(chain: &[SegmentRef]) -> bool {
+    let all: u64 = chain.iter().map(|s| s.bytes).sum();
+    let first = chain.first().map_or(0, |s| s.bytes);
+    chain.len() > CHAIN_SEGMENTS && all > CHAIN_GROWTH * first
+}
