@@ -2,7 +2,7 @@
 //!
 //! [`message`] is everything that coordinator and slots say to each other; [`slot`] is one slot as a state machine that
 //! can be stepped without a thread; [`job`] is one job's tasks on one slot, with barrier alignment; [`ops`] are the
-//! operators; [`terminal`] is where a job ends; [`background`] takes what may wait off the slot's thread; [`worker`] runs
+//! operators; [`parts`] adds up the changes of their state; [`terminal`] is where a job ends; [`background`] takes what may wait off the slot's thread; [`worker`] runs
 //! slots as threads or hands them to a test to step.
 //!
 //! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
@@ -13,6 +13,7 @@ pub mod budget;
 pub mod job;
 pub mod message;
 pub mod ops;
+pub mod parts;
 pub mod slot;
 pub mod terminal;
 pub mod worker;
