@@ -138,7 +138,10 @@ impl TemporalFilter {
     /// Brings and takes away the rows whose moment has come.
     fn pass_time(&mut self, out: &mut dyn Collector) -> Result<()> {
         while let Some(entry) = self.begins.first_entry().filter(|e| *e.key() <= self.now_us) {
-            let due = entry.remove();
+            let mut due = entry.remove();
+            // The number of a row that was taken away and came again is here twice.
+            due.sort_unstable();
+            due.dedup();
             let now_us = self.now_us;
             let (mut come, mut over) = (Vec::new(), Vec::new());
             for id in due {
