@@ -35,6 +35,7 @@ struct Stage<'a> {
 /// Everything that happens in one epoch.
 struct Events {
     changes: Vec<(usize, Vec<(Row, i64)>)>,
+    /// By port, what is promised from the epoch's end on.
     watermarks: Vec<i64>,
     now_us: i64,
 }
@@ -83,8 +84,15 @@ fn divide(rng: &mut Rng, batch: &ChangeBatch, spread: &Spread, columns: &[usize]
         .collect()
 }
 
-/// Brings a whole epoch to the instances and returns their net output.
-fn advance(rng: &mut Rng, stage: &Stage, slots: &mut [Box<dyn ProcessFunction>], epoch: u64, events: &Events) -> Bag {
+/// Brings a whole epoch to the instances, which were promised `before` until then, and returns their net output.
+fn advance(
+    rng: &mut Rng,
+    stage: &Stage,
+    slots: &mut [Box<dyn ProcessFunction>],
+    epoch: u64,
+    before: &[i64],
+    events: &Events,
+) -> Bag {
     let mut out: Vec<ChangeBatch> = Vec::new();
     for (port, changes) in &events.changes {
         let schema = &stage.inputs[*port];
@@ -95,7 +103,7 @@ fn advance(rng: &mut Rng, stage: &Stage, slots: &mut [Box<dyn ProcessFunction>],
         }
     }
     for function in slots {
-        for (port, watermark_us) in events.watermarks.iter().enumerate().filter(|(_, w)| **w > WATERMARK_START) {
+        for (port, watermark_us) in events.watermarks.iter().enumerate().filter(|(port, w)| **w > before[*port]) {
             function.on_watermark(port, *watermark_us).unwrap();
         }
         function.on_time(events.now_us).unwrap();
@@ -173,10 +181,12 @@ fn survives(
     slots.iter_mut().for_each(|function| function.track());
     let parts = slots[0].parts();
     let mut history: History = vec![Vec::new(); parts.len()];
+    let mut before = vec![WATERMARK_START; stage.inputs.len()];
     for epoch in 1..=epochs {
         let events = events(rng);
-        let expected = advance(rng, stage, &mut alone, epoch, &events);
-        let got = advance(rng, stage, &mut slots, epoch, &events);
+        let expected = advance(rng, stage, &mut alone, epoch, &before, &events);
+        let got = advance(rng, stage, &mut slots, epoch, &before, &events);
+        before.clone_from(&events.watermarks);
         assert_eq!(got, expected, "epoch {epoch} of {what}");
         assert!(alone.iter().all(|function| function.tracked_bytes() == 0));
         look(Epoch(epoch));
