@@ -41,9 +41,9 @@ pub fn merge(kind: PartKind, schema: &SchemaRef, batches: Vec<ChangeBatch>, whol
 
 /// Rows without columns are all equal.
 fn equal_rows(schema: &SchemaRef, batches: &[ChangeBatch]) -> Result<ChangeBatch> {
-    let weights = batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| b.weight(i)));
+    let mut weights = batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| b.weight(i)));
     let sum = weights
-        .fold(Some(0i64), |sum, weight| sum?.checked_add(weight))
+        .try_fold(0i64, |sum, weight| sum.checked_add(weight))
         .ok_or_else(|| Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range"))?;
     let rows = usize::from(sum != 0);
     Ok(ChangeBatch::new(record(schema, Vec::new(), rows)?, Diff::from_weights(vec![sum; rows])))

@@ -697,3 +697,18 @@ fn damaged_state_is_refused() {
         assert_eq!(function().restore(0, other).unwrap_err().state(), SqlState::DataCorrupted);
     }
 }
+
+#[test]
+fn what_waits_to_be_told_keeps_no_other_rows_alive() {
+    let input = schema(&[DataType::Int64, timestamp(), DataType::Utf8View]);
+    let mut function = starter(&top_10(ChangeKind::Retract, vec![0]), &[input.clone()], &input, 8192)(1).remove(0);
+    function.track();
+    let row = |n: i64| (vec![int(n), int(0), text(&format!("a text of some length, number {n}"))], 1);
+    let all = batch(&input, &(0..10_000).map(row).collect::<Vec<_>>());
+    function.process(0, all.slice(5000, 2), &mut Vec::new()).unwrap();
+    let charged = function.tracked_bytes();
+    let mut told = Vec::new();
+    function.freeze(&mut told).unwrap();
+    let held: usize = told[0].1.rows.columns().iter().map(|c| c.get_buffer_memory_size()).sum();
+    assert!(charged > 0 && held < 2000, "{charged} bytes charged, {held} held");
+}
