@@ -569,7 +569,7 @@ fn views_survive() {
     }
 }
 
-fn inner_join(expires: bool) -> (TaskOp, Vec<SchemaRef>, SchemaRef) {
+fn full_join(expires: bool) -> (TaskOp, Vec<SchemaRef>, SchemaRef) {
     let time = expires.then_some(event(1));
     let op = TaskOp::Join {
         kind: JoinKind::Full,
@@ -609,7 +609,7 @@ fn rows(from: i64, to: i64) -> Vec<(Row, i64)> {
 
 #[test]
 fn one_changed_row_is_told_alone() {
-    let (join, sides, pairs) = inner_join(false);
+    let (join, sides, pairs) = full_join(false);
     let side = &sides[..1];
     let ranked = schema(&[DataType::Int64, timestamp(), DataType::Int64, DataType::UInt64]);
     let filter = TaskOp::TemporalFilter { from: vec![(1, i64::MIN)], until: vec![(1, i64::MAX / 2)] };
@@ -653,7 +653,7 @@ fn a_global_top_10_tells_what_it_keeps() {
 /// What is told of what a watermark ends: the content of the parts does not grow for ever.
 #[test]
 fn what_is_over_leaves_the_checkpoint() {
-    let (join, sides, pairs) = inner_join(true);
+    let (join, sides, pairs) = full_join(true);
     let side = &sides[..1];
     let ranked = schema(&[DataType::Int64, timestamp(), DataType::Int64, DataType::UInt64]);
     let cases = [
@@ -686,7 +686,7 @@ fn what_is_over_leaves_the_checkpoint() {
 
 #[test]
 fn damaged_state_is_refused() {
-    let (join, sides, pairs) = inner_join(false);
+    let (join, sides, pairs) = full_join(false);
     let cases = [(join, &sides[..], &pairs), (top_10(ChangeKind::Retract, vec![0]), &sides[..1], &sides[0])];
     for (op, inputs, output) in cases {
         let function = || starter(&op, inputs, output, 8192)(1).remove(0);
@@ -701,7 +701,8 @@ fn damaged_state_is_refused() {
 #[test]
 fn what_waits_to_be_told_keeps_no_other_rows_alive() {
     let input = schema(&[DataType::Int64, timestamp(), DataType::Utf8View]);
-    let mut function = starter(&top_10(ChangeKind::Retract, vec![0]), &[input.clone()], &input, 8192)(1).remove(0);
+    let mut function =
+        starter(&top_10(ChangeKind::Retract, vec![0]), std::slice::from_ref(&input), &input, 8192)(1).remove(0);
     function.track();
     let row = |n: i64| (vec![int(n), int(0), text(&format!("a text of some length, number {n}"))], 1);
     let all = batch(&input, &(0..10_000).map(row).collect::<Vec<_>>());
