@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
-use flow::process::StateDeclaration;
+use flow::process::{PartKind, StateDeclaration, StatePart};
 use flow::{ChangeBatch, Collector, Declaration, Diff, Epoch, ProcessFunction, RelationId, Result, SlotId};
 use parking_lot::RwLock;
 use plan::ChangeKind;
 use state::Store;
 
 use crate::ops::consolidate;
+use crate::ops::tracked::{Tracked, check_restored};
 
 /// The view stores of one worker, by relation: written by the slots, read by whoever pins an epoch.
 #[derive(Clone, Default)]
@@ -55,7 +56,8 @@ impl Stores {
 /// The terminal function of a materialized view on one slot: nets the changes of a tick, writes them to the slot's shard
 /// of the store, and emits them for readers downstream.
 ///
-/// `floor` is the oldest epoch that readers may still want.
+/// `floor` is the oldest epoch that readers may still want. Restored rows are there before every epoch: the store can be read
+/// at any that follows the checkpoint.
 pub fn materialize(
     store: Arc<Store>,
     schema: &SchemaRef,
@@ -63,7 +65,8 @@ pub fn materialize(
     floor: Arc<AtomicU64>,
 ) -> Box<dyn ProcessFunction> {
     let schema = Arc::clone(schema);
-    Box::new(Materialize { store, schema, shard: slot.0 as usize, floor, pending: Vec::new(), bytes: 0 })
+    let (shard, tracked) = (slot.0 as usize, Tracked::default());
+    Box::new(Materialize { store, schema, shard, floor, pending: Vec::new(), bytes: 0, tracked })
 }
 
 struct Materialize {
@@ -73,6 +76,7 @@ struct Materialize {
     floor: Arc<AtomicU64>,
     pending: Vec<ChangeBatch>,
     bytes: usize,
+    tracked: Tracked,
 }
 
 impl ProcessFunction for Materialize {
@@ -99,14 +103,39 @@ impl ProcessFunction for Materialize {
             // A job that lags writes epochs below the global floor.
             let floor = Epoch(self.floor.load(Ordering::Acquire)).min(epoch);
             self.store.maintain_shard(self.shard, floor)?;
+            self.tracked.push(0, &self.schema, net.rows.columns(), net.num_rows(), net.diff.clone())?;
             out.emit(net);
         }
         Ok(())
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        let columns = (0..self.schema.fields().len()).collect();
+        let schema = Arc::clone(&self.schema);
+        vec![StatePart { name: "rows", schema, kind: PartKind::Counted, port: 0, columns }]
+    }
+
+    fn track(&mut self) {
+        self.tracked.start();
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tracked.tell(out);
+        Ok(())
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.tracked.bytes()
+    }
+
+    fn restore(&mut self, _part: usize, rows: ChangeBatch) -> Result<()> {
+        check_restored(&rows, &self.schema)?;
+        self.store.apply(self.shard, Epoch(0), &rows)
+    }
+
     fn state_bytes(&self) -> usize {
         // The shard is a share of the store; an even split is close enough for a budget.
-        self.bytes + self.store.bytes() / self.store.shards().max(1)
+        self.bytes + self.tracked.bytes() + self.store.bytes() / self.store.shards().max(1)
     }
 }
 

@@ -28,6 +28,7 @@ mod values;
 pub use block::BLOCK_ROWS;
 pub use changes::{ChangeLog, ChangeRoom, EpochChanges, Followed, Follower};
 pub use layout::Identity;
+pub use owned::owned;
 pub use pins::{Pin, Pins};
 pub use scan::{Scan, ScanWithIds};
 pub use snapshot::Snapshot;

@@ -20,7 +20,7 @@ fn wasteful(held: usize, used: usize) -> bool {
 }
 
 /// `column` with the same values in buffers of about its own size; not copied when its buffers already are.
-pub(crate) fn owned(column: &ArrayRef) -> Result<ArrayRef> {
+pub fn owned(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(match column.data_type() {
         DataType::Utf8View => Arc::new(owned_views::<StringViewType>(column.as_byte_view())),
         DataType::BinaryView => Arc::new(owned_views::<BinaryViewType>(column.as_byte_view())),

@@ -7,14 +7,16 @@
 //!   so ("changelog violation") instead of carrying on with wrong state.
 //! * Work is in proportion to the change: state is reached through indexes and lists of what the epoch touched.
 //!
-//! Reading order: [`cells`], [`row_table`], [`multiset`] and [`panes`] hold rows, [`emit`] shapes output batches; [`stateless`], [`aggregate`],
-//! [`join`] and [`topn`] are the operators; [`consolidate`] nets an epoch's changes by row.
+//! Reading order: [`cells`], [`row_table`], [`multiset`] and [`panes`] hold rows, [`emit`] shapes output batches, [`tracked`] keeps what
+//! checkpoints are to be told; [`stateless`], [`aggregate`], [`join`] and [`topn`] are the operators; [`consolidate`] nets an epoch's
+//! changes by row.
 
-mod cells;
-mod emit;
+pub(crate) mod cells;
+pub(crate) mod emit;
 mod multiset;
 mod panes;
 mod row_table;
+pub(crate) mod tracked;
 
 mod aggregate;
 mod consolidate;

@@ -110,10 +110,10 @@ impl<K: Ord> Multiset<K> {
     }
 
     /// Keeps the first `kept` values, of which the last is `last`; `dropped` sees the others.
-    pub fn truncate(&mut self, kept: usize, last: &K, mut dropped: impl FnMut(&K)) {
+    pub fn truncate(&mut self, kept: usize, last: &K, mut dropped: impl FnMut(&K, i64)) {
         match self {
             Multiset::Flat(entries) => {
-                entries.iter().skip(kept).for_each(|(k, _)| dropped(k));
+                entries.iter().skip(kept).for_each(|(k, n)| dropped(k, *n));
                 entries.truncate(kept);
             }
             Multiset::Tree(entries) => {
@@ -121,7 +121,7 @@ impl<K: Ord> Multiset<K> {
                     if entry.key() <= last {
                         break;
                     }
-                    dropped(entry.key());
+                    dropped(entry.key(), *entry.get());
                     entry.remove();
                 }
             }

@@ -47,6 +47,12 @@ impl ProcessFunction for Values {
         }
         Ok(())
     }
+
+    fn restored(&mut self, _watermarks_us: &[i64], _now_us: i64) -> Result<()> {
+        // The first epoch is long over.
+        self.batches.clear();
+        Ok(())
+    }
 }
 
 enum Column {

@@ -10,12 +10,13 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::{filter, filter_record_batch};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, PartKind, StateDeclaration, StatePart};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
 
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types, record};
 use super::row_table::RowTable;
+use super::tracked::{Tracked, check_restored, damaged};
 use super::{OpContext, changelog_violation};
 
 /// Appends the processing time of a row's epoch.
@@ -89,6 +90,7 @@ pub struct TemporalFilter {
     ends: BTreeMap<i64, Vec<u32>>,
     deletes: Outbox,
     inserts: Outbox,
+    tracked: Tracked,
     touched: u64,
     ids: Vec<u32>,
     fresh: Vec<u32>,
@@ -112,6 +114,7 @@ impl TemporalFilter {
             ends: BTreeMap::new(),
             deletes: Outbox::new(Arc::clone(input), ctx.batch_rows),
             inserts: Outbox::new(Arc::clone(input), ctx.batch_rows),
+            tracked: Tracked::default(),
             touched: 0,
             ids: Vec::new(),
             fresh: Vec::new(),
@@ -135,7 +138,10 @@ impl TemporalFilter {
     /// Brings and takes away the rows whose moment has come.
     fn pass_time(&mut self, out: &mut dyn Collector) -> Result<()> {
         while let Some(entry) = self.begins.first_entry().filter(|e| *e.key() <= self.now_us) {
-            let due = entry.remove();
+            let mut due = entry.remove();
+            // The number of a row that was taken away and came again is here twice.
+            due.sort_unstable();
+            due.dedup();
             let now_us = self.now_us;
             let (mut come, mut over) = (Vec::new(), Vec::new());
             for id in due {
@@ -155,6 +161,7 @@ impl TemporalFilter {
                 }
             }
             self.emit(&come, 1, out)?;
+            self.tell_gone(&over)?;
             over.into_iter().for_each(|id| self.forget(id));
         }
         while let Some(entry) = self.ends.first_entry().filter(|e| *e.key() <= self.now_us) {
@@ -165,6 +172,7 @@ impl TemporalFilter {
                 self.counts[*id as usize] != 0 && self.begun.get(*id as usize) && self.until_us[*id as usize] == until
             });
             self.emit(&due, -1, out)?;
+            self.tell_gone(&due)?;
             due.into_iter().for_each(|id| self.forget(id));
         }
         Ok(())
@@ -180,10 +188,38 @@ impl TemporalFilter {
         outbox.push(self.rows.gather_all(ids)?, ids.len(), Diff::from_weights(weights), out)
     }
 
+    /// Tells the checkpoint that rows are not kept any longer.
+    fn tell_gone(&mut self, ids: &[u32]) -> Result<()> {
+        if !self.tracked.is_on() || ids.is_empty() {
+            return Ok(());
+        }
+        let diff = Diff::from_weights(ids.iter().map(|id| -self.counts[*id as usize]).collect());
+        self.tracked.push(0, &self.input, &self.rows.gather_all(ids)?, ids.len(), diff)
+    }
+
     fn forget(&mut self, id: u32) {
         self.rows.remove(id);
         self.counts[id as usize] = 0;
         self.begun.set(id as usize, false);
+    }
+
+    /// Takes rows into the state, which begin and end at `moments`. Fills `ids` and `fresh`.
+    fn keep(&mut self, batch: &ChangeBatch, moments: &[(i64, i64)]) -> Result<()> {
+        let columns: Vec<ArrayRef> = batch.rows.columns().to_vec();
+        let hashes = hash_columns(&columns, batch.num_rows())?;
+        self.rows.upsert(&BatchColumn::all(&columns)?, &hashes, &mut self.ids, &mut self.fresh)?;
+        let size = self.rows.size();
+        for all in [&mut self.counts, &mut self.from_us, &mut self.until_us] {
+            all.resize(size, 0);
+        }
+        for i in &self.fresh {
+            let id = self.ids[*i as usize] as usize;
+            (self.from_us[id], self.until_us[id]) = moments[*i as usize];
+        }
+        for (i, id) in self.ids.iter().enumerate() {
+            self.counts[*id as usize] += batch.diff.weight(i);
+        }
+        Ok(())
     }
 
     /// Takes the changes of one batch.
@@ -205,17 +241,12 @@ impl TemporalFilter {
         });
         if kept.count_set_bits() > 0 {
             let batch = only(&batch, &kept)?;
-            let columns: Vec<ArrayRef> = batch.rows.columns().to_vec();
-            let hashes = hash_columns(&columns, batch.num_rows())?;
-            self.rows.upsert(&BatchColumn::all(&columns)?, &hashes, &mut self.ids, &mut self.fresh)?;
-            let size = self.rows.size();
-            for all in [&mut self.counts, &mut self.from_us, &mut self.until_us] {
-                all.resize(size, 0);
-            }
+            self.tracked.push(0, &self.input, batch.rows.columns(), batch.num_rows(), batch.diff.clone())?;
             let moments: Vec<(i64, i64)> = kept.set_indices().map(|i| (from[i], until[i])).collect();
+            self.keep(&batch, &moments)?;
             for i in &self.fresh {
-                let (id, (from_us, until_us)) = (self.ids[*i as usize], moments[*i as usize]);
-                (self.from_us[id as usize], self.until_us[id as usize]) = (from_us, until_us);
+                let id = self.ids[*i as usize];
+                let (from_us, until_us) = moments[*i as usize];
                 if from_us <= now_us {
                     self.begun.set(id as usize, true);
                     self.ends.entry(until_us).or_default().push(id);
@@ -224,9 +255,6 @@ impl TemporalFilter {
                 }
             }
             self.touched += self.ids.len() as u64;
-            for (i, id) in self.ids.iter().enumerate() {
-                self.counts[*id as usize] += batch.diff.weight(i);
-            }
         }
         match there.count_set_bits() {
             0 => Ok(()),
@@ -299,6 +327,49 @@ impl ProcessFunction for TemporalFilter {
         self.inserts.flush(out)
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        let columns = (0..self.input.fields().len()).collect();
+        let schema = Arc::clone(&self.input);
+        vec![StatePart { name: "rows", schema, kind: PartKind::Counted, port: 0, columns }]
+    }
+
+    fn track(&mut self) {
+        self.tracked.start();
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tracked.tell(out);
+        Ok(())
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.tracked.bytes()
+    }
+
+    fn restore(&mut self, _part: usize, rows: ChangeBatch) -> Result<()> {
+        check_restored(&rows, &self.input)?;
+        let from = Self::moments(&rows, &self.from, i64::MIN, i64::max)?;
+        let until = Self::moments(&rows, &self.until, NEVER_ENDS, i64::min)?;
+        let moments: Vec<(i64, i64)> = from.into_iter().zip(until).collect();
+        self.keep(&rows, &moments)
+    }
+
+    fn restored(&mut self, _watermarks_us: &[i64], now_us: i64) -> Result<()> {
+        self.now_us = now_us;
+        for id in 0..self.counts.len() as u32 {
+            let (from_us, until_us) = (self.from_us[id as usize], self.until_us[id as usize]);
+            // What had begun by that time was shown, and what was over or would stay for ever was not kept.
+            let begun = from_us <= now_us;
+            if until_us <= now_us || (begun && until_us == NEVER_ENDS) {
+                return Err(damaged("It has a row that is over."));
+            }
+            self.begun.set(id as usize, begun);
+            let (moments, moment) = if begun { (&mut self.ends, until_us) } else { (&mut self.begins, from_us) };
+            moments.entry(moment).or_default().push(id);
+        }
+        Ok(())
+    }
+
     fn next_timer(&self) -> Option<i64> {
         [&self.begins, &self.ends].into_iter().filter_map(|moments| moments.keys().next().copied()).min()
     }
@@ -309,6 +380,7 @@ impl ProcessFunction for TemporalFilter {
             + self.counts.capacity() * 28
             + self.arrived.iter().map(ChangeBatch::bytes).sum::<usize>()
             + numbers
+            + self.tracked.bytes()
     }
 
     fn rows_touched(&self) -> u64 {

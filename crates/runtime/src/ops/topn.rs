@@ -10,6 +10,7 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
@@ -17,7 +18,7 @@ use arrow::compute::{SortOptions, take};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use flow::hash::hash_columns;
 use flow::keys::KeyEncoder;
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, PartKind, StateDeclaration, StatePart, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
 use plan::stream::RankKind;
 use plan::{ChangeKind, TaskOp};
@@ -28,6 +29,7 @@ use super::emit::{Outbox, check_types, record};
 use super::multiset::Multiset;
 use super::panes::Panes;
 use super::row_table::RowTable;
+use super::tracked::{Tracked, check_restored};
 use super::{OpContext, changelog_violation};
 
 /// A row of a partition: its ordering columns, then its other columns, as bytes that sort as the rows do.
@@ -128,6 +130,17 @@ struct Window {
     ranks: bool,
 }
 
+/// What tells a checkpoint how the rows that are kept change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tells {
+    /// The input: all of its rows are kept.
+    Input,
+    /// The output: what is kept is what is shown, but for copies of the last row beyond the window, which change nothing.
+    Output,
+    /// What comes in past the bounds and what is trimmed.
+    Kept,
+}
+
 pub struct TopN {
     input: SchemaRef,
     input_kind: ChangeKind,
@@ -149,6 +162,10 @@ pub struct TopN {
     /// Rows whose multiplicity is below zero for the moment.
     negative: usize,
     closing: Option<Closing>,
+    tells: Tells,
+    tracked: Tracked,
+    /// Rows that were forgotten and not yet told; with [`Tells::Kept`] alone.
+    trimmed: Pending,
     outboxes: [Outbox; 2],
     batch_rows: usize,
     touched: u64,
@@ -175,6 +192,15 @@ struct Pending {
     keys: Vec<Key>,
     ranks: Vec<u64>,
     weights: Vec<i64>,
+}
+
+impl Pending {
+    fn push(&mut self, partition: u32, key: &Key, rank: u64, weight: i64) {
+        self.partitions.push(partition);
+        self.keys.push(key.clone());
+        self.ranks.push(rank);
+        self.weights.push(weight);
+    }
 }
 
 impl Window {
@@ -220,8 +246,8 @@ impl Window {
         first
     }
 
-    /// Drops what can never be among the first again if rows are only added. Returns the freed bytes.
-    fn trim(&self, partition: &mut Partition) -> usize {
+    /// Drops what can never be among the first again if rows are only added; `dropped` sees it.
+    fn trim(&self, partition: &mut Partition, dropped: impl FnMut(&Key, i64)) {
         let (mut seen, mut dense, mut kept) = (0u64, 0u64, 0usize);
         let mut last: Option<&Key> = None;
         let mut full = false;
@@ -240,22 +266,11 @@ impl Window {
             full = (if self.kind == RankKind::DenseRank { dense } else { seen }) >= self.end;
             true
         });
-        let Some(last) = last.cloned() else {
-            // Nothing is ever shown.
-            let mut freed = 0;
-            partition.rows.walk(|key, _| {
-                freed += key.cost();
-                true
-            });
-            partition.rows.clear();
-            return freed;
-        };
-        let mut freed = 0;
-        partition.rows.truncate(kept, &last, |key| freed += key.cost());
+        let Some(last) = last.cloned() else { return };
+        partition.rows.truncate(kept, &last, dropped);
         if full {
             partition.bound = Some(last);
         }
-        freed
     }
 }
 
@@ -314,7 +329,17 @@ impl TopN {
             Ok::<_, Error>(Closing { panes: Panes::new(time), place, times: Vec::new() })
         });
         let closing = closing.transpose()?;
+        let tells = if *input_kind != ChangeKind::AppendOnly || window.end == u64::MAX {
+            Tells::Input
+        } else if window.after == 0 && !window.ranks && !complement {
+            Tells::Output
+        } else {
+            Tells::Kept
+        };
         Ok(TopN {
+            tells,
+            tracked: Tracked::default(),
+            trimmed: Pending::default(),
             input: input.clone(),
             input_kind: *input_kind,
             window,
@@ -344,7 +369,32 @@ impl TopN {
 
     /// Whether rows beyond the window can be forgotten.
     fn forgets(&self) -> bool {
-        self.input_kind == ChangeKind::AppendOnly && self.window.end < u64::MAX
+        self.tells != Tells::Input
+    }
+
+    /// Drops what partition `id` need not keep.
+    fn trim(&mut self, id: u32) {
+        let (mut freed, tells) = (0, self.tells == Tells::Kept && self.tracked.is_on());
+        let TopN { window, partitions, trimmed, .. } = self;
+        window.trim(&mut partitions[id as usize], |key, count| {
+            freed += key.cost();
+            if tells {
+                trimmed.push(id, key, 0, count);
+            }
+        });
+        self.heap = self.heap.saturating_sub(freed);
+    }
+
+    /// Tells the checkpoint that rows are not kept any longer. Leaves the list empty.
+    fn tell_gone(&mut self, gone: &mut Pending) -> Result<()> {
+        for start in (0..gone.keys.len()).step_by(self.batch_rows) {
+            let range = start..gone.keys.len().min(start + self.batch_rows);
+            let columns = self.columns(gone, range.clone())?;
+            let diff = Diff::from_weights(gone.weights[range.clone()].iter().map(|w| -w).collect());
+            self.tracked.push(0, &self.input, &columns, range.len(), diff)?;
+        }
+        *gone = Pending::default();
+        Ok(())
     }
 
     /// Takes the rows of a batch into their partitions.
@@ -404,6 +454,8 @@ impl TopN {
             Some(self.rest.encode(&columns)?)
         };
         let forgets = self.forgets();
+        let tells = self.tells == Tells::Kept && self.tracked.is_on();
+        let mut entered: Vec<u32> = Vec::new();
         let entries_max = self.window.end.saturating_mul(2).saturating_add(16);
         let mut scratch = Vec::new();
         for (n, i) in candidates.iter().enumerate() {
@@ -427,6 +479,9 @@ impl TopN {
                 partition.rows.add(scratch.as_slice(), batch.weight(i), keep, order).ok_or_else(|| {
                     Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
                 })?;
+            if tells {
+                entered.push(i as u32);
+            }
             self.touched += 1;
             self.negative += usize::from(before >= 0 && after < 0);
             self.negative -= usize::from(before < 0 && after >= 0);
@@ -436,34 +491,42 @@ impl TopN {
                 self.heap = self.heap.saturating_sub(ENTRY + scratch.len());
             }
             if forgets && partition.rows.len() as u64 > entries_max && self.window.kind == RankKind::RowNumber {
-                self.heap = self.heap.saturating_sub(self.window.trim(partition));
+                self.trim(self.ids[i]);
             }
         }
-        Ok(())
+        if entered.is_empty() {
+            return Ok(());
+        }
+        let entered = UInt32Array::from(entered);
+        let columns = batch.rows.columns().iter().map(|c| take(c, &entered, None)).collect::<Result<Vec<_>, _>>()?;
+        let diff = Diff::from_weights(entered.values().iter().map(|i| batch.weight(*i as usize)).collect());
+        self.tracked.push(0, &self.input, &columns, entered.len(), diff)
+    }
+
+    /// Some of the rows of a list, in the columns of the input.
+    fn columns(&self, pending: &Pending, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+        let keys = &pending.keys[range.clone()];
+        let partitions = self.numbers.gather_all(&pending.partitions[range])?;
+        let decode = |encoder: &KeyEncoder, columns: &[usize], bytes: &dyn Fn(&Key) -> &[u8]| {
+            if columns.is_empty() { Ok(Vec::new()) } else { encoder.decode(keys.iter().map(bytes)) }
+        };
+        let sorts = decode(&self.sort, &self.sort_columns, &|k| k.sort())?;
+        let rests = decode(&self.rest, &self.rest_columns, &|k| k.rest())?;
+        let columns = self.places.iter().map(|place| {
+            Arc::clone(match place {
+                Place::Partition(n) => &partitions[*n],
+                Place::Sort(n) => &sorts[*n],
+                Place::Rest(n) => &rests[*n],
+            })
+        });
+        Ok(columns.collect())
     }
 
     fn emit(&mut self, pending: &Pending, diff: Diff, out: &mut dyn Collector) -> Result<()> {
         for start in (0..pending.keys.len()).step_by(self.batch_rows) {
             let range = start..pending.keys.len().min(start + self.batch_rows);
             let rows = range.len();
-            let keys = &pending.keys[range.clone()];
-            let partitions = self.numbers.gather_all(&pending.partitions[range.clone()])?;
-            let decode = |encoder: &KeyEncoder, columns: &[usize], bytes: &dyn Fn(&Key) -> &[u8]| {
-                if columns.is_empty() { Ok(Vec::new()) } else { encoder.decode(keys.iter().map(bytes)) }
-            };
-            let sorts = decode(&self.sort, &self.sort_columns, &|k| k.sort())?;
-            let rests = decode(&self.rest, &self.rest_columns, &|k| k.rest())?;
-            let mut columns: Vec<ArrayRef> = self
-                .places
-                .iter()
-                .map(|place| {
-                    Arc::clone(match place {
-                        Place::Partition(n) => &partitions[*n],
-                        Place::Sort(n) => &sorts[*n],
-                        Place::Rest(n) => &rests[*n],
-                    })
-                })
-                .collect();
+            let mut columns = self.columns(pending, range.clone())?;
             if self.window.ranks {
                 columns.push(self.rank_column(&pending.ranks[range.clone()])?);
             }
@@ -474,6 +537,9 @@ impl TopN {
                 let sign = diff.weight(0);
                 Diff::from_weights(weights.iter().map(|w| w * sign).collect())
             };
+            if self.tells == Tells::Output {
+                self.tracked.push(0, &self.input, &columns, rows, diff.clone())?;
+            }
             let outbox = &mut self.outboxes[usize::from(diff.weight(0) > 0)];
             outbox.push(columns, rows, diff, out)?;
         }
@@ -495,12 +561,7 @@ impl TopN {
 /// What separates two lists of first rows, both in the order of (key, rank).
 fn difference(partition: u32, old: &[Placed], new: &[Placed], gone: &mut Pending, come: &mut Pending) {
     let (mut o, mut n) = (0, 0);
-    let put = |to: &mut Pending, placed: &Placed, weight: i64| {
-        to.partitions.push(partition);
-        to.keys.push(placed.key.clone());
-        to.ranks.push(placed.rank);
-        to.weights.push(weight);
-    };
+    let put = |to: &mut Pending, placed: &Placed, weight: i64| to.push(partition, &placed.key, placed.rank, weight);
     while o < old.len() || n < new.len() {
         let order = match (old.get(o), new.get(n)) {
             (Some(a), Some(b)) => a.key.cmp(&b.key).then(a.rank.cmp(&b.rank)),
@@ -548,9 +609,12 @@ impl ProcessFunction for TopN {
         if self.complement {
             let rows: RecordBatch = record(&self.schema, batch.rows.columns().to_vec(), batch.num_rows())?;
             out.emit(ChangeBatch::new(rows, batch.diff.clone()));
-            if self.window.end == 0 {
-                return Ok(());
-            }
+        }
+        if self.window.end == 0 {
+            return Ok(());
+        }
+        if self.tells == Tells::Input {
+            self.tracked.push(0, &self.input, batch.rows.columns(), batch.num_rows(), batch.diff.clone())?;
         }
         self.store(&batch)
     }
@@ -566,12 +630,9 @@ impl ProcessFunction for TopN {
             let first = self.window.first(&partition.rows, &mut self.touched);
             let old = std::mem::replace(&mut partition.shown, first);
             difference(*id, &old, &partition.shown, &mut gone, &mut come);
-            let freed = if self.input_kind == ChangeKind::AppendOnly && self.window.end < u64::MAX {
-                self.window.trim(partition)
-            } else {
-                0
-            };
-            self.heap = self.heap.saturating_sub(freed);
+            if self.forgets() {
+                self.trim(*id);
+            }
             if gone.keys.len() + come.keys.len() >= self.batch_rows {
                 self.emit_both(&mut gone, &mut come, out)?;
             }
@@ -580,6 +641,8 @@ impl ProcessFunction for TopN {
         for outbox in &mut self.outboxes {
             outbox.flush(out)?;
         }
+        let mut trimmed = std::mem::take(&mut self.trimmed);
+        self.tell_gone(&mut trimmed)?;
         for id in changed {
             self.is_changed.set(id as usize, false);
             let partition = &self.partitions[id as usize];
@@ -591,8 +654,7 @@ impl ProcessFunction for TopN {
                 }
             }
         }
-        self.close();
-        Ok(())
+        self.close()
     }
 
     fn on_watermark(&mut self, _port: usize, watermark_us: i64) -> Result<()> {
@@ -609,9 +671,56 @@ impl ProcessFunction for TopN {
         Ok(())
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        if self.window.end == 0 {
+            return Vec::new();
+        }
+        let columns = (0..self.input.fields().len()).collect();
+        let schema = Arc::clone(&self.input);
+        vec![StatePart { name: "rows", schema, kind: PartKind::Counted, port: 0, columns }]
+    }
+
+    fn track(&mut self) {
+        self.tracked.start();
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tracked.tell(out);
+        Ok(())
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.tracked.bytes()
+    }
+
+    fn restore(&mut self, _part: usize, rows: ChangeBatch) -> Result<()> {
+        check_restored(&rows, &self.input)?;
+        self.store(&rows)
+    }
+
+    fn restored(&mut self, watermarks_us: &[i64], now_us: i64) -> Result<()> {
+        if let Some(closing) = &mut self.closing {
+            closing.panes.on_watermark(watermarks_us.first().copied().unwrap_or(WATERMARK_START));
+            closing.panes.on_time(now_us);
+        }
+        for id in std::mem::take(&mut self.changed) {
+            self.is_changed.set(id as usize, false);
+            let partition = &mut self.partitions[id as usize];
+            partition.shown = self.window.first(&partition.rows, &mut self.touched);
+            if self.forgets() {
+                self.trim(id);
+            }
+        }
+        Ok(())
+    }
+
     fn state_bytes(&self) -> usize {
         let closing = self.closing.as_ref().map_or(0, |c| c.panes.bytes() + c.times.capacity() * 8);
-        self.numbers.bytes() + self.partitions.capacity() * size_of::<Partition>() + self.heap + closing
+        self.numbers.bytes()
+            + self.partitions.capacity() * size_of::<Partition>()
+            + self.heap
+            + closing
+            + self.tracked.bytes()
     }
 
     fn rows_touched(&self) -> u64 {
@@ -621,23 +730,43 @@ impl ProcessFunction for TopN {
 
 impl TopN {
     /// Forgets the partitions that are final; what they show stays.
-    fn close(&mut self) {
-        let Some(closing) = &mut self.closing else { return };
+    fn close(&mut self) -> Result<()> {
+        let Some(closing) = &mut self.closing else { return Ok(()) };
+        let mut closed: Vec<u32> = Vec::new();
         while let Some((time, ids)) = closing.panes.take_due() {
             for id in ids {
-                // One that lost its last row, or whose number serves another.
-                if closing.times[id as usize] != time {
-                    continue;
+                // Not one that lost its last row, or whose number serves another.
+                if closing.times[id as usize] == time {
+                    closing.times[id as usize] = GONE;
+                    closed.push(id);
                 }
-                closing.times[id as usize] = GONE;
-                let partition = std::mem::take(&mut self.partitions[id as usize]);
-                partition.rows.walk(|key, _| {
-                    self.heap = self.heap.saturating_sub(key.cost());
-                    true
-                });
-                self.numbers.remove(id);
             }
         }
+        let mut told = Pending::default();
+        for id in &closed {
+            let partition = &self.partitions[*id as usize];
+            match self.tells {
+                _ if !self.tracked.is_on() => {}
+                Tells::Output => partition.shown.iter().for_each(|p| told.push(*id, &p.key, 0, p.count)),
+                Tells::Input | Tells::Kept => partition.rows.walk(|key, count| {
+                    told.push(*id, key, 0, count);
+                    true
+                }),
+            }
+            if told.keys.len() >= self.batch_rows {
+                self.tell_gone(&mut told)?;
+            }
+        }
+        self.tell_gone(&mut told)?;
+        for id in closed {
+            let partition = std::mem::take(&mut self.partitions[id as usize]);
+            partition.rows.walk(|key, _| {
+                self.heap = self.heap.saturating_sub(key.cost());
+                true
+            });
+            self.numbers.remove(id);
+        }
+        Ok(())
     }
 
     fn emit_both(&mut self, gone: &mut Pending, come: &mut Pending, out: &mut dyn Collector) -> Result<()> {

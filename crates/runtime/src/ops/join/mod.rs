@@ -12,17 +12,18 @@
 //!   anti joins then need no rows of their right side at all. With a condition each row has a count of its own.
 
 mod condition;
+mod kept;
 mod side;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array, new_null_array};
+use arrow::array::{Array, ArrayRef, UInt32Array, new_null_array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{take, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use flow::hash::hash_columns;
-use flow::process::{Declaration, StateDeclaration, WATERMARK_START};
+use flow::process::{Declaration, StateDeclaration, StatePart, WATERMARK_START};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
 use plan::stream::JoinKind;
 use plan::{ChangeKind, TaskOp};
@@ -31,8 +32,10 @@ use super::aggregate::check_append_only;
 use super::cells::BatchColumn;
 use super::emit::{Outbox, check_types, record};
 use super::row_table::{NONE, RowTable};
+use super::tracked::Tracked;
 use super::{OpContext, changelog_violation};
 use condition::Condition;
+use kept::told_schema;
 use side::Side;
 
 const LEFT: usize = 0;
@@ -76,6 +79,9 @@ pub struct Join {
     /// The join keys of both sides, numbered once.
     keys: RowTable,
     sides: [Side; 2],
+    tracked: Tracked,
+    /// By port, in what schema a checkpoint is told of the side.
+    told: [SchemaRef; 2],
     schema: SchemaRef,
     outbox: Outbox,
     batch_rows: usize,
@@ -131,6 +137,15 @@ impl Join {
             sides[1 - n].counts_totals = sides[n].preserved && condition.is_none();
         }
         sides[1].stored = !half || condition.is_some() || expires[1].is_some();
+        // By a time that is a key of both, rows of one key are over together, with their matches.
+        let together = match expires {
+            [Some(l), Some(r)] => on.contains(&(l.column, r.column)) && l.after_us == r.after_us,
+            _ => false,
+        };
+        for n in 0..2 {
+            sides[n].keeps_degrees = sides[n].counts_degrees && expires[1 - n].is_some() && !together;
+        }
+        let told = [told_schema(&sides[0])?, told_schema(&sides[1])?];
         let null_aware = null_aware.then_some(NullAware { rows: 0, nulls: 0, settled: RightSide::Empty });
         Ok(Join {
             kind: *kind,
@@ -140,6 +155,8 @@ impl Join {
             condition,
             null_aware,
             sides,
+            tracked: Tracked::default(),
+            told,
             outbox: Outbox::new(schema.clone(), ctx.batch_rows),
             schema,
             batch_rows: ctx.batch_rows.max(1),
@@ -193,11 +210,10 @@ impl Join {
         }
     }
 
-    /// Numbers the join keys of `rows` into `key_ids`.
-    fn number_keys(&mut self, port: usize, rows: &RecordBatch) -> Result<()> {
-        let columns: Vec<ArrayRef> = self.sides[port].key_columns.iter().map(|n| Arc::clone(rows.column(*n))).collect();
-        let hashes = hash_columns(&columns, rows.num_rows())?;
-        let cells = BatchColumn::all(&columns)?;
+    /// Numbers the join keys in `columns` into `key_ids`.
+    fn number_keys(&mut self, columns: &[ArrayRef], rows: usize) -> Result<()> {
+        let hashes = hash_columns(columns, rows)?;
+        let cells = BatchColumn::all(columns)?;
         self.keys.upsert(&cells, &hashes, &mut self.key_ids, &mut self.fresh)?;
         for side in &mut self.sides {
             side.resize_keys(self.keys.size());
@@ -205,11 +221,12 @@ impl Join {
         Ok(())
     }
 
-    fn count_right(&mut self, batch: &ChangeBatch) -> Result<()> {
+    /// Counts rows of the right side with these join keys for `NOT IN`.
+    fn count_right(&mut self, keys: &[ArrayRef], diff: &Diff, rows: usize) -> Result<()> {
         let Some(aware) = &mut self.null_aware else { return Ok(()) };
-        let nulls = batch.rows.column(self.sides[1].key_columns[0]).logical_nulls();
-        for i in 0..batch.num_rows() {
-            let weight = batch.weight(i);
+        let nulls = keys.first().and_then(|key| key.logical_nulls());
+        for i in 0..rows {
+            let weight = diff.weight(i);
             let null = nulls.as_ref().is_some_and(|n| n.is_null(i));
             let rows = aware.rows.checked_add(weight);
             let nulls = aware.nulls.checked_add(if null { weight } else { 0 });
@@ -478,9 +495,12 @@ impl ProcessFunction for Join {
             }
         };
         self.touched += batch.num_rows() as u64;
-        self.number_keys(port, &batch.rows)?;
-        if port == 1 {
-            self.count_right(&batch)?;
+        self.tell_input(port, &batch)?;
+        let key_columns = self.sides[port].key_columns.iter();
+        let keys: Vec<ArrayRef> = key_columns.map(|n| Arc::clone(batch.rows.column(*n))).collect();
+        self.number_keys(&keys, batch.num_rows())?;
+        if port != LEFT {
+            self.count_right(&keys, &batch.diff, batch.num_rows())?;
         }
         let side = &mut self.sides[port];
         if side.counts_totals {
@@ -509,8 +529,9 @@ impl ProcessFunction for Join {
                 self.emit_lone(port, &rows, &weights, out)?;
             }
         }
-        for side in &mut self.sides {
-            side.settle();
+        for port in 0..2 {
+            self.tell_changed(port)?;
+            self.sides[port].settle();
         }
         if let Some(aware) = &mut self.null_aware {
             aware.settled = aware.now();
@@ -521,7 +542,9 @@ impl ProcessFunction for Join {
             let side = &mut self.sides[port];
             let own = together || side.kind == ChangeKind::Retract;
             let own_us = if own { self.watermarks[port] } else { i64::MAX };
-            side.expire(self.watermarks[1 - port].min(own_us))?;
+            let over = side.take_over(self.watermarks[1 - port].min(own_us))?;
+            self.tell_over(port, &over)?;
+            self.sides[port].forget(&over);
         }
         self.drop_empty_keys();
         Ok(())
@@ -532,8 +555,39 @@ impl ProcessFunction for Join {
         Ok(())
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        self.state_parts()
+    }
+
+    fn track(&mut self) {
+        self.tracked.start();
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tracked.tell(out);
+        Ok(())
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.tracked.bytes()
+    }
+
+    fn restore(&mut self, part: usize, rows: ChangeBatch) -> Result<()> {
+        self.restore_rows(part, &rows)
+    }
+
+    fn restored(&mut self, watermarks_us: &[i64], _now_us: i64) -> Result<()> {
+        for (watermark, restored) in self.watermarks.iter_mut().zip(watermarks_us) {
+            *watermark = *restored;
+        }
+        if let Some(aware) = &mut self.null_aware {
+            aware.settled = aware.now();
+        }
+        self.count_matches()
+    }
+
     fn state_bytes(&self) -> usize {
-        self.keys.bytes() + self.sides.iter().map(Side::bytes).sum::<usize>()
+        self.tracked.bytes() + self.keys.bytes() + self.sides.iter().map(Side::bytes).sum::<usize>()
     }
 
     fn rows_touched(&self) -> u64 {

@@ -43,6 +43,8 @@ pub struct Side {
     pub preserved: bool,
     /// Whether matches are counted per row (with an extra condition) instead of per key.
     pub counts_degrees: bool,
+    /// Whether these cannot be counted anew from the rows, because rows of the other side are forgotten before their matches.
+    pub keeps_degrees: bool,
     /// Whether the weights of a key's rows are summed, because the other side is preserved without a condition.
     pub counts_totals: bool,
     find: Find,
@@ -84,7 +86,7 @@ pub struct Side {
 /// Rows are forgotten about 65 ms of event time at a time.
 const PANE_BITS: u32 = 16;
 
-fn out_of_range() -> Error {
+pub fn out_of_range() -> Error {
     Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
 }
 
@@ -110,6 +112,7 @@ impl Side {
             stored: true,
             preserved: false,
             counts_degrees: false,
+            keeps_degrees: false,
             counts_totals: false,
             find,
             rows,
@@ -150,15 +153,16 @@ impl Side {
         Ok(())
     }
 
-    /// Forgets the rows whose time is over when the watermark is at `watermark_us`. They leave no trace in the output.
-    pub fn expire(&mut self, watermark_us: i64) -> Result<()> {
-        let Some(expires) = self.expires else { return Ok(()) };
+    /// Takes out the rows whose time is over when the watermark is at `watermark_us`, for [`forget`](Self::forget).
+    pub fn take_over(&mut self, watermark_us: i64) -> Result<Vec<u32>> {
+        let mut over = Vec::new();
+        let Some(expires) = self.expires else { return Ok(over) };
         while let Some(pane) = self.panes.first_entry() {
             // The newest time of the pane; of the last one, the end of time.
             let newest = pane.key().checked_add(1).and_then(|next| next.checked_mul(1 << PANE_BITS));
             let newest = newest.map_or(i64::MAX, |next| next - 1);
             if newest.saturating_add(expires.after_us) > watermark_us {
-                return Ok(());
+                break;
             }
             let (number, mut rows) = pane.remove_entry();
             if self.find != Find::New {
@@ -175,17 +179,22 @@ impl Side {
                     time >> PANE_BITS == number
                 });
             }
-            for row in rows {
-                if self.counts_totals {
-                    // Rows of the other side under this key are over with it.
-                    let key = self.keys[row as usize] as usize;
-                    self.totals[key] -= self.weights[row as usize];
-                }
-                self.weights[row as usize] = 0;
-                self.remove(row);
-            }
+            over.append(&mut rows);
         }
-        Ok(())
+        Ok(over)
+    }
+
+    /// Forgets rows whose time is over. They leave no trace in the output.
+    pub fn forget(&mut self, rows: &[u32]) {
+        for row in rows {
+            if self.counts_totals {
+                // Rows of the other side under this key are over with it.
+                let key = self.keys[*row as usize] as usize;
+                self.totals[key] -= self.weights[*row as usize];
+            }
+            self.weights[*row as usize] = 0;
+            self.remove(*row);
+        }
     }
 
     /// Makes room for keys `0 .. size`.

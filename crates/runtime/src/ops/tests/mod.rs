@@ -4,6 +4,8 @@ mod aggregates;
 mod cells;
 mod joins;
 mod others;
+mod parts;
+mod restore_others;
 mod topns;
 
 use std::collections::BTreeMap;
@@ -96,6 +98,10 @@ fn column(data_type: &DataType, values: &[&V]) -> ArrayRef {
             let values = values.iter().map(|v| if let V::Text(t) = v { Some(t.as_str()) } else { None });
             Arc::new(values.collect::<StringViewArray>())
         }
+        DataType::Timestamp(TimeUnit::Microsecond, zone) => {
+            let times = ints().map(|v| v.map(|v| v as i64)).collect::<TimestampMicrosecondArray>();
+            Arc::new(times.with_timezone_opt(zone.clone()))
+        }
         other => panic!("no test column of type {other}"),
     }
 }
@@ -113,6 +119,7 @@ fn value(column: &ArrayRef, i: usize) -> V {
         DataType::Float64 => float(column.as_primitive::<Float64Type>().value(i)),
         DataType::Boolean => V::Bool(column.as_boolean().value(i)),
         DataType::Utf8View => text(column.as_string_view().value(i)),
+        DataType::Timestamp(_, _) => int(column.as_primitive::<TimestampMicrosecondType>().value(i)),
         other => panic!("no test value of type {other}"),
     }
 }

@@ -1,0 +1,75 @@
+//! What an operator has yet to tell the checkpoint: the changes of its state since it was last asked.
+//!
+//! The changes are batches that went through the operator anyway, kept by reference. They stay for as long as a checkpoint is
+//! away, so a column that would keep much more alive than its own rows is copied out of what it shares.
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
+use flow::{ChangeBatch, Diff, Error, Result, SqlState};
+use state::owned;
+
+use super::emit::{check_types, record};
+
+/// Nothing is kept, and nothing costs, until [`start`](Self::start).
+#[derive(Default)]
+pub struct Tracked {
+    on: bool,
+    changes: Vec<(usize, ChangeBatch)>,
+    bytes: usize,
+}
+
+impl Tracked {
+    pub fn start(&mut self) {
+        self.on = true;
+    }
+
+    /// Whether changes are to be told at all.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Notes changes of `part`, whose schema is `schema`.
+    pub fn push(
+        &mut self,
+        part: usize,
+        schema: &SchemaRef,
+        columns: &[ArrayRef],
+        rows: usize,
+        diff: Diff,
+    ) -> Result<()> {
+        if !self.on || rows == 0 {
+            return Ok(());
+        }
+        let columns = columns.iter().map(owned).collect::<Result<Vec<_>>>()?;
+        let change = ChangeBatch::new(record(schema, columns, rows)?, diff);
+        self.bytes += change.bytes();
+        self.changes.push((part, change));
+        Ok(())
+    }
+
+    /// Hands over what there is to tell.
+    pub fn tell(&mut self, out: &mut Vec<(usize, ChangeBatch)>) {
+        self.bytes = 0;
+        out.append(&mut self.changes);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Rows of a state that nothing can have written.
+pub fn damaged(what: &str) -> Error {
+    Error::new(SqlState::DataCorrupted, "the state of a checkpoint is damaged").with_detail(what.to_owned())
+}
+
+/// Checks that restored rows have the schema of their part and are there.
+pub fn check_restored(rows: &ChangeBatch, schema: &SchemaRef) -> Result<()> {
+    if let Err(e) = check_types(rows, schema) {
+        return Err(damaged(e.detail().unwrap_or("Its rows have another schema.")));
+    }
+    if (0..rows.num_rows()).any(|i| rows.weight(i) <= 0) {
+        return Err(damaged("A row of it is there fewer than one time."));
+    }
+    Ok(())
+}
