@@ -1056,4 +1056,33 @@ mod tests {
         }
         assert_eq!(sums.value(0), Some(42));
     }
+
+    #[test]
+    fn saved_sums_are_the_same_sums() {
+        let mut sums = WideSums::default();
+        sums.low.resize(4, 0);
+        sums.add(0, i64::MIN.into(), 1);
+        sums.add(1, i64::MAX.into(), 2);
+        sums.add(2, i128::MAX, i64::MAX);
+        sums.add(3, i128::MIN, i64::MAX);
+        let columns = sums.save(&[0, 1, 2, 3]);
+        assert_eq!((columns[0].null_count(), columns[1].null_count()), (3, 1));
+        let mut again = WideSums::default();
+        again.low.resize(4, 0);
+        again.load(&[0, 1, 2, 3], &columns).unwrap();
+        assert_eq!((again.low, again.high), (sums.low, sums.high));
+
+        let mut intervals = IntervalSum::default();
+        intervals.resize(2);
+        let value = IntervalMonthDayNano::new(-3, i32::MAX, i64::MIN);
+        let arg: ArrayRef = Arc::new(PrimitiveArray::<IntervalMonthDayNanoType>::from(vec![value, value]));
+        intervals.update(&[0, 1], &arg, None, &Diff::from_weights(vec![1, i64::MAX])).unwrap();
+        let columns = intervals.save(&[1, 0]).unwrap();
+        let mut again = IntervalSum::default();
+        again.resize(2);
+        again.load(&[1, 0], &columns).unwrap();
+        assert_eq!(again.months, intervals.months);
+        assert_eq!((again.days, again.nanoseconds), (intervals.days, intervals.nanoseconds));
+        assert_eq!(again.counts.0, [1, i64::MAX]);
+    }
 }

@@ -409,4 +409,21 @@ mod tests {
             assert_eq!(sum(&all), 0.1);
         }
     }
+
+    #[test]
+    fn saved_sums_stay_exact() {
+        let terms = [(1e308, 3), (1.0, 1), (5e-324, 1), (-1e16, 1), (f64::NAN, 2), (f64::INFINITY, 1)];
+        let mut sums = ExactSums::default();
+        sums.resize(2);
+        terms.iter().for_each(|(value, weight)| sums.add(1, *value, *weight));
+        sums.add(0, 0.1, 1);
+        let columns = sums.save(&[0, 1]);
+        assert_eq!(columns[2].null_count(), 1);
+        let mut again = ExactSums::default();
+        again.resize(2);
+        again.load(&[0, 1], &columns).unwrap();
+        assert!(again.value(1).is_nan());
+        terms[..2].iter().chain(&terms[3..]).for_each(|(value, weight)| again.add(1, *value, -weight));
+        assert_eq!((again.value(0), again.value(1)), (0.1, 5e-324));
+    }
 }
