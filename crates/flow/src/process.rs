@@ -1,5 +1,7 @@
 //! Process functions: the one interface that every operator, built in or written by a user, implements.
 
+use std::borrow::Cow;
+
 use arrow::datatypes::{DataType, SchemaRef};
 
 use crate::change::ChangeBatch;
@@ -33,7 +35,7 @@ pub struct Declaration {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatePart {
     /// Unique within the function.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub schema: SchemaRef,
     pub kind: PartKind,
     /// The rows lie where the rows of this input lie.

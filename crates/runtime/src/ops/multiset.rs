@@ -127,4 +127,15 @@ impl<K: Ord> Multiset<K> {
             }
         }
     }
+
+    /// The multiplicity of `value`, if it is there.
+    pub fn get<S: Ord + ?Sized>(&self, value: &S, order: impl Fn(&K, &S) -> Ordering) -> Option<i64>
+    where
+        K: Borrow<S>,
+    {
+        match self {
+            Multiset::Flat(entries) => entries.binary_search_by(|(k, _)| order(k, value)).ok().map(|n| entries[n].1),
+            Multiset::Tree(entries) => entries.get(value).copied(),
+        }
+    }
 }

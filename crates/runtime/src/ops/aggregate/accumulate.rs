@@ -16,6 +16,7 @@ use plan::stream::{AggCall, AggFunction};
 use super::distinct::Distinct;
 use super::exact_sum::ExactSums;
 use super::extreme::{self, Form, Ordered, Sortable};
+use super::saved::{CHUNK, Saved, Values, damaged, integers, load_numbers, save_numbers};
 use crate::ops::changelog_violation;
 use crate::ops::multiset::Multiset;
 
@@ -40,10 +41,39 @@ pub trait Accumulator: Send {
     /// Adds the rows of group `from`, which is cleared after the epoch's `settle`, to group `into`. Only over append-only input.
     fn merge(&mut self, from: u32, into: u32) -> Result<()>;
 
-    /// Forgets a group.
-    fn clear(&mut self, group: u32);
+    /// Forgets groups.
+    fn clear(&mut self, groups: &[u32]) -> Result<()>;
 
     fn bytes(&self) -> usize;
+
+    /// Where checkpoints keep what is here; constant.
+    fn saved(&self) -> Saved;
+
+    /// The fields of `groups`, in the order of [`Saved::Columns`]; nothing for [`Saved::Values`].
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>>;
+
+    /// Takes up what checkpoints keep: fields of `groups` that are new, or for [`Saved::Values`] values and their counts. The
+    /// groups count as touched until [`settle`](Self::settle).
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()>;
+
+    /// From now on changes of values are to be told.
+    fn track(&mut self) {}
+
+    /// Values that checkpoints have and that have gone for good since the last call, which is before the numbers of their groups
+    /// are given to others.
+    fn gone(&mut self) -> Result<Vec<Values>> {
+        Ok(Vec::new())
+    }
+
+    /// The other values that have changed since the last call, each once. Comes after [`gone`](Self::gone).
+    fn changed(&mut self) -> Result<Vec<Values>> {
+        Ok(Vec::new())
+    }
+
+    /// Bytes held only for the two.
+    fn tracked_bytes(&self) -> usize {
+        0
+    }
 
     /// Entries of state below the group read or written since the start.
     fn touched(&self) -> u64 {
@@ -55,7 +85,7 @@ pub trait Accumulator: Send {
 pub fn accumulator(call: &AggCall, arg: &DataType, kind: ChangeKind) -> Result<Box<dyn Accumulator>> {
     let plain = plain(call, arg, kind)?;
     let multiplicity_matters = matches!(call.function, AggFunction::Count | AggFunction::Sum | AggFunction::Avg);
-    Ok(if call.distinct && multiplicity_matters { Box::new(Distinct::new(arg, plain)) } else { plain })
+    Ok(if call.distinct && multiplicity_matters { Box::new(Distinct::new(arg, kind, plain)) } else { plain })
 }
 
 fn plain(call: &AggCall, arg: &DataType, kind: ChangeKind) -> Result<Box<dyn Accumulator>> {
@@ -135,6 +165,25 @@ impl Counts {
         Ok(())
     }
 
+    fn clear(&mut self, groups: &[u32]) {
+        groups.iter().for_each(|g| self.0[*g as usize] = 0);
+    }
+
+    /// The counts of `groups` as a column.
+    pub fn save(&self, groups: &[u32]) -> ArrayRef {
+        Arc::new(groups.iter().map(|g| self.0[*g as usize]).collect::<Int64Array>())
+    }
+
+    /// Takes up what [`save`](Self::save) wrote.
+    fn load(&mut self, groups: &[u32], column: &ArrayRef) -> Result<()> {
+        let counts = integers(column)?;
+        if counts.iter().any(|n| *n < 0) {
+            return Err(damaged("A count is negative."));
+        }
+        groups.iter().zip(counts).for_each(|(g, n)| self.0[*g as usize] = *n);
+        Ok(())
+    }
+
     /// The count of `group`, which at an epoch's end is not negative.
     fn settled(&self, group: u32) -> Result<i64> {
         let count = self.0[group as usize];
@@ -166,12 +215,25 @@ impl Accumulator for Count {
         self.counts.merge(from, into)
     }
 
-    fn clear(&mut self, group: u32) {
-        self.counts.0[group as usize] = 0;
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        self.counts.clear(groups);
+        Ok(())
     }
 
     fn bytes(&self) -> usize {
         self.counts.0.capacity() * 8
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::Columns(vec![("count", DataType::Int64)])
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![self.counts.save(groups)])
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.counts.load(groups, &columns[0])
     }
 }
 
@@ -253,11 +315,29 @@ impl WideSums {
         if !self.high.is_empty() && self.high.contains_key(&group) { None } else { Some(self.low[group as usize]) }
     }
 
-    fn clear(&mut self, group: u32) {
-        self.low[group as usize] = 0;
-        if !self.high.is_empty() {
-            self.high.remove(&group);
+    fn clear(&mut self, groups: &[u32]) {
+        for group in groups {
+            self.low[*group as usize] = 0;
+            if !self.high.is_empty() {
+                self.high.remove(group);
+            }
         }
+    }
+
+    fn save(&self, groups: &[u32]) -> Vec<ArrayRef> {
+        save_numbers::<2, 1>(groups, |g| {
+            let high = if self.high.is_empty() { 0 } else { self.high.get(&(g as u32)).copied().unwrap_or(0) };
+            [self.low[g], high]
+        })
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        load_numbers::<2, 1>(columns, |row, [low, high]| {
+            self.low[groups[row] as usize] = low;
+            if high != 0 {
+                self.high.insert(groups[row], high);
+            }
+        })
     }
 }
 
@@ -409,9 +489,26 @@ impl Accumulator for IntegerSum {
         self.counts.merge(from, into)
     }
 
-    fn clear(&mut self, group: u32) {
-        self.sums.clear(group);
-        self.counts.0[group as usize] = 0;
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        self.sums.clear(groups);
+        self.counts.clear(groups);
+        Ok(())
+    }
+
+    /// `wide`, if the sum does not fit in `sum`: its lower 128 bits and its units of 2¹²⁸.
+    fn saved(&self) -> Saved {
+        Saved::Columns(vec![("sum", DataType::Int64), ("wide", DataType::Binary), ("count", DataType::Int64)])
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let mut columns = self.sums.save(groups);
+        columns.push(self.counts.save(groups));
+        Ok(columns)
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.sums.load(groups, columns)?;
+        self.counts.load(groups, &columns[2])
     }
 
     fn bytes(&self) -> usize {
@@ -471,9 +568,27 @@ impl Accumulator for FloatSum {
         self.counts.merge(from, into)
     }
 
-    fn clear(&mut self, group: u32) {
-        self.sums.clear(group);
-        self.counts.0[group as usize] = 0;
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        groups.iter().for_each(|g| self.sums.clear(*g));
+        self.counts.clear(groups);
+        Ok(())
+    }
+
+    /// The sum of `high`, `low` and `rest`, see [`ExactSums::save`].
+    fn saved(&self) -> Saved {
+        let sums = [("high", DataType::Float64), ("low", DataType::Float64), ("rest", DataType::Binary)];
+        Saved::Columns(sums.into_iter().chain([("count", DataType::Int64)]).collect())
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let mut columns = self.sums.save(groups);
+        columns.push(self.counts.save(groups));
+        Ok(columns)
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.sums.load(groups, columns)?;
+        self.counts.load(groups, &columns[3])
     }
 
     fn bytes(&self) -> usize {
@@ -545,9 +660,32 @@ impl Accumulator for IntervalSum {
         self.counts.merge(from, into)
     }
 
-    fn clear(&mut self, group: u32) {
-        let g = group as usize;
-        (self.months[g], self.days[g], self.nanoseconds[g], self.counts.0[g]) = (0, 0, 0, 0);
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        for group in groups {
+            let g = *group as usize;
+            (self.months[g], self.days[g], self.nanoseconds[g], self.counts.0[g]) = (0, 0, 0, 0);
+        }
+        Ok(())
+    }
+
+    /// `wide`, if one of the three does not fit: all of them.
+    fn saved(&self) -> Saved {
+        let sums = [("months", DataType::Int64), ("days", DataType::Int64), ("nanoseconds", DataType::Int64)];
+        Saved::Columns(sums.into_iter().chain([("wide", DataType::Binary), ("count", DataType::Int64)]).collect())
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let mut columns = save_numbers::<3, 3>(groups, |g| [self.months[g], self.days[g], self.nanoseconds[g]]);
+        columns.push(self.counts.save(groups));
+        Ok(columns)
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        load_numbers::<3, 3>(columns, |row, numbers| {
+            let g = groups[row] as usize;
+            [self.months[g], self.days[g], self.nanoseconds[g]] = numbers;
+        })?;
+        self.counts.load(groups, &columns[4])
     }
 
     fn bytes(&self) -> usize {
@@ -592,9 +730,23 @@ impl Accumulator for BoolCounts {
         self.falses.merge(from, into)
     }
 
-    fn clear(&mut self, group: u32) {
-        self.trues.0[group as usize] = 0;
-        self.falses.0[group as usize] = 0;
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        self.trues.clear(groups);
+        self.falses.clear(groups);
+        Ok(())
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::Columns(vec![("trues", DataType::Int64), ("falses", DataType::Int64)])
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![self.trues.save(groups), self.falses.save(groups)])
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.trues.load(groups, &columns[0])?;
+        self.falses.load(groups, &columns[1])
     }
 
     fn bytes(&self) -> usize {
@@ -664,10 +816,26 @@ impl<O: Ordered> Accumulator for Best<O> {
         Ok(())
     }
 
-    fn clear(&mut self, group: u32) {
-        if let Some(old) = self.values[group as usize].take() {
-            self.heap -= O::heap(old.borrow());
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        for group in groups {
+            if let Some(old) = self.values[*group as usize].take() {
+                self.heap -= O::heap(old.borrow());
+            }
         }
+        Ok(())
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::Columns(vec![("value", self.data_type.clone())])
+    }
+
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![self.evaluate(groups)?])
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        let valid = columns[0].logical_nulls().map(|n| n.into_inner());
+        self.update(groups, &columns[0], valid.as_ref(), &Diff::Insert)
     }
 
     fn bytes(&self) -> usize {
@@ -684,11 +852,44 @@ struct Ranked<O: Ordered> {
     negative: usize,
     heap: usize,
     touched: u64,
+    /// `None` until changes are to be told.
+    changed: Option<Changed<O::Kept>>,
+}
+
+/// What has changed in values since the last checkpoint.
+struct Changed<K> {
+    /// By group the changed values. The number of one is how often the checkpoint has it, and one more, as no number is zero.
+    values: HashMap<u32, Multiset<K>>,
+    /// Values of groups that are gone.
+    gone: Vec<(u32, K)>,
+    bytes: usize,
+}
+
+impl<K> Default for Changed<K> {
+    fn default() -> Self {
+        Changed { values: HashMap::new(), gone: Vec::new(), bytes: 0 }
+    }
 }
 
 impl<O: Ordered> Ranked<O> {
+    /// One entry costs its value, its count and its share of a tree node.
+    const ENTRY: usize = size_of::<O::Kept>() + 16;
+
     fn new(data_type: DataType, greatest: bool) -> Self {
-        Ranked { groups: Vec::new(), data_type, greatest, negative: 0, heap: 0, touched: 0 }
+        Ranked { groups: Vec::new(), data_type, greatest, negative: 0, heap: 0, touched: 0, changed: None }
+    }
+
+    /// Entries in the form in which they are told.
+    fn values(&self, entries: &[(u32, O::Kept, i64)]) -> Result<Vec<Values>> {
+        let values = entries.chunks(CHUNK).map(|chunk| {
+            let values: Vec<Option<O::Kept>> = chunk.iter().map(|(_, value, _)| Some(value.clone())).collect();
+            Ok(Values {
+                groups: chunk.iter().map(|(group, _, _)| *group).collect(),
+                values: O::array(&values, &self.data_type)?,
+                counts: chunk.iter().map(|(_, _, count)| *count).collect(),
+            })
+        });
+        values.collect()
     }
 }
 
@@ -699,13 +900,11 @@ impl<O: Ordered> Accumulator for Ranked<O> {
 
     fn update(&mut self, groups: &[u32], arg: &ArrayRef, keep: Option<&BooleanBuffer>, diff: &Diff) -> Result<()> {
         let batch = Sortable::new(arg)?;
-        let Ranked { groups: sets, negative, heap, touched, .. } = self;
+        let Ranked { groups: sets, negative, heap, touched, changed, .. } = self;
         let mut overflow = false;
-        // One entry costs its value, its count and its share of a tree node.
-        let entry = size_of::<O::Kept>() + 16;
         each(groups.len(), keep, diff, |i, w| {
             let seen = O::seen(&batch, i);
-            let cost = entry + O::heap(seen);
+            let cost = Self::ENTRY + O::heap(seen);
             *touched += 1;
             match sets[groups[i] as usize].add(seen, w, O::keep, |kept, seen| kept.borrow().cmp(seen)) {
                 None => overflow = true,
@@ -717,6 +916,15 @@ impl<O: Ordered> Accumulator for Ranked<O> {
                     }
                     *negative += usize::from(before >= 0 && after < 0);
                     *negative -= usize::from(before < 0 && after >= 0);
+                    if let Some(changed) = changed {
+                        let set = changed.values.entry(groups[i]).or_default();
+                        let order = |kept: &O::Kept, seen: &O::Seen| kept.borrow().cmp(seen);
+                        // What the first change finds is what the last checkpoint has.
+                        if set.get(seen, order).is_none() {
+                            set.add(seen, before.saturating_add(1), O::keep, order);
+                            changed.bytes += cost;
+                        }
+                    }
                 }
             }
         });
@@ -742,8 +950,81 @@ impl<O: Ordered> Accumulator for Ranked<O> {
         Err(Error::internal("groups of an input that takes rows away are merged"))
     }
 
-    fn clear(&mut self, group: u32) {
-        self.groups[group as usize].clear();
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
+        let Ranked { groups: sets, heap, changed, .. } = self;
+        let order = |kept: &O::Kept, seen: &O::Seen| kept.borrow().cmp(seen);
+        for group in groups {
+            // A group that the watermark ends still has its values.
+            let set = std::mem::take(&mut sets[*group as usize]);
+            let before = changed.as_mut().and_then(|c| c.values.remove(group)).unwrap_or_default();
+            set.walk(|value, _| {
+                *heap = heap.saturating_sub(Self::ENTRY + O::heap(value.borrow()));
+                if let Some(changed) = changed
+                    && before.get(value.borrow(), order).is_none()
+                {
+                    changed.gone.push((*group, value.clone()));
+                    changed.bytes += Self::ENTRY + O::heap(value.borrow());
+                }
+                true
+            });
+            if let Some(changed) = changed {
+                before.walk(|value, count| {
+                    if count > 1 {
+                        changed.gone.push((*group, value.clone()));
+                    } else {
+                        changed.bytes -= Self::ENTRY + O::heap(value.borrow());
+                    }
+                    true
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::Values(self.data_type.clone())
+    }
+
+    fn save(&mut self, _groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(Vec::new())
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.update(groups, &columns[0], None, &Diff::from_weights(integers(&columns[1])?.to_vec()))
+    }
+
+    fn track(&mut self) {
+        self.changed = Some(Changed::default());
+    }
+
+    fn gone(&mut self) -> Result<Vec<Values>> {
+        let Some(changed) = &mut self.changed else { return Ok(Vec::new()) };
+        let gone: Vec<_> = changed.gone.drain(..).map(|(group, value)| (group, value, 0)).collect();
+        changed.bytes -= gone.iter().map(|(_, value, _)| Self::ENTRY + O::heap(value.borrow())).sum::<usize>();
+        self.values(&gone)
+    }
+
+    fn changed(&mut self) -> Result<Vec<Values>> {
+        let Some(changed) = &mut self.changed else { return Ok(Vec::new()) };
+        changed.bytes = 0;
+        let mut groups: Vec<_> = std::mem::take(&mut changed.values).into_iter().collect();
+        groups.sort_unstable_by_key(|(group, _)| *group);
+        let mut entries = Vec::new();
+        for (group, before) in groups {
+            let set = &self.groups[group as usize];
+            before.walk(|value, before| {
+                let now = set.get(value.borrow(), |kept, seen| kept.borrow().cmp(seen)).unwrap_or(0);
+                if now != before - 1 {
+                    entries.push((group, value.clone(), now));
+                }
+                true
+            });
+        }
+        self.values(&entries)
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.changed.as_ref().map_or(0, |c| c.bytes)
     }
 
     fn bytes(&self) -> usize {
@@ -774,5 +1055,34 @@ mod tests {
             sums.add(0, value, weight);
         }
         assert_eq!(sums.value(0), Some(42));
+    }
+
+    #[test]
+    fn saved_sums_are_the_same_sums() {
+        let mut sums = WideSums::default();
+        sums.low.resize(4, 0);
+        sums.add(0, i64::MIN.into(), 1);
+        sums.add(1, i64::MAX.into(), 2);
+        sums.add(2, i128::MAX, i64::MAX);
+        sums.add(3, i128::MIN, i64::MAX);
+        let columns = sums.save(&[0, 1, 2, 3]);
+        assert_eq!((columns[0].null_count(), columns[1].null_count()), (3, 1));
+        let mut again = WideSums::default();
+        again.low.resize(4, 0);
+        again.load(&[0, 1, 2, 3], &columns).unwrap();
+        assert_eq!((again.low, again.high), (sums.low, sums.high));
+
+        let mut intervals = IntervalSum::default();
+        intervals.resize(2);
+        let value = IntervalMonthDayNano::new(-3, i32::MAX, i64::MIN);
+        let arg: ArrayRef = Arc::new(PrimitiveArray::<IntervalMonthDayNanoType>::from(vec![value, value]));
+        intervals.update(&[0, 1], &arg, None, &Diff::from_weights(vec![1, i64::MAX])).unwrap();
+        let columns = intervals.save(&[1, 0]).unwrap();
+        let mut again = IntervalSum::default();
+        again.resize(2);
+        again.load(&[1, 0], &columns).unwrap();
+        assert_eq!(again.months, intervals.months);
+        assert_eq!((again.days, again.nanoseconds), (intervals.days, intervals.nanoseconds));
+        assert_eq!(again.counts.0, [1, i64::MAX]);
     }
 }

@@ -11,13 +11,16 @@ use arrow::compute::filter;
 use arrow::datatypes::{DataType, UInt32Type};
 use flow::hash::hash_columns;
 use flow::{Diff, Result};
+use plan::ChangeKind;
 
 use super::accumulate::{Accumulator, each, too_many_rows};
+use super::saved::{CHUNK, Saved, Tracked, Values, integers};
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::changelog_violation;
 use crate::ops::row_table::{NONE, RowTable};
 
 pub struct Distinct {
+    arg: DataType,
     /// (group, value).
     entries: RowTable,
     multiplicities: Vec<i64>,
@@ -29,6 +32,11 @@ pub struct Distinct {
     changed: Vec<(u32, i64)>,
     is_changed: Bits,
     inner: Box<dyn Accumulator>,
+    /// Rows are never taken away, so it only matters whether a value is there.
+    grows: bool,
+    /// The entries that checkpoints have; `None` until changes are to be told.
+    tracked: Option<Tracked>,
+    gone: Vec<Values>,
     touched: u64,
     ids: Vec<u32>,
     fresh: Vec<u32>,
@@ -43,8 +51,9 @@ struct Link {
 const UNLINKED: Link = Link { before: NONE, after: NONE };
 
 impl Distinct {
-    pub fn new(arg: &DataType, inner: Box<dyn Accumulator>) -> Distinct {
+    pub fn new(arg: &DataType, kind: ChangeKind, inner: Box<dyn Accumulator>) -> Distinct {
         Distinct {
+            arg: arg.clone(),
             entries: RowTable::new([&DataType::UInt32, arg], true),
             multiplicities: Vec::new(),
             first: Vec::new(),
@@ -52,6 +61,9 @@ impl Distinct {
             changed: Vec::new(),
             is_changed: Bits::default(),
             inner,
+            grows: kind == ChangeKind::AppendOnly,
+            tracked: None,
+            gone: Vec::new(),
             touched: 0,
             ids: Vec::new(),
             fresh: Vec::new(),
@@ -67,6 +79,23 @@ impl Distinct {
             id = self.links[id as usize].after;
         }
         ids
+    }
+
+    /// Notes those of these entries, which are about to be removed, that a checkpoint has.
+    fn note_gone(&mut self, ids: &[u32]) -> Result<()> {
+        let Some(tracked) = &mut self.tracked else { return Ok(()) };
+        let told: Vec<u32> = ids.iter().copied().filter(|id| tracked.forget(*id)).collect();
+        for ids in told.chunks(CHUNK) {
+            let gone = self.values(ids, vec![0; ids.len()])?;
+            self.gone.push(gone);
+        }
+        Ok(())
+    }
+
+    fn values(&self, ids: &[u32], counts: Vec<i64>) -> Result<Values> {
+        let groups = self.entries.gather(0, ids)?;
+        let groups = groups.as_primitive::<UInt32Type>().values().to_vec();
+        Ok(Values { groups, values: self.entries.gather(1, ids)?, counts })
     }
 
     /// Forgets an entry of `group`.
@@ -165,6 +194,12 @@ impl Accumulator for Distinct {
         let (mut came, mut went) = (Vec::new(), Vec::new());
         for (id, before) in &self.changed {
             let after = self.multiplicities[*id as usize];
+            if let Some(tracked) = &mut self.tracked
+                && after != *before
+                && (*before == 0 || !self.grows)
+            {
+                tracked.mark(*id);
+            }
             match (*before > 0, after) {
                 (_, ..=-1) => return Err(changelog_violation("a value under DISTINCT")),
                 (true, 0) => went.push(*id),
@@ -187,6 +222,7 @@ impl Accumulator for Distinct {
             }
         }
         if !empty.is_empty() {
+            self.note_gone(&empty)?;
             let groups = self.entries.gather(0, &empty)?;
             for (group, id) in groups.as_primitive::<UInt32Type>().values().iter().zip(empty) {
                 self.remove(*group, id);
@@ -199,13 +235,49 @@ impl Accumulator for Distinct {
         self.inner.evaluate(groups)
     }
 
-    fn clear(&mut self, group: u32) {
+    fn clear(&mut self, groups: &[u32]) -> Result<()> {
         // A group that the watermark ends still has its values.
-        for id in self.of_group(group) {
+        let ids: Vec<(u32, u32)> =
+            groups.iter().flat_map(|g| self.of_group(*g).into_iter().map(|id| (*g, id))).collect();
+        if self.tracked.is_some() {
+            self.note_gone(&ids.iter().map(|(_, id)| *id).collect::<Vec<u32>>())?;
+        }
+        for (group, id) in ids {
             self.multiplicities[id as usize] = 0;
             self.remove(group, id);
         }
-        self.inner.clear(group);
+        self.inner.clear(groups)
+    }
+
+    /// The inner accumulator has what follows from the values.
+    fn saved(&self) -> Saved {
+        Saved::Values(self.arg.clone())
+    }
+
+    fn save(&mut self, _groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(Vec::new())
+    }
+
+    fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        self.update(groups, &columns[0], None, &Diff::from_weights(integers(&columns[1])?.to_vec()))
+    }
+
+    fn track(&mut self) {
+        let mut tracked = Tracked::default();
+        let there = self.multiplicities.iter().enumerate().filter(|(_, n)| **n > 0);
+        there.for_each(|(id, _)| tracked.tell(id as u32));
+        self.tracked = Some(tracked);
+    }
+
+    fn gone(&mut self) -> Result<Vec<Values>> {
+        Ok(std::mem::take(&mut self.gone))
+    }
+
+    fn changed(&mut self) -> Result<Vec<Values>> {
+        let Some(tracked) = &mut self.tracked else { return Ok(Vec::new()) };
+        let ids = tracked.take(|id| self.multiplicities[id as usize] > 0);
+        let counts = |ids: &[u32]| ids.iter().map(|id| self.multiplicities[*id as usize]).collect();
+        ids.chunks(CHUNK).map(|ids| self.values(ids, counts(ids))).collect()
     }
 
     fn bytes(&self) -> usize {
@@ -213,6 +285,7 @@ impl Accumulator for Distinct {
             + self.multiplicities.capacity() * 8
             + self.first.capacity() * 4
             + self.links.capacity() * size_of::<Link>()
+            + self.tracked.as_ref().map_or(0, Tracked::bytes)
             + self.inner.bytes()
     }
 

@@ -7,7 +7,14 @@
 //! Per group the sum is an unevaluated pair of doubles (Dekker 1971, Knuth's two-sum). What does not fit in the pair's
 //! 106 bits goes, exactly, into a wide fixed-point number that few groups ever need. NaN and infinities are counted aside.
 
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Float64Array};
+use arrow::datatypes::Float64Type;
+use flow::Result;
 use hashbrown::HashMap;
+
+use super::saved::{binary, damaged};
 
 /// `a + b` as the rounded sum and its exact error (Knuth; no assumption on magnitudes).
 #[inline(always)]
@@ -144,6 +151,57 @@ impl ExactSums {
         if !self.special.is_empty() {
             self.special.remove(&group);
         }
+    }
+
+    /// The sums of `groups` in columns: the pair of doubles, and for few groups the rest of it. That is NULL, or little-endian: the
+    /// number of NaN, of +∞ and of −∞ as 64 bits each, then nothing or the wide number of [`LIMBS`] digits to the base 2³², of 64
+    /// bits each, the lowest first, of which the last has the sign; its unit is 2⁻¹⁰⁷⁴.
+    pub fn save(&mut self, groups: &[u32]) -> Vec<ArrayRef> {
+        let mut rest = BinaryBuilder::new();
+        for group in groups {
+            let wide = if self.wide.is_empty() { None } else { self.wide.get_mut(group) };
+            let special = if self.special.is_empty() { None } else { self.special.get(group) };
+            if wide.is_none() && special.is_none() {
+                rest.append_null();
+                continue;
+            }
+            let Special { nan, positive, negative } = special.copied().unwrap_or_default();
+            let mut numbers = vec![nan, positive, negative];
+            if let Some(wide) = wide {
+                wide.carry();
+                numbers.extend(wide.limbs);
+            }
+            rest.append_value(numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        let doubles = |from: &[f64]| groups.iter().map(|g| from[*g as usize]).collect::<Float64Array>();
+        vec![Arc::new(doubles(&self.high)), Arc::new(doubles(&self.low)), Arc::new(rest.finish())]
+    }
+
+    /// Takes up what [`save`](Self::save) wrote.
+    pub fn load(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<()> {
+        for (to, column) in [&mut self.high, &mut self.low].into_iter().zip(columns) {
+            let from = column.as_primitive_opt::<Float64Type>().filter(|c| c.null_count() == 0);
+            let from = from.ok_or_else(|| damaged("A number is missing."))?.values();
+            groups.iter().zip(from).for_each(|(g, v)| to[*g as usize] = *v);
+        }
+        let rest = binary(&columns[2])?;
+        for (group, bytes) in groups.iter().zip(rest).filter_map(|(g, bytes)| Some((*g, bytes?))) {
+            let (numbers, crumbs) = bytes.as_chunks::<8>();
+            let numbers: Vec<i64> = numbers.iter().map(|n| i64::from_le_bytes(*n)).collect();
+            let Some(([nan, positive, negative], limbs)) = numbers.split_first_chunk().filter(|_| crumbs.is_empty())
+            else {
+                return Err(damaged("A sum has another length."));
+            };
+            let special = Special { nan: *nan, positive: *positive, negative: *negative };
+            if special.nan != 0 || special.positive != 0 || special.negative != 0 {
+                self.special.insert(group, special);
+            }
+            if !limbs.is_empty() {
+                let limbs = limbs.try_into().map_err(|_| damaged("A sum has another length."))?;
+                self.wide.insert(group, Box::new(Wide { limbs, additions: 1 }));
+            }
+        }
+        Ok(())
     }
 
     pub fn bytes(&self) -> usize {
@@ -350,5 +408,22 @@ mod tests {
             all.push((0.1, 1));
             assert_eq!(sum(&all), 0.1);
         }
+    }
+
+    #[test]
+    fn saved_sums_stay_exact() {
+        let terms = [(1e308, 3), (1.0, 1), (5e-324, 1), (-1e16, 1), (f64::NAN, 2), (f64::INFINITY, 1)];
+        let mut sums = ExactSums::default();
+        sums.resize(2);
+        terms.iter().for_each(|(value, weight)| sums.add(1, *value, *weight));
+        sums.add(0, 0.1, 1);
+        let columns = sums.save(&[0, 1]);
+        assert_eq!(columns[2].null_count(), 1);
+        let mut again = ExactSums::default();
+        again.resize(2);
+        again.load(&[0, 1], &columns).unwrap();
+        assert!(again.value(1).is_nan());
+        terms[..2].iter().chain(&terms[3..]).for_each(|(value, weight)| again.add(1, *value, -weight));
+        assert_eq!((again.value(0), again.value(1)), (0.1, 5e-324));
     }
 }

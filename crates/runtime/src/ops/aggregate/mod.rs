@@ -10,6 +10,7 @@ mod accumulate;
 mod distinct;
 mod exact_sum;
 mod extreme;
+mod saved;
 mod session;
 
 pub use session::Session;
@@ -23,7 +24,7 @@ use arrow::compute::{cast, filter};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::keys::{KeyEncoder, canonical};
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, StateDeclaration, StatePart};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result};
 use plan::ChangeKind;
 use plan::stream::{AggCall, AggFunction, TimeClock, TimeColumn};
@@ -34,6 +35,7 @@ use super::panes::Panes;
 use super::row_table::RowTable;
 use super::{OpContext, changelog_violation};
 use accumulate::{Accumulator, Counts, accumulator};
+use saved::{Checkpointed, damaged, integers, key_columns};
 
 /// One output column beside the group columns.
 struct Call {
@@ -80,6 +82,7 @@ pub struct Aggregate {
     idle: bool,
     /// What the watermark does to groups.
     closing: Option<Closing>,
+    checkpointed: Checkpointed,
     deletes: Outbox,
     inserts: Outbox,
     batch_rows: usize,
@@ -110,6 +113,13 @@ impl Aggregate {
             input_kind,
             group: group.to_vec(),
             groups: RowTable::new(&group_types, true),
+            checkpointed: Checkpointed::new(
+                "groups",
+                key_columns(&group_types),
+                vec![("rows".into(), DataType::Int64)],
+                &made,
+                group,
+            ),
             group_types,
             calls: made,
             words,
@@ -195,10 +205,8 @@ impl Aggregate {
                 }
             }
             self.inserts.flush(out)?;
-            for group in groups {
-                self.rows.0[group as usize] = 0;
-                self.forget(group);
-            }
+            groups.iter().for_each(|g| self.rows.0[*g as usize] = 0);
+            self.forget(&groups)?;
         }
     }
 
@@ -320,20 +328,28 @@ impl Aggregate {
         Ok(())
     }
 
-    /// Ends the epoch for `group`: frees it if it has no rows.
-    fn release(&mut self, group: u32) {
-        self.touched_now.set(group as usize, false);
-        if !self.lives(group) {
-            self.forget(group);
-        }
+    /// Ends the epoch for `groups`: frees those that have no rows.
+    fn release(&mut self, mut groups: Vec<u32>) -> Result<()> {
+        groups.iter().for_each(|g| self.touched_now.set(*g as usize, false));
+        groups.retain(|g| !self.lives(*g));
+        self.forget(&groups)
     }
 
-    fn forget(&mut self, group: u32) {
-        self.groups.remove(group);
-        for call in &mut self.calls {
-            if let Some(accumulator) = &mut call.accumulator {
-                accumulator.clear(group);
-            }
+    fn forget(&mut self, groups: &[u32]) -> Result<()> {
+        self.checkpointed.forget(groups, &mut self.calls, |groups| self.groups.gather_all(groups))?;
+        groups.iter().for_each(|g| self.groups.remove(*g));
+        Ok(())
+    }
+
+    /// Marks the groups of a batch that the next checkpoint is to have anew.
+    fn mark_changed(&mut self) {
+        let holds_rows = self.closing.as_ref().is_some_and(|c| c.holds_rows);
+        let Some(changes) = self.checkpointed.changes() else { return };
+        if self.calls.is_empty() && self.input_kind == ChangeKind::AppendOnly && !holds_rows {
+            // How many rows a group has does not matter.
+            self.fresh.iter().for_each(|i| changes.mark(self.ids[*i as usize]));
+        } else {
+            self.ids.iter().for_each(|id| changes.mark(*id));
         }
     }
 }
@@ -481,6 +497,7 @@ impl ProcessFunction for Aggregate {
         let keys: Vec<ArrayRef> = self.group.iter().map(|n| Arc::clone(batch.rows.column(*n))).collect();
         self.number_groups(&keys, rows)?;
         self.note_times(&keys)?;
+        self.mark_changed();
         self.touch(&batch.diff)?;
         self.touched += rows as u64;
         self.rows.update(&self.ids, None, &batch.diff)?;
@@ -488,11 +505,7 @@ impl ProcessFunction for Aggregate {
     }
 
     fn finish_epoch(&mut self, _epoch: Epoch, out: &mut dyn Collector) -> Result<()> {
-        for call in &mut self.calls {
-            if let Some(accumulator) = &mut call.accumulator {
-                accumulator.settle()?;
-            }
-        }
+        self.checkpointed.settle(&mut self.calls, |groups| self.groups.gather_all(groups))?;
         let before = std::mem::take(&mut self.before);
         let born = std::mem::take(&mut self.born);
         let met = before.iter().flat_map(|b| &b.groups).chain(&born).copied().collect::<Vec<u32>>();
@@ -509,9 +522,7 @@ impl ProcessFunction for Aggregate {
         }
         self.deletes.flush(out)?;
         self.inserts.flush(out)?;
-        for group in met {
-            self.release(group);
-        }
+        self.release(met)?;
         self.close(out)
     }
 
@@ -533,10 +544,78 @@ impl ProcessFunction for Aggregate {
         self.closing.as_ref().filter(|c| c.emits)?.panes.next_timer()
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        self.checkpointed.parts().to_vec()
+    }
+
+    fn track(&mut self) {
+        self.checkpointed.track(&mut self.calls, 0..self.groups.size() as u32);
+        if let Some(changes) = self.checkpointed.changes() {
+            // The group without input of a new instance.
+            self.born.iter().for_each(|g| changes.mark(*g));
+        }
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        let (global, rows) = (self.global, &self.rows);
+        let lives = |group: u32| global || rows.0[group as usize] > 0;
+        let keys = |groups: &[u32]| self.groups.gather_all(groups);
+        self.checkpointed.freeze(&mut self.calls, lives, keys, |groups| vec![rows.save(groups)], out)
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.checkpointed.tracked_bytes(&self.calls)
+    }
+
+    fn restore(&mut self, part: usize, rows: ChangeBatch) -> Result<()> {
+        self.checkpointed.check(part, &rows)?;
+        if self.idle {
+            return Err(damaged("A global aggregate has rows in a slot other than 0."));
+        }
+        let (keys, mut columns) = rows.rows.columns().split_at(self.group.len());
+        self.number_groups(keys, rows.num_rows())?;
+        self.note_times(keys)?;
+        if part == 0 {
+            let least = if self.global { 0 } else { 1 };
+            for (group, count) in self.ids.iter().zip(integers(&columns[0])?) {
+                let rows = &mut self.rows.0[*group as usize];
+                if *rows != 0 || *count < least {
+                    return Err(damaged("A group is there twice, or without rows."));
+                }
+                *rows = *count;
+            }
+            columns = &columns[1..];
+        }
+        self.checkpointed.load(part, &mut self.calls, &self.ids, columns)
+    }
+
+    fn restored(&mut self, watermarks_us: &[i64], now_us: i64) -> Result<()> {
+        for accumulator in self.calls.iter_mut().filter_map(|c| c.accumulator.as_mut()) {
+            accumulator.settle()?;
+        }
+        if !self.global && self.rows.0.contains(&0) {
+            return Err(damaged("There are values of a group that is not there."));
+        }
+        // The group without input came out when the job began.
+        for group in std::mem::take(&mut self.born) {
+            self.touched_now.set(group as usize, false);
+        }
+        if let Some(closing) = &mut self.closing {
+            watermarks_us.iter().for_each(|watermark| closing.panes.on_watermark(*watermark));
+            closing.panes.on_time(now_us);
+        }
+        Ok(())
+    }
+
     fn state_bytes(&self) -> usize {
         let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
         let panes = self.closing.as_ref().map_or(0, |c| c.panes.bytes());
-        self.groups.bytes() + self.rows.0.capacity() * 8 + self.touched_now.bytes() + calls + panes
+        self.groups.bytes()
+            + self.rows.0.capacity() * 8
+            + self.touched_now.bytes()
+            + self.checkpointed.bytes()
+            + calls
+            + panes
     }
 
     fn rows_touched(&self) -> u64 {

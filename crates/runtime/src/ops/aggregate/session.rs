@@ -6,6 +6,9 @@
 //! its rows would have to be kept.
 //!
 //! A partition nearly always has one open session, so that is what a look-up meets first.
+//!
+//! A session that is stretched to an earlier row is still the same, so checkpoints know it by the time of the row that opened it:
+//! sessions of a partition never overlap, and one that takes in another keeps its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +18,13 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter;
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
-use flow::process::{Declaration, StateDeclaration};
+use flow::process::{Declaration, StateDeclaration, StatePart};
 use flow::{ChangeBatch, Collector, Diff, Epoch, Error, ProcessFunction, Result, SqlState};
 use plan::ChangeKind;
 use plan::stream::{AggCall, TimeClock};
 
 use super::accumulate::Counts;
+use super::saved::{Checkpointed, damaged, integers, key_columns};
 use super::{Call, Closes, check_append_only, different, evaluate_calls, make_calls, update_calls, words};
 use crate::ops::OpContext;
 use crate::ops::cells::{BatchColumn, Bits};
@@ -45,6 +49,8 @@ enum Sessions {
 #[derive(Default)]
 struct Table {
     partition: Vec<u32>,
+    /// The time of the row that opened it.
+    opened: Vec<i64>,
     first: Vec<i64>,
     last: Vec<i64>,
     /// The end under which the watermark finds it; [`UNNOTED`] when it is gone.
@@ -60,11 +66,12 @@ impl Table {
         match self.free.pop() {
             Some(session) => {
                 let s = session as usize;
-                (self.partition[s], self.first[s], self.last[s]) = (partition, at, at);
+                (self.partition[s], self.opened[s], self.first[s], self.last[s]) = (partition, at, at, at);
                 session
             }
             None => {
                 self.partition.push(partition);
+                self.opened.push(at);
                 self.first.push(at);
                 self.last.push(at);
                 self.noted.push(UNNOTED);
@@ -115,6 +122,9 @@ pub struct Session {
     joined: Vec<u32>,
     touched_now: Bits,
     ending: Option<Ending>,
+    checkpointed: Checkpointed,
+    /// Sessions by partition and the time that they were opened at, only while they are restored.
+    restoring: hashbrown::HashMap<(u32, i64), u32>,
     deletes: Outbox,
     inserts: Outbox,
     batch_rows: usize,
@@ -151,16 +161,27 @@ impl Session {
             field.map(|f| f.data_type().clone()).ok_or_else(|| Error::internal("a session names no input column"))
         };
         let key_types = keys.iter().map(|n| column_type(*n)).collect::<Result<Vec<_>>>()?;
+        let time_type = column_type(time)?;
+        let words = words(calls);
+        let calls = make_calls(calls, input, ChangeKind::AppendOnly)?;
+        let mut key = key_columns(&key_types);
+        key.push(("opened".into(), time_type.clone()));
+        let own = vec![
+            ("first".into(), time_type.clone()),
+            ("last".into(), time_type.clone()),
+            ("rows".into(), DataType::Int64),
+        ];
+        let checkpointed = Checkpointed::new("sessions", key, own, &calls, keys);
         Ok(Session {
             input: Arc::clone(input),
             keys: keys.to_vec(),
             partitions: RowTable::new(&key_types, true),
             key_types,
             time,
-            time_type: column_type(time)?,
+            time_type,
             gap_us,
-            calls: make_calls(calls, input, ChangeKind::AppendOnly)?,
-            words: words(calls),
+            calls,
+            words,
             of_partition: Vec::new(),
             in_trees: 0,
             table: Table::default(),
@@ -169,6 +190,8 @@ impl Session {
             joined: Vec::new(),
             touched_now: Bits::default(),
             ending: ends.time.map(|time| Ending { panes: Panes::new(time), emits: ends.emits }),
+            checkpointed,
+            restoring: hashbrown::HashMap::new(),
             deletes: Outbox::new(Arc::clone(&schema), ctx.batch_rows),
             inserts: Outbox::new(schema, ctx.batch_rows),
             batch_rows: ctx.batch_rows.max(1),
@@ -321,7 +344,7 @@ impl Session {
     }
 
     fn times(&self, values: Vec<i64>) -> ArrayRef {
-        Arc::new(PrimitiveArray::<TimestampMicrosecondType>::from(values).with_data_type(self.time_type.clone()))
+        times(&self.time_type, values.into_iter())
     }
 
     fn lives(&self, session: u32) -> bool {
@@ -384,16 +407,16 @@ impl Session {
         self.inserts.push(columns, sessions.len(), Diff::Insert, out)
     }
 
-    /// Puts the number of a session that is gone back, its partition being dealt with.
-    fn forget(&mut self, session: u32) {
-        for call in &mut self.calls {
-            if let Some(accumulator) = &mut call.accumulator {
-                accumulator.clear(session);
-            }
+    /// Puts the numbers of sessions that are gone back, their partitions not yet being given to others.
+    fn forget(&mut self, sessions: &[u32]) -> Result<()> {
+        let keys = Keys { partitions: &self.partitions, table: &self.table, time_type: &self.time_type };
+        self.checkpointed.forget(sessions, &mut self.calls, |sessions| keys.of(sessions))?;
+        for session in sessions {
+            self.table.rows.0[*session as usize] = 0;
+            self.table.noted[*session as usize] = UNNOTED;
         }
-        self.table.rows.0[session as usize] = 0;
-        self.table.noted[session as usize] = UNNOTED;
-        self.table.free.push(session);
+        self.table.free.extend(sessions);
+        Ok(())
     }
 
     /// Emits and forgets the sessions that the watermark has made final.
@@ -424,10 +447,8 @@ impl Session {
                 }
                 self.inserts.flush(out)?;
             }
-            for session in closed {
-                self.leave_partition(session);
-                self.forget(session);
-            }
+            self.forget(&closed)?;
+            closed.iter().for_each(|session| self.leave_partition(*session));
         }
     }
 
@@ -458,14 +479,72 @@ impl Session {
         for session in &self.born {
             let s = *session as usize;
             if self.table.noted[s] == UNNOTED && self.table.rows.0[s] > 0 {
-                let end = self.table.last[s].saturating_add(self.gap_us);
-                // The least number stands for "not noted"; nothing so early is ever due later than the next one.
-                let end = end.max(UNNOTED + 1);
-                self.table.noted[s] = end;
-                ending.panes.at(end).push(*session);
+                note_end(&mut self.table, &mut ending.panes, *session, self.gap_us);
             }
         }
     }
+
+    /// Puts a restored session into its partition.
+    fn enter_partition(&mut self, session: u32) -> Result<()> {
+        let place = &mut self.of_partition[self.table.partition[session as usize] as usize];
+        let first = self.table.first[session as usize];
+        match place {
+            Sessions::None => *place = Sessions::One(session),
+            Sessions::One(one) => {
+                let tree = BTreeMap::from([(self.table.first[*one as usize], *one), (first, session)]);
+                if tree.len() < 2 {
+                    return Err(damaged("Two sessions overlap."));
+                }
+                self.in_trees += 2;
+                *place = Sessions::Many(tree);
+            }
+            Sessions::Many(tree) => {
+                if tree.insert(first, session).is_some() {
+                    return Err(damaged("Two sessions overlap."));
+                }
+                self.in_trees += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the keys of sessions are read from.
+struct Keys<'a> {
+    partitions: &'a RowTable,
+    table: &'a Table,
+    time_type: &'a DataType,
+}
+
+impl Keys<'_> {
+    /// The partition, and when the session was opened.
+    fn of(&self, sessions: &[u32]) -> Result<Vec<ArrayRef>> {
+        let partitions: Vec<u32> = sessions.iter().map(|s| self.table.partition[*s as usize]).collect();
+        let mut columns = self.partitions.gather_all(&partitions)?;
+        columns.push(times(self.time_type, sessions.iter().map(|s| self.table.opened[*s as usize])));
+        Ok(columns)
+    }
+}
+
+fn times(time_type: &DataType, values: impl Iterator<Item = i64>) -> ArrayRef {
+    let times: PrimitiveArray<TimestampMicrosecondType> = values.collect::<Vec<i64>>().into();
+    Arc::new(times.with_data_type(time_type.clone()))
+}
+
+/// The times of a checkpoint's column, in which none is missing.
+fn times_in(column: &ArrayRef) -> Result<&[i64]> {
+    let times = column.as_primitive_opt::<TimestampMicrosecondType>().filter(|t| t.null_count() == 0);
+    times.map(|t| t.values().as_ref()).ok_or_else(|| damaged("A time is missing."))
+}
+
+/// Lets the watermark find a session.
+fn note_end(table: &mut Table, panes: &mut Panes, session: u32, gap_us: i64) {
+    let s = session as usize;
+    let end = table.last[s].saturating_add(gap_us);
+    // The least number stands for "not noted"; nothing so early is ever due later than the next one.
+    let end = end.max(UNNOTED + 1);
+    table.noted[s] = end;
+    panes.at(end).push(session);
 }
 
 impl ProcessFunction for Session {
@@ -508,17 +587,18 @@ impl ProcessFunction for Session {
         }
         let found = self.find(times.values());
         self.follow(found)?;
+        if let Some(changes) = self.checkpointed.changes() {
+            // A session that took in another has a row of the batch too: the one that joined them.
+            self.ids.iter().for_each(|session| changes.mark(*session));
+        }
         self.touched += rows as u64;
         self.table.rows.update(&self.ids, None, &batch.diff)?;
         update_calls(&mut self.calls, &self.ids, &batch)
     }
 
     fn finish_epoch(&mut self, _epoch: Epoch, out: &mut dyn Collector) -> Result<()> {
-        for call in &mut self.calls {
-            if let Some(accumulator) = &mut call.accumulator {
-                accumulator.settle()?;
-            }
-        }
+        let keys = Keys { partitions: &self.partitions, table: &self.table, time_type: &self.time_type };
+        self.checkpointed.settle(&mut self.calls, |sessions| keys.of(sessions))?;
         for before in std::mem::take(&mut self.before) {
             before.sessions.iter().for_each(|s| self.touched_now.set(*s as usize, false));
             self.emit_before(before, out)?;
@@ -534,9 +614,8 @@ impl ProcessFunction for Session {
         }
         self.deletes.flush(out)?;
         self.inserts.flush(out)?;
-        for session in std::mem::take(&mut self.joined) {
-            self.forget(session);
-        }
+        let joined = std::mem::take(&mut self.joined);
+        self.forget(&joined)?;
         self.close(out)
     }
 
@@ -558,14 +637,89 @@ impl ProcessFunction for Session {
         self.ending.as_ref().filter(|e| e.emits)?.panes.next_timer()
     }
 
+    fn parts(&self) -> Vec<StatePart> {
+        self.checkpointed.parts().to_vec()
+    }
+
+    fn track(&mut self) {
+        self.checkpointed.track(&mut self.calls, 0..self.table.partition.len() as u32);
+    }
+
+    fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        let (table, time_type) = (&self.table, &self.time_type);
+        let keys = Keys { partitions: &self.partitions, table, time_type };
+        let own = |sessions: &[u32]| {
+            let of = |from: &[i64]| times(time_type, sessions.iter().map(|s| from[*s as usize]));
+            vec![of(&table.first), of(&table.last), table.rows.save(sessions)]
+        };
+        let lives = |session: u32| table.rows.0[session as usize] > 0;
+        self.checkpointed.freeze(&mut self.calls, lives, |sessions| keys.of(sessions), own, out)
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.checkpointed.tracked_bytes(&self.calls)
+    }
+
+    fn restore(&mut self, part: usize, rows: ChangeBatch) -> Result<()> {
+        self.checkpointed.check(part, &rows)?;
+        let (keys, mut columns) = rows.rows.columns().split_at(self.keys.len());
+        let hashes = hash_columns(keys, rows.num_rows())?;
+        self.partitions.upsert(&BatchColumn::all(keys)?, &hashes, &mut self.ids, &mut self.fresh)?;
+        self.of_partition.resize_with(self.partitions.size(), Sessions::default);
+        for (id, opened) in self.ids.iter_mut().zip(times_in(&columns[0])?) {
+            let table = &mut self.table;
+            *id = *self.restoring.entry((*id, *opened)).or_insert_with_key(|(p, at)| table.open(*p, *at));
+        }
+        columns = &columns[1..];
+        let size = self.table.partition.len();
+        for accumulator in self.calls.iter_mut().filter_map(|c| c.accumulator.as_mut()) {
+            accumulator.resize(size);
+        }
+        if part == 0 {
+            let (first, last, counts) = (times_in(&columns[0])?, times_in(&columns[1])?, integers(&columns[2])?);
+            for (i, session) in self.ids.iter().enumerate() {
+                let s = *session as usize;
+                let spans = first[i] <= self.table.opened[s] && self.table.opened[s] <= last[i];
+                if self.table.rows.0[s] != 0 || counts[i] < 1 || !spans {
+                    return Err(damaged("A session is there twice, or is none."));
+                }
+                (self.table.first[s], self.table.last[s], self.table.rows.0[s]) = (first[i], last[i], counts[i]);
+            }
+            columns = &columns[3..];
+        }
+        self.checkpointed.load(part, &mut self.calls, &self.ids, columns)
+    }
+
+    fn restored(&mut self, watermarks_us: &[i64], now_us: i64) -> Result<()> {
+        self.restoring = hashbrown::HashMap::new();
+        for accumulator in self.calls.iter_mut().filter_map(|c| c.accumulator.as_mut()) {
+            accumulator.settle()?;
+        }
+        if self.table.rows.0.contains(&0) {
+            return Err(damaged("There are values of a session that is not there."));
+        }
+        for session in 0..self.table.partition.len() as u32 {
+            self.enter_partition(session)?;
+            if let Some(ending) = &mut self.ending {
+                note_end(&mut self.table, &mut ending.panes, session, self.gap_us);
+            }
+        }
+        if let Some(ending) = &mut self.ending {
+            watermarks_us.iter().for_each(|watermark| ending.panes.on_watermark(*watermark));
+            ending.panes.on_time(now_us);
+        }
+        Ok(())
+    }
+
     fn state_bytes(&self) -> usize {
         let calls = self.calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.bytes()).sum::<usize>();
         let ends = self.ending.as_ref().map_or(0, |e| e.panes.bytes());
         self.partitions.bytes()
             + self.of_partition.capacity() * size_of::<Sessions>()
             + self.in_trees * TREE_ENTRY
-            + self.table.partition.capacity() * (4 + 8 + 8 + 8 + 8)
+            + self.table.partition.capacity() * (4 + 8 + 8 + 8 + 8 + 8)
             + self.touched_now.bytes()
+            + self.checkpointed.bytes()
             + calls
             + ends
     }

@@ -6,6 +6,7 @@ mod joins;
 mod others;
 mod parts;
 mod restore_others;
+mod restore_aggregates;
 mod topns;
 
 use std::collections::BTreeMap;
@@ -84,6 +85,9 @@ fn column(data_type: &DataType, values: &[&V]) -> ArrayRef {
         DataType::Int64 => Arc::new(ints().map(|v| v.map(|v| v as i64)).collect::<Int64Array>()),
         DataType::Int32 => Arc::new(ints().map(|v| v.map(|v| v as i32)).collect::<Int32Array>()),
         DataType::Date32 => Arc::new(ints().map(|v| v.map(|v| v as i32)).collect::<Date32Array>()),
+        DataType::Timestamp(TimeUnit::Microsecond, None) => {
+            Arc::new(ints().map(|v| v.map(|v| v as i64)).collect::<TimestampMicrosecondArray>())
+        }
         DataType::Decimal128(p, s) => {
             Arc::new(ints().collect::<Decimal128Array>().with_precision_and_scale(*p, *s).unwrap())
         }
@@ -115,6 +119,9 @@ fn value(column: &ArrayRef, i: usize) -> V {
         DataType::UInt64 => V::Int(column.as_primitive::<UInt64Type>().value(i) as i128),
         DataType::Int32 => int(column.as_primitive::<Int32Type>().value(i) as i64),
         DataType::Date32 => int(column.as_primitive::<Date32Type>().value(i) as i64),
+        DataType::Timestamp(TimeUnit::Microsecond, None) => {
+            int(column.as_primitive::<TimestampMicrosecondType>().value(i))
+        }
         DataType::Decimal128(_, _) => V::Int(column.as_primitive::<Decimal128Type>().value(i)),
         DataType::Float64 => float(column.as_primitive::<Float64Type>().value(i)),
         DataType::Boolean => V::Bool(column.as_boolean().value(i)),
