@@ -139,7 +139,7 @@ fn what_the_sink_writes_the_source_reads() {
             let pairs = [&[("format", format)], &extra[..]].concat();
             let options = options(&path, &pairs);
             let request =
-                SinkRequest { options: &options, schema: schema.clone(), append_only: true, keys: &[], relation: "r" };
+                SinkRequest { options: &options, schema: schema.clone(), append_only: true, keys: &[], relation: "r", identity: "", attempt: 0 };
             let mut writer = connect::sink("file").unwrap().open(&request).unwrap();
             let half = rows / 2;
             writer.write(Epoch(1), &ChangeBatch::insert(batch.slice(0, half))).unwrap();
