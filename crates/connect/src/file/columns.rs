@@ -141,7 +141,9 @@ fn failed(e: ParquetError) -> Error {
 fn storable(data_type: &DataType) -> bool {
     use DataType::*;
     match data_type {
-        Boolean | Int16 | Int32 | Int64 | Float32 | Float64 | Decimal128(..) | Utf8View | Utf8 | Binary | Date32 => true,
+        Boolean | Int16 | Int32 | Int64 | Float32 | Float64 | Decimal128(..) | Utf8View | Utf8 | Binary | Date32 => {
+            true
+        }
         Time64(TimeUnit::Microsecond) | Timestamp(TimeUnit::Microsecond, _) => true,
         List(item) => !matches!(item.data_type(), List(_)) && storable(item.data_type()),
         _ => false,

@@ -48,7 +48,11 @@ pub fn validate(options: &FileSinkOptions, folder: &FolderOptions, request: &Sin
 }
 
 /// Begins with nothing.
-pub fn open(options: &FileSinkOptions, folder: &FolderOptions, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
+pub fn open(
+    options: &FileSinkOptions,
+    folder: &FolderOptions,
+    request: &SinkRequest<'_>,
+) -> Result<Box<dyn SinkWriter>> {
     let writer = FolderWriter::new(options, folder, request)?;
     writer.files.target.create()?;
     writer.files.target.create_staging()?;

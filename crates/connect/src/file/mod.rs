@@ -96,12 +96,7 @@ impl SinkConnector for FileConnector {
         Ok(FileSinkOptions::read(options)?.delivery())
     }
 
-    fn resume(
-        &self,
-        request: &SinkRequest<'_>,
-        permit: &CommitPermit,
-        prepared: &[u8],
-    ) -> Result<Box<dyn SinkWriter>> {
+    fn resume(&self, request: &SinkRequest<'_>, permit: &CommitPermit, prepared: &[u8]) -> Result<Box<dyn SinkWriter>> {
         let options = FileSinkOptions::read(request.options)?;
         match &options.folder {
             Some(folder) => folder::resume(&options, folder, request, permit, prepared),

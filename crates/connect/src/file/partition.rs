@@ -78,10 +78,7 @@ impl Partitioning {
         match rows.as_slice() {
             [] => Ok(Vec::new()),
             [all] => Ok(vec![(folder(all)?, change.clone())]),
-            _ => rows
-                .into_iter()
-                .map(|rows| Ok((folder(&rows)?, change.take(&UInt32Array::from(rows))?)))
-                .collect(),
+            _ => rows.into_iter().map(|rows| Ok((folder(&rows)?, change.take(&UInt32Array::from(rows))?))).collect(),
         }
     }
 
@@ -104,7 +101,10 @@ impl Partitioning {
             if folder.len() - start > NAME_BYTES_MAX {
                 return Err(Error::new(
                     SqlState::ProgramLimitExceeded,
-                    format!("a value of column \"{}\" is too long for the name of a folder", name.trim_end_matches('=')),
+                    format!(
+                        "a value of column \"{}\" is too long for the name of a folder",
+                        name.trim_end_matches('=')
+                    ),
                 )
                 .with_detail(format!("A name has {NAME_BYTES_MAX} bytes at most."))
                 .with_hint("Partition by another column."));
@@ -170,7 +170,10 @@ mod tests {
         let field = |name: &str, kind| Field::new(name, kind, true);
         let schema = Arc::new(Schema::new(vec![field("a", DataType::Int64), field("f", DataType::Float64)]));
         let refused = |list: &str| Partitioning::new(&schema, list).err().unwrap();
-        assert_eq!(["b", "a,a", "f", ""].map(|list| refused(list).state().code()), ["42703", "42701", "0A000", "42703"]);
+        assert_eq!(
+            ["b", "a,a", "f", ""].map(|list| refused(list).state().code()),
+            ["42703", "42701", "0A000", "42703"]
+        );
         assert!(refused("f").hint().is_some());
         let long: ArrayRef = Arc::new(StringViewArray::from(vec!["x".repeat(300)]));
         let rows = RecordBatch::try_from_iter([("t", long)]).unwrap();

@@ -67,12 +67,17 @@ impl Prepared {
             version: u32,
         }
         let damaged = |what: String| {
-            Error::new(SqlState::DataCorrupted, format!("what the checkpoint holds of a file sink cannot be read: {what}"))
+            Error::new(
+                SqlState::DataCorrupted,
+                format!("what the checkpoint holds of a file sink cannot be read: {what}"),
+            )
         };
         let head: Head = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         if head.version > VERSION {
-            return Err(Error::unsupported("the checkpoint of a file sink was written by a later version of the server")
-                .with_hint("Start the version that wrote it, or a later one."));
+            return Err(Error::unsupported(
+                "the checkpoint of a file sink was written by a later version of the server",
+            )
+            .with_hint("Start the version that wrote it, or a later one."));
         }
         let prepared: Prepared = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         for file in &prepared.files {
@@ -215,7 +220,8 @@ mod tests {
             r#"{"version":1,"epoch":4,"first":true,"rows":3,"next":1,"files":[{"staged":"a.1.0.staged","path":"d=1/part","bytes":7,"crc32":9}]}"#
         );
         assert_eq!(Prepared::read(&bytes, &permit(4)), Ok(prepared));
-        let state = |text: &str, epoch: u64| Prepared::read(text.as_bytes(), &permit(epoch)).unwrap_err().state().code();
+        let state =
+            |text: &str, epoch: u64| Prepared::read(text.as_bytes(), &permit(epoch)).unwrap_err().state().code();
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(state(&text, 5), "XX000");
         assert_eq!(state(&text[1..], 4), "XX001");
@@ -234,7 +240,13 @@ mod tests {
         for mine in ["16400-7.3.12.staged", "16400-7.0.1.staged"] {
             assert!(names.replaces(mine), "{mine}");
         }
-        for other in ["16400-7.4.1.staged", "16400-70.1.1.staged", "16400-7.committed", "16400-7.x.1.staged", "16400-7.1.1.staged.x"] {
+        for other in [
+            "16400-7.4.1.staged",
+            "16400-70.1.1.staged",
+            "16400-7.committed",
+            "16400-7.x.1.staged",
+            "16400-7.1.1.staged.x",
+        ] {
             assert!(!names.replaces(other), "{other}");
         }
         assert_eq!(Names::new("", 1, "csv").unwrap_err().state().code(), "0A000");

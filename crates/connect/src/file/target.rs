@@ -24,7 +24,10 @@ const BLOCK_BYTES: usize = 1 << 18;
 pub enum Target {
     Folder(PathBuf),
     /// The prefix is empty or ends with `/`.
-    Bucket { bucket: Arc<Bucket>, prefix: String },
+    Bucket {
+        bucket: Arc<Bucket>,
+        prefix: String,
+    },
 }
 
 /// A staged file that grows.

@@ -79,9 +79,10 @@ impl Bucket {
             let (store, file) = (Arc::clone(&self.store), file.clone());
             requests.push(async move { (staged, published, publish(&*store, &from, &to, &file, verify).await) });
         }
-        let asked = start(async move {
-            futures::stream::iter(requests).buffer_unordered(REQUESTS_MAX).collect::<Vec<_>>().await
-        })?;
+        let asked =
+            start(
+                async move { futures::stream::iter(requests).buffer_unordered(REQUESTS_MAX).collect::<Vec<_>>().await },
+            )?;
         for (staged, published, step) in answer(asked)? {
             let step = step.map_err(|e| self.refused("publish", &published, &e))?;
             if let Some(e) = step.failure(&self.name_of(&staged), &self.name_of(&published)) {
