@@ -54,9 +54,10 @@ pub fn open(
     request: &SinkRequest<'_>,
 ) -> Result<Box<dyn SinkWriter>> {
     let writer = FolderWriter::new(options, folder, request)?;
-    writer.files.target.create()?;
-    writer.files.target.create_staging()?;
-    writer.files.sweep()?;
+    let target = &writer.files.target;
+    target.create()?;
+    target.create_staging()?;
+    target.remove_staged(&writer.files.left_behind()?)?;
     Ok(Box::new(writer))
 }
 
@@ -71,8 +72,10 @@ pub fn resume(
     let prepared = Prepared::read(bytes, permit)?;
     let mut writer = FolderWriter::new(options, folder, request)?;
     writer.files.target.create_staging()?;
+    // Looked for first: a bucket that is away is not taken for one without the files.
+    let left = writer.files.left_behind()?;
     writer.files.publish(&prepared, bytes, true)?;
-    writer.files.sweep()?;
+    writer.files.target.remove_staged(&left)?;
     writer.files.next = prepared.next;
     writer.rows = prepared.rows;
     writer.published = prepared.epoch;
@@ -416,11 +419,11 @@ impl Files {
         Ok(())
     }
 
-    /// Removes what was staged by writers before this one. Whatever a checkpoint needed of it is published.
-    fn sweep(&self) -> Result<()> {
+    /// What was staged by writers before this one. Once the commit of the checkpoint is done, nobody needs it.
+    fn left_behind(&self) -> Result<Vec<String>> {
         let mut names = self.target.staged_names()?;
         names.retain(|name| self.names.replaces(name));
-        self.target.remove_staged(&names)
+        Ok(names)
     }
 
     /// Removes what no checkpoint can ask for.

@@ -20,7 +20,7 @@ fn columns() -> SchemaRef {
 }
 
 /// Rows that follow from their numbers.
-fn rows(ids: std::ops::Range<i64>) -> ChangeBatch {
+pub(crate) fn rows(ids: std::ops::Range<i64>) -> ChangeBatch {
     let p = ids.clone().map(|id| [Some("a/b"), None, Some("x")][id.rem_euclid(3) as usize]);
     let t = ids.clone().map(|id| format!("t{id}").repeat(1 + id.rem_euclid(5) as usize));
     let columns: Vec<ArrayRef> = vec![
@@ -31,7 +31,7 @@ fn rows(ids: std::ops::Range<i64>) -> ChangeBatch {
     ChangeBatch::insert(RecordBatch::try_new(self::columns(), columns).unwrap())
 }
 
-fn permit(epoch: u64) -> CommitPermit {
+pub(crate) fn permit(epoch: u64) -> CommitPermit {
     CommitPermit::of_claimed(Generation(1), Epoch(epoch))
 }
 
@@ -50,7 +50,7 @@ impl Place {
         }
     }
 
-    fn options(&self, form: &str, encode: &str, more: &[(&str, &str)]) -> Options {
+    pub(crate) fn options(&self, form: &str, encode: &str, more: &[(&str, &str)]) -> Options {
         let mut pairs = vec![("delivery".to_string(), "exactly_once".to_string())];
         pairs.extend(self.reach());
         pairs.extend(more.iter().map(|(k, v)| (k.to_string(), v.to_string())));
@@ -150,12 +150,17 @@ fn request<'a>(options: &'a Options, attempt: u64) -> SinkRequest<'a> {
     }
 }
 
-fn open_new(options: &Options, attempt: u64) -> Box<dyn SinkWriter> {
+pub(crate) fn open_new(options: &Options, attempt: u64) -> Box<dyn SinkWriter> {
     connect::sink("file").unwrap().validate(&request(options, 0)).unwrap();
     connect::sink("file").unwrap().open(&request(options, attempt)).unwrap()
 }
 
-fn resume(options: &Options, attempt: u64, epoch: u64, prepared: &[u8]) -> flow::Result<Box<dyn SinkWriter>> {
+pub(crate) fn resume(
+    options: &Options,
+    attempt: u64,
+    epoch: u64,
+    prepared: &[u8],
+) -> flow::Result<Box<dyn SinkWriter>> {
     connect::sink("file").unwrap().resume(&request(options, attempt), &permit(epoch), prepared)
 }
 

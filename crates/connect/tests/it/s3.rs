@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use ::parquet::arrow::ArrowWriter;
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use connect::{Offset, ReadState};
+use flow::Epoch;
 
 use super::exactly_once::{Place, crash_at_every_point};
 use super::*;
@@ -70,6 +71,43 @@ fn s3_objects_are_written_once_whenever_it_crashes() {
         println!("seed {seed}");
         crash_at_every_point(&Place::S3(format!("exact/{seed}")), encode, more, seed, 15);
     }
+}
+
+#[test]
+#[ignore = "needs tests/s3.sh"]
+fn s3_objects_in_parts_are_published_whole() {
+    let place = Place::S3("exact/parts".into());
+    let options = place.options("PLAIN", "json", &[]);
+    let mut writer = exactly_once::open_new(&options, 1);
+    // More than two parts in one object, and nothing to see before the commit.
+    let count = 600_000;
+    for start in (0..count).step_by(20_000) {
+        writer.write(Epoch(1), &exactly_once::rows(start..start + 20_000)).unwrap();
+    }
+    writer.finish_epoch(Epoch(1), 0).unwrap();
+    let prepared = writer.prepare(Epoch(1)).unwrap();
+    assert!(names("exact/parts/").iter().all(|name| name.starts_with(".millstream-staged/")));
+    writer.commit(&exactly_once::permit(1), &prepared).unwrap();
+    let found = names("exact/parts/");
+    let want = [".millstream-staged/16400-3.committed", "part-16400-3-000000000001-000000.ndjson"];
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), want);
+    let bytes = get(&format!("exact/parts/{}", want[1]));
+    assert!(bytes.len() > 2 * (8 << 20), "{}", bytes.len());
+    assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), count as usize);
+    // Taken away by a reader: the commit is known to be done. Without its note it is not.
+    delete(&format!("exact/parts/{}", want[1]));
+    exactly_once::resume(&options, 2, 1, &prepared).unwrap();
+    delete(&format!("exact/parts/{}", want[0]));
+    let e = exactly_once::resume(&options, 3, 1, &prepared).err().unwrap();
+    assert_eq!(e.state().code(), "XX001");
+    assert!(e.message().contains(want[1]), "{e}");
+    // Nobody knows the bucket.
+    let pairs = reach().into_iter().chain(
+        [("connector", "file"), ("path", "s3://nobucket/x/"), ("delivery", "exactly_once"), ("format", "json")]
+            .map(|(name, value)| (name.to_string(), value.to_string())),
+    );
+    let e = exactly_once::resume(&Options::new(pairs).unwrap(), 4, 1, &prepared).err().unwrap();
+    assert_eq!((e.state().code(), e.hint().is_some()), ("58030", true), "{e:?}");
 }
 
 fn s3(format: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {
