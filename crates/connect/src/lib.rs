@@ -4,7 +4,7 @@
 //! connector fulfils, [`format`] turns bytes into typed columns and back, and then one folder per connector.
 //!
 //! The law of sources: **the same range of a split always gives the same rows**. Recovery, back-fill of a new view and
-//! replay rest on it. The law of sinks: rows are published at the end of an epoch, never in its middle.
+//! replay rest on it. The law of sinks: rows are published at the end of an epoch, or by its checkpoint, never in its middle.
 //!
 //! No clock is read here; whoever drives a sink passes the time.
 
@@ -25,7 +25,7 @@ pub mod stdout;
 
 pub use include::Include;
 pub use options::{OptionSpec, Options};
-pub use sink::{SinkConnector, SinkRequest, SinkWriter};
+pub use sink::{Delivery, SinkConnector, SinkRequest, SinkWriter};
 pub use source::{
     BadRecord, Offset, OnError, Progress, ReadOutcome, ReadState, Source, SourceConnector, SourceReader, Split,
 };

@@ -242,6 +242,22 @@ impl<'a> OptionReader<'a> {
         }
     }
 
+    /// A number of bytes such as `64 MB`, `1 GB`, `512kB`; units of 1024 as in PostgreSQL.
+    pub fn bytes(&self, name: &str, least: u64, most: u64) -> Result<u64> {
+        let value = self.text(name).trim();
+        let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = value[..digits].parse().map_err(|_| self.invalid(name))?;
+        let unit: u64 = match value[digits..].trim().to_ascii_lowercase().as_str() {
+            "b" => 1,
+            "kb" => 1 << 10,
+            "mb" => 1 << 20,
+            "gb" => 1 << 30,
+            _ => return Err(self.invalid(name).with_hint("Write a number with a unit: B, kB, MB or GB.")),
+        };
+        let bytes = number.checked_mul(unit).filter(|bytes| (least..=most).contains(bytes));
+        bytes.ok_or_else(|| self.invalid(name))
+    }
+
     /// A whole number within the bounds.
     pub fn number(&self, name: &str, least: u64, most: u64) -> Result<u64> {
         let number = self.text(name).trim().parse().ok().filter(|n| (least..=most).contains(n));

@@ -22,6 +22,13 @@ pub struct SinkRequest<'a> {
     pub keys: &'a [Vec<usize>],
     /// What the rows come from, as records name it.
     pub relation: &'a str,
+    /// Tells what this sink publishes from whatever else is published at the same target, by any server at any time: 1 to 100
+    /// ASCII letters, digits, `-` and `_`. The same when a checkpoint is gone on with, another one when the sink begins anew.
+    /// Only for sinks that deliver exactly once; empty for [`SinkConnector::validate`], or where there are no checkpoints.
+    pub identity: &'a str,
+    /// Tells this writer from every other one of the same identity, also from one that is believed dead and is not: greater
+    /// than that of every writer opened before.
+    pub attempt: u64,
 }
 
 /// What a sink promises of the epochs that it has published, over any crash.

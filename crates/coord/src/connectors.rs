@@ -198,7 +198,7 @@ pub struct SinkRows<'a> {
 impl SinkRows<'_> {
     fn request<'a>(&'a self, options: &'a Options) -> SinkRequest<'a> {
         let SinkRows { schema, append_only, keys, relation } = self;
-        SinkRequest { options, schema: SchemaRef::clone(schema), append_only: *append_only, keys, relation }
+        SinkRequest { options, schema: SchemaRef::clone(schema), append_only: *append_only, keys, relation, identity: "", attempt: 0 }
     }
 }
 

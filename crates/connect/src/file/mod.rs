@@ -1,5 +1,5 @@
-//! The connector `file`: CSV, NDJSON or Parquet files as a source, bounded or followed while they grow, and text files as a
-//! sink.
+//! The connector `file`: CSV, NDJSON or Parquet files as a source, bounded or followed while they grow; as a sink one text file that
+//! is written anew after a restart, or a folder to which checkpoints add files exactly once.
 //!
 //! Each file of a source is a split, named by its path; its offsets are bytes from the file's start, always where a record
 //! starts (Parquet: rows). The law that equal ranges give equal rows needs files that are only appended to; a followed file that shrinks, is
@@ -17,17 +17,25 @@ mod text;
 mod snapshot;
 mod write;
 
-pub use options::{FileSinkOptions, FileSourceOptions, SINK_OPTIONS, SOURCE_OPTIONS, SinkMode};
+mod columns;
+mod folder;
+mod partition;
+mod staged;
+mod target;
+mod upload;
+
+pub use options::{FileSinkOptions, FileSourceOptions, FolderOptions, SINK_OPTIONS, SOURCE_OPTIONS, SinkMode};
 pub use read::RECORD_BYTES_MAX;
 
 use std::path::Path;
 
 use arrow::datatypes::SchemaRef;
+use checkpoint::CommitPermit;
 use flow::{Error, Result, SqlState};
 
 use crate::include::Include;
-use crate::options::{Form, OptionSpec, Options};
-use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
+use crate::options::{Form, OptionSpec, Options, RowForm};
+use crate::sink::{Delivery, SinkConnector, SinkRequest, SinkWriter};
 use crate::source::{Source, SourceConnector};
 
 /// `WITH (connector = 'file', …)`.
@@ -65,17 +73,44 @@ impl SinkConnector for FileConnector {
     }
 
     fn forms(&self) -> &'static [Form] {
-        crate::format::records::FORMS
+        SINK_FORMS
     }
 
     fn validate(&self, request: &SinkRequest<'_>) -> Result<()> {
-        write::validate(&FileSinkOptions::read(request.options)?, request)
+        let options = FileSinkOptions::read(request.options)?;
+        match &options.folder {
+            Some(folder) => folder::validate(&options, folder, request),
+            None => write::validate(&options, request),
+        }
     }
 
     fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
-        write::open(FileSinkOptions::read(request.options)?, request)
+        let options = FileSinkOptions::read(request.options)?;
+        match &options.folder {
+            Some(folder) => folder::open(&options, folder, request),
+            None => write::open(options, request),
+        }
+    }
+
+    fn delivery(&self, options: &Options) -> Result<Delivery> {
+        Ok(FileSinkOptions::read(options)?.delivery())
+    }
+
+    fn resume(&self, request: &SinkRequest<'_>, permit: &CommitPermit, prepared: &[u8]) -> Result<Box<dyn SinkWriter>> {
+        let options = FileSinkOptions::read(request.options)?;
+        match &options.folder {
+            Some(folder) => folder::resume(&options, folder, request, permit, prepared),
+            None => Err(Error::internal("a file sink that is written anew cannot go on")),
+        }
     }
 }
+
+/// The forms of the sink; Parquet is for delivery exactly once.
+static SINK_FORMS: &[Form] = &[
+    Form { form: RowForm::Plain, encodings: &["JSON", "CSV", "PARQUET"] },
+    Form { form: RowForm::Upsert, encodings: &["JSON", "CSV"] },
+    Form { form: RowForm::Debezium, encodings: &["JSON"] },
+];
 
 /// What the operating system's refusal means for the user. `action`: a verb phrase, `open file`.
 pub(crate) fn io_error(action: &str, path: &Path, e: &std::io::Error) -> Error {

@@ -1,4 +1,4 @@
-//! Objects of a bucket: listed, and read in ranges from threads that may wait.
+//! Objects of a bucket: listed, and read in ranges from threads that may wait. `upload` writes them.
 //!
 //! An object never changes in place; its size and its e-tag at opening say which one is meant, and every answer is compared
 //! with them.
@@ -48,7 +48,7 @@ fn runtime() -> Result<&'static Runtime> {
 }
 
 /// Starts a request. The answer comes over the channel, so that the caller may be any thread.
-fn start<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) -> Result<Receiver<T>> {
+pub(super) fn start<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) -> Result<Receiver<T>> {
     let (sender, receiver) = sync_channel(1);
     runtime()?.spawn(async move {
         // Fails only when nobody waits any more.
@@ -57,7 +57,7 @@ fn start<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) -
     Ok(receiver)
 }
 
-fn answer<T>(receiver: Receiver<T>) -> Result<T> {
+pub(super) fn answer<T>(receiver: Receiver<T>) -> Result<T> {
     receiver.recv().map_err(|_| Error::internal("a request to an object store was dropped"))
 }
 
@@ -82,7 +82,7 @@ impl fmt::Debug for S3Options {
 
 /// A bucket, and who asks for its objects.
 pub struct Bucket {
-    store: Arc<dyn ObjectStore>,
+    pub(super) store: Arc<dyn ObjectStore>,
     /// `s3://bucket/`, before the key in the name of a split.
     root: String,
     /// What no message may show.
@@ -166,12 +166,12 @@ impl Bucket {
         Found { name, size: meta.size, mark: Mark::Object(object) }
     }
 
-    fn no_key(&self, key: &str, e: &object_store::path::Error) -> Error {
+    pub(super) fn no_key(&self, key: &str, e: &object_store::path::Error) -> Error {
         Error::new(SqlState::InvalidParameterValue, format!("\"{}{key}\" is not the name of an object: {e}", self.root))
     }
 
     /// What a refusal of the store means for the user. `action`: a verb phrase, `open "s3://…"`.
-    fn failed(&self, action: &str, e: &object_store::Error) -> Error {
+    pub(super) fn failed(&self, action: &str, e: &object_store::Error) -> Error {
         use object_store::Error as E;
         let state = match e {
             E::NotFound { .. } => SqlState::UndefinedFile,

@@ -8,6 +8,7 @@ use flow::{Error, Result, SqlState};
 use crate::format::Format;
 use crate::format::records::{PRIMARY_KEY, primary_key};
 use crate::options::{OptionReader, OptionSpec, Options, RowForm};
+use crate::sink::Delivery;
 use crate::source::OnError;
 
 use super::objects::S3Options;
@@ -84,9 +85,22 @@ pub static SINK_OPTIONS: &[OptionSpec] = &[
         "a path",
         None,
         true,
-        "The file to write; what it holds is lost. A relative path starts at the server's working directory.",
+        "The file to write; what it holds is lost. With exactly_once a folder, or s3://bucket/folder/. A relative path starts at the server's working directory.",
     ),
-    spec("format", "csv, json", None, true, "CSV, or one JSON object a line; also written ENCODE CSV or ENCODE JSON."),
+    spec(
+        "format",
+        "csv, json, parquet",
+        None,
+        true,
+        "CSV, one JSON object a line, or with exactly_once Parquet; also written ENCODE CSV, ENCODE JSON or ENCODE PARQUET.",
+    ),
+    spec(
+        DELIVERY,
+        "rewritten, exactly_once",
+        Some("rewritten"),
+        false,
+        "rewritten: one file, written anew when the server starts; exactly_once: a folder to which each checkpoint adds files.",
+    ),
     spec(
         "mode",
         "append, changes, snapshot",
@@ -105,7 +119,41 @@ pub static SINK_OPTIONS: &[OptionSpec] = &[
         "Mode snapshot: the shortest time between two replacements of the file.",
     ),
     PRIMARY_KEY,
+    spec(
+        PARTITION_BY,
+        "names of columns, separated by commas",
+        None,
+        false,
+        "exactly_once, FORMAT PLAIN: the columns whose values name folders, as in day=2026-01-01/.",
+    ),
+    spec(
+        ROLL_SIZE,
+        "a size from 1kB to 1GB",
+        Some("128MB"),
+        false,
+        "exactly_once: the size from which on a file is followed by another one.",
+    ),
+    spec(
+        ROLL_INTERVAL,
+        "a time from 1ms to 24h",
+        Some("60s"),
+        false,
+        "exactly_once: the time after which a file is followed by another one. A checkpoint ends every file.",
+    ),
+    spec("s3.endpoint", "a URL", None, false, "The address of the service, if it is not AWS."),
+    spec("s3.region", "a text", None, false, "The region of the bucket."),
+    spec("s3.access_key_id", "a text", None, false, "Who writes the bucket."),
+    spec("s3.secret_access_key", "a text", None, false, "The secret that belongs to the key; never shown."),
+    spec("s3.allow_http", "true, false", None, false, "Whether the endpoint may be reached without encryption."),
 ];
+
+const DELIVERY: &str = "delivery";
+pub(super) const PARTITION_BY: &str = "partition_by";
+const ROLL_SIZE: &str = "roll_size";
+const ROLL_INTERVAL: &str = "roll_interval";
+
+/// Bytes of a published file at most: a store copies an object in one request.
+const ROLL_BYTES_MAX: u64 = 1 << 30;
 
 /// Whether and how the first line of a CSV file is a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +259,18 @@ pub struct FileSinkOptions {
     /// The word after FORMAT; only PLAIN has modes.
     pub form: RowForm,
     pub primary_key: Option<String>,
+    /// For exactly-once delivery: `path` is a folder.
+    pub folder: Option<FolderOptions>,
+}
+
+/// What says how files come into a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FolderOptions {
+    /// Names of columns, as written.
+    pub partition_by: Option<String>,
+    pub roll_bytes: u64,
+    pub roll_interval: Duration,
+    pub s3: S3Options,
 }
 
 impl FileSinkOptions {
@@ -219,9 +279,17 @@ impl FileSinkOptions {
         let reader = OptionReader::with_forms("sink connector \"file\"", options, SINK_OPTIONS)?;
         let form = options.form();
         let format = reader.one_of("format", FORMATS)?;
-        if format == Format::Parquet {
-            return Err(Error::unsupported("a file sink does not write Parquet")
-                .with_hint("Use format = 'csv' or format = 'json'."));
+        let deliveries = [("rewritten", Delivery::Rewritten), ("exactly_once", Delivery::ExactlyOnce)];
+        let folder = match reader.one_of(DELIVERY, &deliveries)? {
+            Delivery::ExactlyOnce => Some(FolderOptions::read(&reader, form)?),
+            Delivery::Rewritten => {
+                refuse_what_needs_a_folder(&reader, format)?;
+                None
+            }
+        };
+        if format == Format::Parquet && form != RowForm::Plain {
+            return Err(Error::unsupported(format!("FORMAT {} ENCODE PARQUET is not supported", form.keyword()))
+                .with_hint(format!("Use FORMAT PLAIN ENCODE PARQUET or FORMAT {} ENCODE JSON.", form.keyword())));
         }
         only_for_csv(&reader, format, &["header", "delimiter", "null"])?;
         let modes = [("append", SinkMode::Append), ("changes", SinkMode::Changes), ("snapshot", SinkMode::Snapshot)];
@@ -236,6 +304,11 @@ impl FileSinkOptions {
             Some(_) => Some(reader.one_of("mode", &modes)?),
             None => None,
         };
+        if folder.is_some() && mode == Some(SinkMode::Snapshot) {
+            return Err(Error::unsupported("a file sink in mode 'snapshot' does not deliver exactly once")
+                .with_detail("Exactly once delivers files that are never changed again; a snapshot is replaced.")
+                .with_hint("Use mode = 'changes', FORMAT UPSERT or FORMAT DEBEZIUM, or delivery = 'rewritten'."));
+        }
         Ok(FileSinkOptions {
             path: PathBuf::from(reader.text("path")),
             format,
@@ -246,13 +319,23 @@ impl FileSinkOptions {
             flush_interval: reader.duration("flush_interval")?,
             form,
             primary_key: primary_key(&reader, form)?.map(str::to_string),
+            folder,
         })
     }
 
-    /// The mode for input of which rows are only added, or also taken away. Errors: `0A000` for mode `append` over rows that
-    /// are taken away.
+    pub fn delivery(&self) -> Delivery {
+        if self.folder.is_some() { Delivery::ExactlyOnce } else { Delivery::Rewritten }
+    }
+
+    /// The mode for input of which rows are only added, or also taken away. Errors: `0A000` for a mode that only adds over rows
+    /// that are taken away.
     pub fn mode_for(&self, append_only: bool) -> Result<SinkMode> {
         match self.mode {
+            None | Some(SinkMode::Append) if !append_only && self.folder.is_some() => {
+                Err(Error::unsupported("a file sink that adds rows to a folder cannot take rows away")
+                    .with_detail("Rows of the sink's input change or disappear.")
+                    .with_hint("Use mode = 'changes' for a log of changes, or FORMAT UPSERT or FORMAT DEBEZIUM."))
+            }
             Some(SinkMode::Append) if !append_only => {
                 Err(Error::unsupported("a file sink in mode 'append' cannot take rows away")
                     .with_detail("Rows of the sink's input change or disappear.")
@@ -264,6 +347,53 @@ impl FileSinkOptions {
             None if append_only => Ok(SinkMode::Append),
             None => Ok(SinkMode::Snapshot),
         }
+    }
+}
+
+impl FolderOptions {
+    fn read(reader: &OptionReader<'_>, form: RowForm) -> Result<FolderOptions> {
+        if reader.given("flush_interval").is_some() {
+            return Err(Error::new(
+                SqlState::InvalidParameterValue,
+                "option \"flush_interval\" is not for delivery = 'exactly_once'",
+            )
+            .with_hint("Leave the option out: files are published by checkpoints."));
+        }
+        if reader.given(PARTITION_BY).is_some() && form != RowForm::Plain {
+            return Err(Error::new(
+                SqlState::InvalidParameterValue,
+                format!("option \"{PARTITION_BY}\" is only for FORMAT PLAIN, not for FORMAT {}", form.keyword()),
+            )
+            .with_detail("The changes of a key must stay in the order of the files.")
+            .with_hint("Leave the option out, or use FORMAT PLAIN."));
+        }
+        Ok(FolderOptions {
+            partition_by: reader.given(PARTITION_BY).map(str::to_string),
+            roll_bytes: reader.bytes(ROLL_SIZE, 1 << 10, ROLL_BYTES_MAX)?,
+            roll_interval: reader.duration(ROLL_INTERVAL)?,
+            s3: s3_options(reader)?,
+        })
+    }
+}
+
+/// Errors: `22023`, `0A000` for what one file does not have.
+fn refuse_what_needs_a_folder(reader: &OptionReader<'_>, format: Format) -> Result<()> {
+    let hint = "Add delivery = 'exactly_once' to write files into a folder.";
+    if format == Format::Parquet {
+        return Err(Error::unsupported("a file sink that is written anew does not write Parquet")
+            .with_hint("Add delivery = 'exactly_once', or use format = 'csv' or format = 'json'."));
+    }
+    if reader.text("path").starts_with("s3://") {
+        return Err(Error::unsupported("a file sink that is written anew does not write objects").with_hint(hint));
+    }
+    let only = [PARTITION_BY, ROLL_SIZE, ROLL_INTERVAL];
+    match only.into_iter().find(|name| reader.given(name).is_some()) {
+        Some(name) => Err(Error::new(
+            SqlState::InvalidParameterValue,
+            format!("option \"{name}\" is only for delivery = 'exactly_once'"),
+        )
+        .with_hint(hint)),
+        None => s3_options(reader).map(drop),
     }
 }
 

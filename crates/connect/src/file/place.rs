@@ -103,23 +103,9 @@ impl Place {
                 None => Place::Pattern(text),
             })
         };
-        match (path.strip_prefix(S3), path.split_once("://")) {
-            (Some(rest), _) => {
-                let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-                if bucket.is_empty() || bucket.contains(WILD) {
-                    return Err(Error::new(
-                        SqlState::InvalidParameterValue,
-                        format!("\"{path}\" does not name a bucket"),
-                    )
-                    .with_hint("Write s3://bucket/path."));
-                }
-                place(Some(Arc::new(Bucket::s3(bucket, s3)?)), key)
-            }
-            (None, Some((scheme, _))) if scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-                Err(Error::unsupported(format!("files cannot be read from \"{scheme}://\""))
-                    .with_hint("Use a path of the server or s3://bucket/path."))
-            }
-            _ => place(None, path),
+        match bucket_and_key(path, "read from")? {
+            Some((bucket, key)) => place(Some(Arc::new(Bucket::s3(bucket, s3)?)), key),
+            None => place(None, path),
         }
     }
 
@@ -161,6 +147,26 @@ impl Place {
             "Check the path (a relative one starts at the server's working directory), or add follow = 'true' to wait \
              for files, with the columns declared.",
         )
+    }
+}
+
+/// Bucket and key of an address of S3; `None` for a path of the server. `how`: `read from`. Errors: `22023` an address without a
+/// bucket, `0A000` an address of something else.
+pub fn bucket_and_key<'a>(path: &'a str, how: &str) -> Result<Option<(&'a str, &'a str)>> {
+    match (path.strip_prefix(S3), path.split_once("://")) {
+        (Some(rest), _) => {
+            let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() || bucket.contains(WILD) {
+                return Err(Error::new(SqlState::InvalidParameterValue, format!("\"{path}\" does not name a bucket"))
+                    .with_hint("Write s3://bucket/path."));
+            }
+            Ok(Some((bucket, key)))
+        }
+        (None, Some((scheme, _))) if scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+            Err(Error::unsupported(format!("files cannot be {how} \"{scheme}://\""))
+                .with_hint("Use a path of the server or s3://bucket/path."))
+        }
+        _ => Ok(None),
     }
 }
 

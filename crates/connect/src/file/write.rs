@@ -36,7 +36,11 @@ pub fn validate(options: &FileSinkOptions, request: &SinkRequest<'_>) -> Result<
         let device = metadata.file_type().is_char_device() && !snapshot;
         if !metadata.is_file() && !device {
             let what = if metadata.is_dir() { "a directory" } else { "not a regular file" };
-            return Err(Error::new(SqlState::WrongObjectType, format!("\"{}\" is {what}", options.path.display())));
+            let error = Error::new(SqlState::WrongObjectType, format!("\"{}\" is {what}", options.path.display()));
+            return Err(match metadata.is_dir() {
+                true => error.with_hint("Add delivery = 'exactly_once' to write files into a folder."),
+                false => error,
+            });
         }
         let writable = OpenOptions::new().append(true).open(&options.path);
         writable.map_err(|e| io_error("write file", &options.path, &e))?;

@@ -242,7 +242,7 @@ fn known(data_type: &DataType) -> Option<bool> {
 }
 
 /// A column whose type has been found out, for reading row by row.
-pub(super) enum Values<'a> {
+pub(crate) enum Values<'a> {
     Null,
     Boolean(&'a BooleanArray),
     Int16(&'a Int16Array),
@@ -263,7 +263,7 @@ pub(super) enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn new(array: &'a ArrayRef) -> Result<Values<'a>> {
+    pub(crate) fn new(array: &'a ArrayRef) -> Result<Values<'a>> {
         Ok(match array.data_type() {
             DataType::Null => Values::Null,
             DataType::Boolean => Values::Boolean(array.as_boolean()),
@@ -298,7 +298,7 @@ impl<'a> Values<'a> {
     }
 
     #[inline]
-    fn is_null(&self, row: usize) -> bool {
+    pub(crate) fn is_null(&self, row: usize) -> bool {
         match self {
             Values::Null => true,
             Values::Boolean(a) => a.is_null(row),
@@ -321,7 +321,7 @@ impl<'a> Values<'a> {
     }
 
     /// The value's text, unquoted. The row is not NULL.
-    fn text(&self, row: usize, out: &mut Vec<u8>) {
+    pub(crate) fn text(&self, row: usize, out: &mut Vec<u8>) {
         match self {
             Values::Null => {}
             Values::Boolean(a) => out.extend_from_slice(if a.value(row) { b"true" } else { b"false" }),

@@ -33,7 +33,7 @@ pub enum Format {
     Csv,
     /// One JSON object a line.
     Json,
-    /// Columns in row groups, with a footer. Read only.
+    /// Columns in row groups, with a footer.
     Parquet,
 }
 

@@ -31,7 +31,7 @@ pub static FORMS: &[Form] = &[
 ];
 
 /// Columns that the mode `changes` puts in front.
-const CHANGE_COLUMNS: [&str; 2] = ["op", "epoch"];
+pub const CHANGE_COLUMNS: [&str; 2] = ["op", "epoch"];
 /// Encoded bytes after which they are handed on, within an epoch.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Changes of an epoch are netted early when they take so much memory: a back-fill is one long epoch.
@@ -132,10 +132,7 @@ impl Records {
         let copies = |row: usize| change.weight(row).unsigned_abs();
         match &mut self.kind {
             Kind::Rows(encoder) => {
-                if (0..change.num_rows()).any(|row| change.weight(row) < 0) {
-                    return Err(Error::unsupported("a sink that only adds rows was asked to take a row away")
-                        .with_hint("Use mode = 'snapshot' or mode = 'changes', or another FORMAT."));
-                }
+                refuse_deletions(change)?;
                 encoder.rows(&change.rows, copies, |_| [], out)
             }
             Kind::Changes(encoder) => {
@@ -165,6 +162,16 @@ impl Records {
         }
     }
 
+    /// Whether the next epoch is the first one.
+    pub fn first(&self) -> bool {
+        self.first
+    }
+
+    /// Goes on where other records have ended, whose [`first`](Self::first) it was.
+    pub fn go_on(&mut self, first: bool) {
+        self.first = first;
+    }
+
     /// Bytes of the changes that are held back.
     pub fn state_bytes(&self) -> usize {
         match &self.kind {
@@ -172,6 +179,15 @@ impl Records {
             _ => 0,
         }
     }
+}
+
+/// Errors: `0A000` for a change that takes a row away.
+pub fn refuse_deletions(change: &ChangeBatch) -> Result<()> {
+    if (0..change.num_rows()).all(|row| change.weight(row) >= 0) {
+        return Ok(());
+    }
+    Err(Error::unsupported("a sink that only adds rows was asked to take a row away")
+        .with_hint("Use mode = 'snapshot' or mode = 'changes', or another FORMAT."))
 }
 
 /// When an epoch is written.
@@ -427,15 +443,7 @@ fn key(request: &SinkRequest<'_>, option: Option<&str>) -> Result<Option<Vec<usi
         // The empty key says that there is at most one row.
         return Ok(request.keys.iter().find(|k| !k.is_empty()).or(request.keys.first()).cloned());
     };
-    let mut columns = Vec::new();
-    for name in option.split(',').map(str::trim) {
-        let column = column(&request.schema, name)?;
-        if columns.contains(&column) {
-            let message = format!("column \"{name}\" appears twice in option \"primary_key\"");
-            return Err(Error::new(SqlState::DuplicateColumn, message));
-        }
-        columns.push(column);
-    }
+    let columns = named_columns(&request.schema, PRIMARY_KEY.name, option)?;
     if request.keys.iter().any(|key| key.iter().all(|c| columns.contains(c))) {
         return Ok(Some(columns));
     }
@@ -455,12 +463,26 @@ fn key(request: &SinkRequest<'_>, option: Option<&str>) -> Result<Option<Vec<usi
     })
 }
 
+/// The columns that `list`, the value of `option`, names, separated by commas. Errors: `42703`, `42701`.
+pub fn named_columns(schema: &Schema, option: &str, list: &str) -> Result<Vec<usize>> {
+    let mut columns = Vec::new();
+    for name in list.split(',').map(str::trim) {
+        let column = column(schema, option, name)?;
+        if columns.contains(&column) {
+            let message = format!("column \"{name}\" appears twice in option \"{option}\"");
+            return Err(Error::new(SqlState::DuplicateColumn, message));
+        }
+        columns.push(column);
+    }
+    Ok(columns)
+}
+
 /// The column of this name, exactly or ignoring case.
-fn column(schema: &Schema, name: &str) -> Result<usize> {
+fn column(schema: &Schema, option: &str, name: &str) -> Result<usize> {
     let fields = schema.fields();
     let exact = fields.iter().position(|f| f.name() == name);
     exact.or_else(|| fields.iter().position(|f| f.name().eq_ignore_ascii_case(name))).ok_or_else(|| {
-        let message = format!("column \"{name}\" named in option \"primary_key\" does not exist");
+        let message = format!("column \"{name}\" named in option \"{option}\" does not exist");
         let error = Error::new(SqlState::UndefinedColumn, message);
         match nearest(name, fields.iter().map(|f| f.name().as_str())) {
             Some(near) => error.with_hint(format!("Perhaps you meant \"{near}\".")),

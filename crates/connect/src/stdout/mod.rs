@@ -139,7 +139,15 @@ mod tests {
 
     fn written(options: &[(&str, &str)], append_only: bool, changes: &[(u64, ChangeBatch)]) -> String {
         let options = Options::new([("connector", "stdout")].iter().chain(options).map(|(k, v)| (*k, *v))).unwrap();
-        let request = SinkRequest { options: &options, schema: rows().schema(), append_only, keys: &[], relation: "r" };
+        let request = SinkRequest {
+            options: &options,
+            schema: rows().schema(),
+            append_only,
+            keys: &[],
+            relation: "r",
+            identity: "",
+            attempt: 0,
+        };
         let mut writer = LineWriter::new(Vec::new(), records(&request).unwrap());
         for (epoch, change) in changes {
             writer.write(Epoch(*epoch), change).unwrap();
@@ -165,8 +173,15 @@ mod tests {
     fn wrong_options_are_refused() {
         let refused = |pairs: &[(&str, &str)]| {
             let options = Options::new(pairs.iter().copied()).unwrap();
-            let request =
-                SinkRequest { options: &options, schema: rows().schema(), append_only: true, keys: &[], relation: "r" };
+            let request = SinkRequest {
+                options: &options,
+                schema: rows().schema(),
+                append_only: true,
+                keys: &[],
+                relation: "r",
+                identity: "",
+                attempt: 0,
+            };
             StdoutConnector.validate(&request).err().unwrap().state().code().to_string()
         };
         assert_eq!(refused(&[("connector", "stdout"), ("format", "xml")]), "22023");

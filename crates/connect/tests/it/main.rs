@@ -3,6 +3,7 @@
 mod bad;
 mod datagen;
 mod docs;
+mod exactly_once;
 mod follow;
 mod include;
 mod many;

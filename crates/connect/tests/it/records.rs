@@ -49,7 +49,15 @@ fn sink(
     keys: &[Vec<usize>],
 ) -> flow::Result<Box<dyn SinkWriter>> {
     let options = options(path, pairs).with_encode(form, encode, Vec::<(String, String)>::new())?;
-    let request = SinkRequest { options: &options, schema: columns(), append_only: false, keys, relation: "public.r" };
+    let request = SinkRequest {
+        options: &options,
+        schema: columns(),
+        append_only: false,
+        keys,
+        relation: "public.r",
+        identity: "",
+        attempt: 0,
+    };
     connect::sink("file").unwrap().validate(&request)?;
     connect::sink("file").unwrap().open(&request)
 }

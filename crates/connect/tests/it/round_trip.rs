@@ -59,7 +59,7 @@ fn maybe<T>(rng: &mut SmallRng, make: impl Fn(&mut SmallRng) -> T) -> Option<T> 
     (rng.random_range(0..5) > 0).then(|| make(rng))
 }
 
-fn column(rng: &mut SmallRng, data_type: &DataType, rows: usize) -> ArrayRef {
+pub(crate) fn column(rng: &mut SmallRng, data_type: &DataType, rows: usize) -> ArrayRef {
     /// From year 1 to year 9999.
     fn moment(r: &mut SmallRng) -> i64 {
         let us = r.random_range(-62_135_596_800_000_000i64..253_402_300_800_000_000);
@@ -138,8 +138,15 @@ fn what_the_sink_writes_the_source_reads() {
             let path = folder.path("rows");
             let pairs = [&[("format", format)], &extra[..]].concat();
             let options = options(&path, &pairs);
-            let request =
-                SinkRequest { options: &options, schema: schema.clone(), append_only: true, keys: &[], relation: "r" };
+            let request = SinkRequest {
+                options: &options,
+                schema: schema.clone(),
+                append_only: true,
+                keys: &[],
+                relation: "r",
+                identity: "",
+                attempt: 0,
+            };
             let mut writer = connect::sink("file").unwrap().open(&request).unwrap();
             let half = rows / 2;
             writer.write(Epoch(1), &ChangeBatch::insert(batch.slice(0, half))).unwrap();

@@ -1,12 +1,15 @@
 //! Objects of an S3 service, which `tests/s3.sh` starts.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use ::parquet::arrow::ArrowWriter;
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use connect::{Offset, ReadState};
+use flow::Epoch;
 
+use super::exactly_once::{Place, crash_at_every_point};
 use super::*;
 
 fn endpoint() -> String {
@@ -14,7 +17,7 @@ fn endpoint() -> String {
 }
 
 /// A request to the service, which wants a signature and does not check it.
-fn request(method: &str, key: &str, body: &[u8]) {
+fn request(method: &str, key: &str, body: &[u8]) -> Vec<u8> {
     let address = endpoint().replace("http://", "");
     let mut stream = TcpStream::connect(&address).unwrap();
     let head = format!(
@@ -24,13 +27,87 @@ fn request(method: &str, key: &str, body: &[u8]) {
     );
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let content = answer.split_off(end);
+    let head = String::from_utf8_lossy(&answer);
+    assert!(head.starts_with("HTTP/1.1 20"), "{method} {key}: {head}");
+    content
 }
 
-fn put(key: &str, body: impl AsRef<[u8]>) {
+pub(crate) fn get(key: &str) -> Vec<u8> {
+    request("GET", key, b"")
+}
+
+pub(crate) fn delete(key: &str) {
+    request("DELETE", key, b"");
+}
+
+/// The names of the objects below a folder.
+pub(crate) fn names(folder: &str) -> BTreeSet<String> {
+    let listed = request("GET", &format!("?list-type=2&prefix={folder}"), b"");
+    let listed = String::from_utf8(listed).unwrap();
+    let keys = listed.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>"));
+    keys.map(|(key, _)| key.strip_prefix(folder).unwrap().to_string()).collect()
+}
+
+/// The options that reach the service.
+pub(crate) fn reach() -> Vec<(String, String)> {
+    let pairs = [("s3.allow_http", "true".into()), ("s3.region", "us-east-1".into()), ("s3.endpoint", endpoint())];
+    pairs.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+pub(crate) fn put(key: &str, body: impl AsRef<[u8]>) {
     request("PUT", key, body.as_ref());
+}
+
+#[test]
+#[ignore = "needs tests/s3.sh"]
+fn s3_objects_are_written_once_whenever_it_crashes() {
+    for seed in 100..106 {
+        let encode = ["json", "csv", "parquet"][seed as usize % 3];
+        let more: &[(&str, &str)] = if seed % 2 == 0 { &[("partition_by", "p"), ("roll_size", "1kB")] } else { &[] };
+        println!("seed {seed}");
+        crash_at_every_point(&Place::S3(format!("exact/{seed}")), encode, more, seed, 15);
+    }
+}
+
+#[test]
+#[ignore = "needs tests/s3.sh"]
+fn s3_objects_in_parts_are_published_whole() {
+    let place = Place::S3("exact/parts".into());
+    let options = place.options("PLAIN", "json", &[]);
+    let mut writer = exactly_once::open_new(&options, 1);
+    // More than two parts in one object, and nothing to see before the commit.
+    let count = 600_000;
+    for start in (0..count).step_by(20_000) {
+        writer.write(Epoch(1), &exactly_once::rows(start..start + 20_000)).unwrap();
+    }
+    writer.finish_epoch(Epoch(1), 0).unwrap();
+    let prepared = writer.prepare(Epoch(1)).unwrap();
+    assert!(names("exact/parts/").iter().all(|name| name.starts_with(".millstream-staged/")));
+    writer.commit(&exactly_once::permit(1), &prepared).unwrap();
+    let found = names("exact/parts/");
+    let want = [".millstream-staged/16400-3.committed", "part-16400-3-000000000001-000000.ndjson"];
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), want);
+    let bytes = get(&format!("exact/parts/{}", want[1]));
+    assert!(bytes.len() > 2 * (8 << 20), "{}", bytes.len());
+    assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), count as usize);
+    // Taken away by a reader: the commit is known to be done. Without its note it is not.
+    delete(&format!("exact/parts/{}", want[1]));
+    exactly_once::resume(&options, 2, 1, &prepared).unwrap();
+    delete(&format!("exact/parts/{}", want[0]));
+    let e = exactly_once::resume(&options, 3, 1, &prepared).err().unwrap();
+    assert_eq!(e.state().code(), "XX001");
+    assert!(e.message().contains(want[1]), "{e}");
+    // Nobody knows the bucket.
+    let pairs = reach().into_iter().chain(
+        [("connector", "file"), ("path", "s3://nobucket/x/"), ("delivery", "exactly_once"), ("format", "json")]
+            .map(|(name, value)| (name.to_string(), value.to_string())),
+    );
+    let e = exactly_once::resume(&Options::new(pairs).unwrap(), 4, 1, &prepared).err().unwrap();
+    assert_eq!((e.state().code(), e.hint().is_some()), ("58030", true), "{e:?}");
 }
 
 fn s3(format: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {

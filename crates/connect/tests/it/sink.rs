@@ -23,7 +23,15 @@ fn changes(rows: &[(i64, &str, i64)]) -> ChangeBatch {
 
 fn sink(path: &Path, pairs: &[(&str, &str)], append_only: bool) -> flow::Result<Box<dyn SinkWriter>> {
     let options = options(path, pairs);
-    let request = SinkRequest { options: &options, schema: columns(), append_only, keys: &[], relation: "r" };
+    let request = SinkRequest {
+        options: &options,
+        schema: columns(),
+        append_only,
+        keys: &[],
+        relation: "r",
+        identity: "",
+        attempt: 0,
+    };
     let connector = connect::sink("file").unwrap();
     connector.validate(&request)?;
     connector.open(&request)
@@ -162,7 +170,15 @@ fn the_mode_follows_the_input_and_a_wrong_one_is_refused() {
     assert_eq!(sink(folder.0.path(), &[("format", "csv")], true).err().unwrap().state().code(), "42809");
     let taken = schema(&[("op", "text")]);
     let options = options(&path, &[("format", "csv"), ("mode", "changes")]);
-    let request = SinkRequest { options: &options, schema: taken, append_only: true, keys: &[], relation: "r" };
+    let request = SinkRequest {
+        options: &options,
+        schema: taken,
+        append_only: true,
+        keys: &[],
+        relation: "r",
+        identity: "",
+        attempt: 0,
+    };
     assert_eq!(connect::sink("file").unwrap().validate(&request).unwrap_err().state().code(), "42701");
     assert!(!path.exists(), "a refused sink leaves no file");
     // A device must never be replaced by a file.
@@ -208,12 +224,28 @@ fn a_full_disk_is_53100_and_leaves_whole_lines() {
 #[test]
 fn a_blackhole_takes_everything() {
     let options = Options::new([("connector", "blackhole")]).unwrap();
-    let request = SinkRequest { options: &options, schema: columns(), append_only: false, keys: &[], relation: "r" };
+    let request = SinkRequest {
+        options: &options,
+        schema: columns(),
+        append_only: false,
+        keys: &[],
+        relation: "r",
+        identity: "",
+        attempt: 0,
+    };
     let mut writer = connect::sink("blackhole").unwrap().open(&request).unwrap();
     writer.write(Epoch(1), &changes(&[(1, "a", -1), (2, "b", 3)])).unwrap();
     writer.finish_epoch(Epoch(1), 0).unwrap();
     assert_eq!((writer.rows_written(), writer.published()), (2, Epoch(1)));
     let odd = Options::new([("connector", "blackhole"), ("path", "x")]).unwrap();
-    let request = SinkRequest { options: &odd, schema: columns(), append_only: false, keys: &[], relation: "r" };
+    let request = SinkRequest {
+        options: &odd,
+        schema: columns(),
+        append_only: false,
+        keys: &[],
+        relation: "r",
+        identity: "",
+        attempt: 0,
+    };
     assert_eq!(connect::sink("blackhole").unwrap().validate(&request).unwrap_err().state().code(), "42704");
 }
