@@ -226,20 +226,8 @@ impl<'a> OptionReader<'a> {
 
     /// A duration such as `100ms`, `2 s`, `1 minute`; between one millisecond and one day.
     pub fn duration(&self, name: &str) -> Result<Duration> {
-        let value = self.text(name).trim();
-        let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = value[..digits].parse().map_err(|_| self.invalid(name))?;
-        let unit_ms: u64 = match value[digits..].trim().to_ascii_lowercase().as_str() {
-            "ms" | "milliseconds" | "millisecond" => 1,
-            "s" | "sec" | "secs" | "second" | "seconds" => 1_000,
-            "m" | "min" | "minute" | "minutes" => 60_000,
-            "h" | "hour" | "hours" => 3_600_000,
-            _ => return Err(self.invalid(name)),
-        };
-        match number.checked_mul(unit_ms) {
-            Some(ms @ 1..=86_400_000) => Ok(Duration::from_millis(ms)),
-            _ => Err(self.invalid(name).with_hint("Choose a time between 1ms and 24h.")),
-        }
+        let invalid = || self.invalid(name).with_hint("Choose a time between 1ms and 24h.");
+        parse_duration(self.text(name)).ok_or_else(invalid)
     }
 
     /// A number of bytes such as `64 MB`, `1 GB`, `512kB`; units of 1024 as in PostgreSQL.
@@ -320,6 +308,21 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     rows[a.len()][b.len()]
+}
+
+/// A duration such as `100ms`, `2 s`, `1 minute`; between one millisecond and one day.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit_ms: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "ms" | "milliseconds" | "millisecond" => 1,
+        "s" | "sec" | "secs" | "second" | "seconds" => 1_000,
+        "m" | "min" | "minute" | "minutes" => 60_000,
+        "h" | "hour" | "hours" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(unit_ms).filter(|ms| (1..=86_400_000).contains(ms)).map(Duration::from_millis)
 }
 
 #[cfg(test)]

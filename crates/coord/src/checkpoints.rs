@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use checkpoint::door::Door;
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
+use checkpoint::Generation;
 use checkpoint::segment::{SegmentReader, SegmentWriter};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, TaskId};
@@ -136,6 +137,9 @@ pub enum ToKeeper {
 pub struct Coordinated {
     pub sources: Vec<SourceState>,
     pub sides: Vec<KeptSide>,
+    /// By sink that delivers exactly once what tells apart what it publishes.
+    #[serde(default)]
+    pub identities: BTreeMap<u32, String>,
 }
 
 /// Where the rows of a side table are.
@@ -190,6 +194,7 @@ pub struct Keeper {
     door: Arc<Door>,
     found: Option<Found>,
     shown: Arc<Mutex<Vec<CheckpointStatus>>>,
+    identities: AtomicU64,
 }
 
 impl Keeper {
@@ -218,6 +223,7 @@ impl Keeper {
             door,
             found,
             shown,
+            identities: AtomicU64::new(0),
         }))
     }
 
@@ -235,6 +241,17 @@ impl Keeper {
             under_way: false,
             changed_us: None,
         })
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.door.writer().generation
+    }
+
+    /// What tells apart what a new sink publishes from everything else at its target.
+    pub fn new_identity(&self, sink: RelationId) -> String {
+        let number = self.identities.fetch_add(1, Ordering::Relaxed);
+        let writer = self.door.writer();
+        format!("{sink}-{}-{number}-{:x}", writer.generation.0, writer.nonce)
     }
 
     /// The checkpoint that this process has started from.
@@ -431,7 +448,10 @@ impl KeeperThread {
             Some(PreparedSink { sink: job.relation, prepared: prepared.into() })
         });
         let sinks: Vec<PreparedSink> = sinks.collect();
-        let coordinated = Coordinated { sources: std::mem::take(&mut under_way.begin.captured.sources), sides };
+        let identity = |sink: &PreparedSink| Some((sink.sink.0, self.sinks.identity(sink.sink)?));
+        let identities = sinks.iter().filter_map(identity).collect();
+        let sources = std::mem::take(&mut under_way.begin.captured.sources);
+        let coordinated = Coordinated { sources, sides, identities };
         let created_us = self.clock.time.now_us();
         let Begin { epoch, now_us, .. } = under_way.begin;
         let manifest = Manifest {

@@ -290,10 +290,15 @@ impl Clock {
         match state.failed {
             Some(failed) if state.epoch < epoch => Err(failed),
             _ => {
-                self.acknowledged.fetch_max(epoch.0, Ordering::Relaxed);
+                self.acknowledge(epoch);
                 Ok(())
             }
         }
+    }
+
+    /// Whoever reads from now on sees everything up to `epoch`.
+    pub fn acknowledge(&self, epoch: Epoch) {
+        self.acknowledged.fetch_max(epoch.0, Ordering::Relaxed);
     }
 
     /// The newest epoch with a commit that a client has been told of: who reads now must see it, in any session.

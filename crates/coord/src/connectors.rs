@@ -193,12 +193,16 @@ pub struct SinkRows<'a> {
     pub keys: &'a [Vec<usize>],
     /// What the rows come from.
     pub relation: &'a str,
+    /// See [`SinkRequest`].
+    pub identity: &'a str,
+    pub attempt: u64,
 }
 
 impl SinkRows<'_> {
     fn request<'a>(&'a self, options: &'a Options) -> SinkRequest<'a> {
-        let SinkRows { schema, append_only, keys, relation } = self;
-        SinkRequest { options, schema: SchemaRef::clone(schema), append_only: *append_only, keys, relation, identity: "", attempt: 0 }
+        let SinkRows { schema, append_only, keys, relation, identity, attempt } = self;
+        let (schema, append_only, attempt) = (SchemaRef::clone(schema), *append_only, *attempt);
+        SinkRequest { options, schema, append_only, keys, relation, identity, attempt }
     }
 }
 

@@ -337,7 +337,7 @@ impl Engine {
         if unseen.is_empty() {
             return Ok(());
         }
-        self.clock.commit(true, |epoch| {
+        let epoch = self.clock.commit(true, |epoch| {
             let mut inputs = Vec::new();
             for (relation, changes) in unseen {
                 let Some(table) = self.table(relation) else { continue };
@@ -352,6 +352,8 @@ impl Engine {
             }
             Ok(inputs)
         })?;
+        // Clients were told of it before the restart.
+        self.clock.acknowledge(epoch);
         Ok(())
     }
 
@@ -508,6 +510,7 @@ impl Engine {
     ) -> Result<oneshot::Receiver<Result<Started>>> {
         let is_view = relation.kind() == RelationKind::MaterializedView;
         let mut kept = is_view;
+        let mut identity = String::new();
         if let Definition::Sink(sink) = &relation.definition {
             let writer = match sink.into {
                 Some(table) => {
@@ -516,22 +519,31 @@ impl Engine {
                 }
                 None => {
                     let last = plan.tasks.last().ok_or_else(|| Error::internal("an empty plan"))?;
+                    kept = crate::connectors::delivery(&sink.connector)? == Delivery::ExactlyOnce;
+                    let resumed = restore.as_ref().and_then(|r| r.prepared.as_ref());
+                    identity = match (resumed, &self.keeper) {
+                        (Some(sink), _) => sink.identity.clone(),
+                        (None, Some(keeper)) => keeper.new_identity(relation.oid),
+                        (None, None) if kept => return Err(needs_checkpoints(relation)),
+                        (None, None) => String::new(),
+                    };
                     let rows = SinkRows {
                         schema: Arc::clone(&last.schema),
                         append_only: last.change_kind == ChangeKind::AppendOnly,
                         keys,
                         relation: &crate::connectors::sink_input(&self.catalog(), relation),
+                        identity: &identity,
+                        attempt: self.keeper.as_ref().map_or(0, |keeper| keeper.generation().0),
                     };
-                    kept = crate::connectors::delivery(&sink.connector)? == Delivery::ExactlyOnce;
-                    match restore.as_ref().and_then(|r| r.prepared.as_ref()) {
-                        Some((permit, prepared)) => {
-                            crate::connectors::resume_sink(&sink.connector, &rows, permit, prepared)?
+                    match resumed {
+                        Some(from) => {
+                            crate::connectors::resume_sink(&sink.connector, &rows, &from.permit, &from.prepared)?
                         }
                         None => crate::connectors::open_sink(&sink.connector, &rows)?,
                     }
                 }
             };
-            self.sinks.start(relation.oid, writer, kept)?;
+            self.sinks.start(relation.oid, writer, kept.then_some(identity))?;
         }
         let (reply, answer) = oneshot::channel();
         let engine = Arc::clone(self);
@@ -818,6 +830,11 @@ impl Engine {
         *self.directory.lock() = None;
         info!("engine stopped");
     }
+}
+
+fn needs_checkpoints(sink: &Relation) -> Error {
+    Error::new(SqlState::ObjectNotInPrerequisiteState, format!("sink \"{}\" needs checkpoints to deliver exactly once", sink.name))
+        .with_hint("Run it in a server that keeps checkpoints, or leave out delivery = 'exactly_once'.")
 }
 
 /// Puts the gate before a table that declares a watermark.

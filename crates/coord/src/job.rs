@@ -116,6 +116,8 @@ pub struct JobStatus {
     pub finished: Option<Tick>,
     pub inputs: Vec<RelationId>,
     pub is_view: bool,
+    /// The first epoch that the job has shown, over all restarts from its own state.
+    pub incarnation: Epoch,
     /// Rows fed and rows to feed of a back-fill.
     pub backfill: Option<(u64, u64)>,
 }
@@ -156,9 +158,11 @@ impl JobBoard {
                 finished: None,
                 inputs: job.inputs.clone(),
                 is_view: job.is_view,
+                incarnation: job.incarnation,
                 backfill: None,
             });
             entry.deployment = job.deployment;
+            entry.incarnation = job.incarnation;
             entry.phase = phase.clone();
             entry.finished = job.finished_tick();
         }
@@ -195,6 +199,7 @@ impl JobBoard {
             finished: None,
             inputs: Vec::new(),
             is_view: true,
+            incarnation: Epoch(0),
             backfill: None,
         };
         self.jobs.write().entry(relation).or_insert(fresh).phase = phase;

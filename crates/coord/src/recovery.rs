@@ -63,7 +63,14 @@ pub struct RestoredJob {
 pub struct JobStart {
     pub restored: Restored,
     /// Of a sink that delivers exactly once.
-    pub prepared: Option<(CommitPermit, Vec<u8>)>,
+    pub prepared: Option<ResumedSink>,
+}
+
+/// What a sink goes on from.
+pub struct ResumedSink {
+    pub identity: String,
+    pub permit: CommitPermit,
+    pub prepared: Vec<u8>,
 }
 
 /// The relations that a plan reads.
@@ -154,7 +161,11 @@ impl Found {
                                 now_us: self.manifest.now_us,
                             }),
                         },
-                        prepared: prepared.map(|s| (self.permit, s.prepared.bytes().to_vec())),
+                        prepared: prepared.map(|s| ResumedSink {
+                            identity: self.coordinated.identities.get(&relation.0).cloned().unwrap_or_default(),
+                            permit: self.permit,
+                            prepared: s.prepared.bytes().to_vec(),
+                        }),
                     };
                     found.insert(relation, RestoredJob { plan, inputs, from });
                 } else {

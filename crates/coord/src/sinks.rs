@@ -56,6 +56,7 @@ struct Running {
     sender: Sender<ToSink>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<SinkShared>,
+    identity: Option<String>,
 }
 
 /// What a sink's thread tells about itself.
@@ -128,8 +129,13 @@ impl Sinks {
         sink.sender.send(ToSink::Commit { permit, prepared }).is_ok()
     }
 
-    /// Starts the thread that writes sink `relation`; `prepares`: it delivers exactly once.
-    pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, prepares: bool) -> Result<()> {
+    /// What tells apart what the sink publishes, if it delivers exactly once.
+    pub fn identity(&self, relation: RelationId) -> Option<String> {
+        self.running.lock().get(&relation)?.identity.clone()
+    }
+
+    /// Starts the thread that writes sink `relation`. With an identity it delivers exactly once.
+    pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, identity: Option<String>) -> Result<()> {
         let (sender, receiver) = unbounded();
         let shared = Arc::new(SinkShared {
             backlog: AtomicUsize::new(0),
@@ -143,7 +149,7 @@ impl Sinks {
             time: self.time.clone(),
             finished: vec![None; self.slots],
             waiting: BTreeMap::new(),
-            prepare: self.tell.lock().clone().filter(|_| prepares).map(|tell| Prepare {
+            prepare: self.tell.lock().clone().filter(|_| identity.is_some()).map(|tell| Prepare {
                 relation,
                 at: Arc::clone(&self.prepare_at),
                 prepared: Epoch(0),
@@ -161,7 +167,7 @@ impl Sinks {
                 }
             })
             .map_err(|e| Error::internal(format!("cannot start a sink thread: {e}")))?;
-        self.running.lock().insert(relation, Running { sender, thread: Some(handle), shared });
+        self.running.lock().insert(relation, Running { sender, thread: Some(handle), shared, identity });
         Ok(())
     }
 

@@ -112,7 +112,7 @@ impl ProcessFunction for Materialize {
     fn parts(&self) -> Vec<StatePart> {
         let columns = (0..self.schema.fields().len()).collect();
         let schema = Arc::clone(&self.schema);
-        vec![StatePart { name: "rows", schema, kind: PartKind::Counted, port: 0, columns }]
+        vec![StatePart { name: "rows".into(), schema, kind: PartKind::Counted, port: 0, columns }]
     }
 
     fn track(&mut self) {

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use coord::engine::CheckpointConfig;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
 use flow::{Error, Result, SqlState};
@@ -13,6 +15,9 @@ use crate::ServerArgs;
 /// Where the file is looked for when no flag names one.
 const DEFAULT_FILE: &str = "conf/millstream.yaml";
 
+/// Checkpoints are taken no more often.
+const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(250);
+
 /// The settings that an environment variable can give.
 const SETTINGS: &[&str] = &[
     "data_dir",
@@ -21,6 +26,8 @@ const SETTINGS: &[&str] = &[
     "slots",
     "memory_limit",
     "batch_rows",
+    "checkpoint_interval",
+    "checkpoints_retained",
     "max_connections",
     "log_format",
     "log_level",
@@ -39,6 +46,9 @@ pub struct Config {
     pub memory_limit: String,
     /// Rows of a batch under load.
     pub batch_rows: usize,
+    /// `10s`, `250ms`: the first epoch after so long becomes a checkpoint; `off`: no state is kept over restarts.
+    pub checkpoint_interval: String,
+    pub checkpoints_retained: usize,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
@@ -55,6 +65,8 @@ impl Default for Config {
             slots: 0,
             memory_limit: "auto".into(),
             batch_rows: 8192,
+            checkpoint_interval: "10s".into(),
+            checkpoints_retained: 3,
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -97,6 +109,7 @@ impl Config {
                 .with_hint("conf/millstream.yaml lists every key with its default.")
         })?;
         config.memory_bytes()?;
+        config.checkpoints()?;
         if config.slots > flow::hash::VNODES {
             return Err(Error::new(
                 SqlState::InvalidParameterValue,
@@ -114,6 +127,25 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()).min(flow::hash::VNODES),
             n => n,
         }
+    }
+
+    /// How checkpoints are taken.
+    pub fn checkpoints(&self) -> Result<Option<CheckpointConfig>> {
+        let text = self.checkpoint_interval.trim();
+        if text.eq_ignore_ascii_case("off") {
+            return Ok(None);
+        }
+        let bad = || {
+            let message = format!("invalid value for checkpoint_interval: \"{text}\"");
+            Error::new(SqlState::InvalidParameterValue, message).with_hint("Write a time from 250ms to 24h, or off.")
+        };
+        let interval = connect::options::parse_duration(text).ok_or_else(bad)?;
+        if interval < CHECKPOINT_INTERVAL_MIN {
+            return Err(bad());
+        }
+        let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
+        let retained = self.checkpoints_retained.max(1);
+        Ok(Some(CheckpointConfig { interval: Some(interval), retained, nonce }))
     }
 
     /// The memory limit in bytes.

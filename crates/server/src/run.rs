@@ -31,7 +31,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
         memory_limit: args.memory_limit.clone(),
         ..ServerArgs::default()
     };
-    let config = Config::load(&flags)?;
+    // A script ends with its server: nothing goes on from its state.
+    let config = Config { checkpoint_interval: "off".into(), ..Config::load(&flags)? };
     crate::logging::install("text", "warn");
     let outcome = crate::serve::runtime()?.block_on(async {
         let server = crate::serve::open_engine(&config)?;

@@ -726,6 +726,8 @@ impl Session {
                 append_only: standing.node.traits.change_kind == plan::ChangeKind::AppendOnly,
                 keys: &standing.node.traits.unique_keys,
                 relation: &crate::connectors::sink_input(&self.catalog(), &relation),
+                identity: "",
+                attempt: 0,
             };
             crate::connectors::check_sink(&connector, &rows)?;
         }

@@ -1,6 +1,7 @@
 //! Tests of whole statements against an engine in this process.
 
 mod bytes;
+mod checkpoints;
 mod event_time;
 mod harness;
 mod isolation;

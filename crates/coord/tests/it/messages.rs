@@ -7,15 +7,16 @@ use coord::execution::Threads;
 use runtime::Wire;
 
 use crate::bytes::Bytes;
-use crate::harness::{Instance, config, ok, rows, scratch, seed, state_of};
+use crate::harness::{Instance, keeping, ok, rows, scratch, seed, state_of};
 use crate::sql_tests::{Life, check_file, files, known_differences, name_of};
 
 /// Every kind of message, as its bytes name it.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "Attach",
     "Backfill",
     "BackfillBarrier",
     "Barrier",
+    "Checkpoint",
     "Deliver",
     "Deploy",
     "Exchange",
@@ -66,7 +67,7 @@ async fn sink_and_failure(wire: Arc<dyn Wire>) {
     let out = folder.path().join("out");
     let data = folder.path().join("data");
     std::fs::create_dir_all(&out).unwrap();
-    let instance = Instance::with(config(&data, 3, 32), Arc::new(Threads::over(wire)));
+    let instance = Instance::with(keeping(&data, 3, 32), Arc::new(Threads::over(wire)));
     let mut session = instance.session();
     ok(&mut session, "CREATE TABLE t (k int PRIMARY KEY, n numeric(10,2), x double precision)").await;
     ok(&mut session, "INSERT INTO t VALUES (1, 1.50, 'NaN'), (2, NULL, '-Infinity'), (3, 0.25, -0.0)").await;
@@ -77,6 +78,7 @@ async fn sink_and_failure(wire: Arc<dyn Wire>) {
     )
     .await;
     ok(&mut session, "INSERT INTO t VALUES (4, 1, 1), (5, 2, 2)").await;
+    ok(&mut session, "CHECKPOINT").await;
     assert_eq!(rows(&mut session, "SELECT count(*) FROM v").await, [["5"]]);
     ok(&mut session, "INSERT INTO t VALUES (9, 1, 1)").await;
     assert_eq!(state_of(&mut session, "SELECT * FROM v").await, "55000");

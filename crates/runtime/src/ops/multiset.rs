@@ -85,10 +85,6 @@ impl<K: Ord> Multiset<K> {
         }
     }
 
-    pub fn clear(&mut self) {
-        *self = Multiset::default();
-    }
-
     /// Number of different values.
     pub fn len(&self) -> usize {
         match self {

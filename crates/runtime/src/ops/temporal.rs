@@ -330,7 +330,7 @@ impl ProcessFunction for TemporalFilter {
     fn parts(&self) -> Vec<StatePart> {
         let columns = (0..self.input.fields().len()).collect();
         let schema = Arc::clone(&self.input);
-        vec![StatePart { name: "rows", schema, kind: PartKind::Counted, port: 0, columns }]
+        vec![StatePart { name: "rows".into(), schema, kind: PartKind::Counted, port: 0, columns }]
     }
 
     fn track(&mut self) {

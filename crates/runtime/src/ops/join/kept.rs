@@ -43,7 +43,7 @@ impl Join {
             let columns =
                 if side.stored { (0..side.schema.fields().len()).collect() } else { side.key_columns.clone() };
             let schema = Arc::clone(&self.told[port]);
-            StatePart { name: names[port], schema, kind: PartKind::Counted, port, columns }
+            StatePart { name: names[port].into(), schema, kind: PartKind::Counted, port, columns }
         };
         vec![part(0), part(1)]
     }

@@ -1,0 +1,195 @@
+//! What goes on from a checkpoint after a restart: views from their state, sources from their positions.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use coord::execution::Threads;
+use coord::session::Session;
+use flow::Epoch;
+
+use crate::harness::{Instance, Rng, keeping, ok, rows, scratch, seed};
+
+fn open(folder: &Path, slots: usize) -> Instance {
+    Instance::with(keeping(folder, slots, 32), Arc::new(Threads::default()))
+}
+
+/// Whether a view went on from its state: it has shown epochs of an earlier start.
+fn went_on(instance: &Instance, view: &str) -> bool {
+    let catalog = instance.engine.catalog();
+    let relation = catalog.relation_named("dev", "public", view).unwrap().oid;
+    let status = instance.engine.clock.board.status(relation).unwrap();
+    // Epoch numbers of an earlier start lie in an earlier block.
+    status.incarnation.0 + (1 << 19) < instance.engine.clock.completed().0 && status.incarnation > Epoch(0)
+}
+
+/// Views of every kind of operator over two tables, with the query that each must equal.
+const VIEWS: &[(&str, &str)] = &[
+    ("sums", "SELECT g, count(*) AS n, sum(v) AS s, min(v) AS lo, max(v) AS hi, avg(v) AS a FROM t GROUP BY g"),
+    ("whole", "SELECT count(*) AS n, count(DISTINCT v) AS d, sum(v) AS s FROM t"),
+    ("joined", "SELECT t.k, t.v, u.name FROM t JOIN u ON t.g = u.g"),
+    ("outer_joined", "SELECT t.k, u.name FROM t LEFT JOIN u ON t.g = u.g AND t.v > u.least"),
+    ("firsts", "SELECT k, g, v FROM (SELECT *, row_number() OVER (PARTITION BY g ORDER BY v, k) AS r FROM t) WHERE r <= 2"),
+    ("distinct_groups", "SELECT DISTINCT g FROM t"),
+    ("missing", "SELECT g, name FROM u WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.g = u.g)"),
+    ("top", "SELECT k, v FROM t ORDER BY v DESC NULLS LAST, k LIMIT 3"),
+    ("chained", "SELECT n, count(*) AS groups FROM sums GROUP BY n"),
+];
+
+async fn create(s: &mut Session) {
+    ok(s, "CREATE TABLE t (k int PRIMARY KEY, g int, v int)").await;
+    ok(s, "CREATE TABLE u (g int, name text, least int)").await;
+    for (name, query) in VIEWS {
+        ok(s, &format!("CREATE MATERIALIZED VIEW {name} AS {query}")).await;
+    }
+}
+
+/// Every view equals its query.
+async fn check(s: &mut Session, what: &str) {
+    for (name, query) in VIEWS {
+        let mut found = rows(s, &format!("SELECT * FROM {name}")).await;
+        let mut expected = rows(s, query).await;
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{name}: {what}");
+    }
+}
+
+async fn change(s: &mut Session, rng: &mut Rng) {
+    let (k, g, v) = (rng.below(40), rng.below(6), rng.below(50));
+    let statement = match rng.below(8) {
+        0 => format!("DELETE FROM t WHERE k = {k}"),
+        1 => format!("UPDATE t SET v = {v}, g = {g} WHERE k = {k}"),
+        2 => format!("INSERT INTO u VALUES ({g}, 'u{v}', {v})"),
+        3 => format!("DELETE FROM u WHERE g = {g}"),
+        _ => format!("INSERT INTO t VALUES ({k}, {g}, {v}) ON CONFLICT (k) DO UPDATE SET v = {v}"),
+    };
+    ok(s, &statement).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_go_on_from_their_state_at_any_parallelism() {
+    let mut rng = Rng::new(seed());
+    let folder = scratch();
+    let mut instance = open(folder.path(), 2);
+    let mut s = instance.session();
+    create(&mut s).await;
+    let mut kept = false;
+    for round in 0..12 {
+        for _ in 0..rng.below(25) {
+            change(&mut s, &mut rng).await;
+        }
+        if rng.below(3) > 0 {
+            ok(&mut s, "CHECKPOINT").await;
+            kept = true;
+        }
+        // What comes after the checkpoint is in the log alone.
+        for _ in 0..rng.below(10) {
+            change(&mut s, &mut rng).await;
+        }
+        check(&mut s, &format!("round {round}, before the restart")).await;
+        drop(s);
+        instance.close().await;
+        let slots = 1 + rng.below(4);
+        instance = open(folder.path(), slots);
+        s = instance.session();
+        check(&mut s, &format!("round {round}, seed {}, on {slots} slots", seed())).await;
+        for (name, _) in VIEWS {
+            assert_eq!(went_on(&instance, name), kept, "{name} in round {round}");
+        }
+    }
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_since_the_checkpoint_is_made_anew() {
+    let folder = scratch();
+    let instance = open(folder.path(), 2);
+    let mut s = instance.session();
+    create(&mut s).await;
+    ok(&mut s, "INSERT INTO t VALUES (1, 1, 10), (2, 1, 20), (3, 2, NULL)").await;
+    ok(&mut s, "INSERT INTO u VALUES (1, 'one', 15), (9, 'nine', 0)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    ok(&mut s, "CREATE OR REPLACE MATERIALIZED VIEW top AS SELECT k, v FROM t ORDER BY v, k LIMIT 1").await;
+    ok(&mut s, "DROP MATERIALIZED VIEW missing").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW late AS SELECT sum(n) AS n FROM sums").await;
+    ok(&mut s, "INSERT INTO t VALUES (4, 2, 5)").await;
+    drop(s);
+    instance.close().await;
+
+    let instance = open(folder.path(), 3);
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SELECT * FROM top").await, [["4", "5"]]);
+    assert_eq!(rows(&mut s, "SELECT * FROM late").await, [["4"]]);
+    assert_eq!(rows(&mut s, "SELECT k, name FROM outer_joined ORDER BY k").await, [
+        ["1", "NULL"],
+        ["2", "one"],
+        ["3", "NULL"],
+        ["4", "NULL"],
+    ]);
+    assert!(went_on(&instance, "sums") && went_on(&instance, "outer_joined"));
+    assert!(!went_on(&instance, "top") && !went_on(&instance, "late"));
+    assert_eq!(rows(&mut s, "SELECT count(*) FROM pg_class WHERE relname = 'missing'").await, [["0"]]);
+    let kept = rows(&mut s, "SHOW CHECKPOINTS").await;
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    instance.close().await;
+}
+
+/// A source goes on from its positions: its counters, late and malformed rows and windows are as if nothing had happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_go_on_from_their_positions() {
+    let folder = scratch();
+    let (data, input) = (folder.path().join("data"), folder.path().join("events.ndjson"));
+    let line = |id: usize, at: &str| format!("{{\"id\":{id},\"at\":\"2026-01-01 00:{at}\"}}\n");
+    let append = |text: String| {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&input).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    append(line(1, "00:05") + &line(2, "00:08") + "{broken\n" + &line(3, "01:30"));
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    ok(
+        &mut s,
+        &format!(
+            "CREATE SOURCE e (id int, at timestamptz, WATERMARK FOR at AS at - INTERVAL '1 second') \
+             WITH (connector = 'file', path = '{}', format = 'json', follow = 'true', poll_interval = '10ms', on_error = 'skip')",
+            input.display()
+        ),
+    )
+    .await;
+    ok(
+        &mut s,
+        "CREATE MATERIALIZED VIEW minutes AS SELECT window_start, count(*) AS n, sum(id) AS ids \
+         FROM TUMBLE(e, at, INTERVAL '1 minute') GROUP BY window_start EMIT ON WINDOW CLOSE",
+    )
+    .await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, sum(id) AS ids FROM e").await;
+    let wait = async |s: &mut Session, query: &str, expected: &[[&str; 2]]| {
+        for _ in 0..500 {
+            if rows(s, query).await == expected {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(rows(s, query).await, expected, "{query}");
+    };
+    wait(&mut s, "SELECT n, ids FROM minutes", &[["2", "3"]]).await;
+    wait(&mut s, "SELECT n, ids FROM n", &[["3", "6"]]).await;
+    ok(&mut s, "CHECKPOINT").await;
+    // Behind the watermark: late. Read before the crash, and again after it.
+    append(line(4, "00:20") + &line(5, "02:10"));
+    wait(&mut s, "SELECT n, ids FROM n", &[["4", "11"]]).await;
+    drop(s);
+    instance.close().await;
+
+    append(line(6, "03:00"));
+    let instance = open(&data, 1);
+    let mut s = instance.session();
+    wait(&mut s, "SELECT n, ids FROM n", &[["5", "17"]]).await;
+    wait(&mut s, "SELECT n, ids FROM minutes ORDER BY window_start", &[["2", "3"], ["1", "3"], ["1", "5"]]).await;
+    assert!(went_on(&instance, "n") && went_on(&instance, "minutes"));
+    assert_eq!(rows(&mut s, "SELECT id, _split IS NOT NULL FROM \"e$late\"").await, [["4", "t"]]);
+    assert_eq!(rows(&mut s, "SELECT line, reason IS NOT NULL FROM \"e$errors\"").await, [["3", "t"]]);
+    assert_eq!(rows(&mut s, "SELECT n, ids FROM n").await, [["5", "17"]]);
+    instance.close().await;
+}
