@@ -387,6 +387,15 @@ impl Lists<'_> {
         }
     }
 
+    /// The relation of a name that is written, or stored in a definition: with the columns that the definition sees.
+    fn relation(&self, name: &ObjectName) -> Option<Relation> {
+        let name = names::relation_name(name, self.source).ok()?;
+        let Some((id, width)) = crate::definition::marker_id(&name.name) else { return self.resolver.relation(&name) };
+        let mut relation = self.resolver.relation_by_id(id)?;
+        relation.columns.truncate(width.unwrap_or(usize::MAX));
+        Some(relation)
+    }
+
     /// The columns of a table with a primary key, and whether they belong to it.
     fn keyed_columns(&self, factor: &TableFactor) -> Option<Vec<(String, bool)>> {
         let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
@@ -396,7 +405,7 @@ impl Lists<'_> {
                 return None;
             }
         }
-        let relation = self.resolver.relation(&names::relation_name(name, self.source).ok()?)?;
+        let relation = self.relation(name)?;
         if relation.primary_key.is_empty() {
             return None;
         }
@@ -472,7 +481,7 @@ impl Lists<'_> {
         {
             return None;
         }
-        let relation = self.resolver.relation(&names::relation_name(name, self.source).ok()?)?;
+        let relation = self.relation(name)?;
         relation.columns.iter().find(|c| c.name == column).map(|c| c.data_type.clone())
     }
 
@@ -495,7 +504,7 @@ impl Lists<'_> {
                 return columns.clone();
             }
         }
-        let relation = self.resolver.relation(&names::relation_name(name, self.source).ok()?)?;
+        let relation = self.relation(name)?;
         Some(relation.columns.iter().map(|c| c.name.clone()).collect())
     }
 

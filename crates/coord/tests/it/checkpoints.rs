@@ -182,7 +182,7 @@ async fn sources_go_on_from_their_positions() {
     drop(s);
     instance.close().await;
 
-    append(line(6, "03:00"));
+    append(line(6, "03:05"));
     let instance = open(&data, 1);
     let mut s = instance.session();
     wait(&mut s, "SELECT n, ids FROM n", &[["5", "17"]]).await;
