@@ -476,3 +476,42 @@ fn damaged_state_is_refused() {
         assert_eq!(refused(rows), Some(SqlState::DataCorrupted));
     }
 }
+
+#[test]
+fn a_global_aggregate_over_nothing_is_told_and_comes_out_once() {
+    let setting = simple(vec![], vec![call(AggFunction::Count, None, DataType::Int64)], &[DataType::Int64]);
+    let mut fleet = setting.fleet(2);
+    fleet.slots.iter_mut().for_each(|f| f.track());
+    assert_eq!(fleet.epoch(1, &[], None, 0), bag(&[(vec![int(0)], 1)]));
+    let mut store = Store::new(fleet.slots[0].parts());
+    store.merge(fleet.freeze());
+    assert_eq!(store.sizes(), [1]);
+    let mut fleet = setting.fleet(3);
+    fleet.restore(&store, &mut Rng::new(1), WATERMARK_START, 0);
+    assert_eq!(fleet.epoch(2, &[], None, 0), Bag::new());
+    let rows = batch(&setting.input, &[(vec![int(7)], 2)]);
+    assert_eq!(fleet.epoch(3, &[rows], None, 0), bag(&[(vec![int(0)], -1), (vec![int(2)], 1)]));
+}
+
+#[test]
+fn what_was_final_is_final_after_a_restore() {
+    for clock in [TimeClock::Event, TimeClock::Processing] {
+        let closes = Some(TimeColumn { column: 0, after_us: 0, clock });
+        let ends = Some(TimeColumn { column: 1, after_us: 0, clock });
+        let (calls, input_kind) = (vec![], ChangeKind::AppendOnly);
+        let grouped = TaskOp::Aggregate { group: vec![0], calls: calls.clone(), input_kind, closes, on_close: true };
+        let session = TaskOp::Session { keys: vec![], time: 0, gap_us: 5, calls, closes: ends, on_close: true };
+        for (op, output) in [(grouped, schema(&[TIME])), (session, schema(&[TIME, TIME]))] {
+            let setting = Setting { op, input: schema(&[TIME]), output, batch_rows: 8192, spread: vec![] };
+            let mut fleet = setting.fleet(1);
+            let store = Store::new(fleet.slots[0].parts());
+            fleet.restore(&store, &mut Rng::new(1), 100, 100);
+            let mut out: Vec<ChangeBatch> = Vec::new();
+            let rows = batch(&setting.input, &[(vec![int(90)], 1), (vec![int(101)], 1)]);
+            fleet.slots[0].process(0, rows, &mut out).unwrap();
+            fleet.slots[0].finish_epoch(Epoch(1), &mut out).unwrap();
+            let times: Vec<V> = out.iter().flat_map(rows_of).map(|(row, _)| row[0].clone()).collect();
+            assert_eq!(times, [int(90)], "{clock:?}");
+        }
+    }
+}
