@@ -195,7 +195,7 @@ impl Upload {
         }
     }
 
-    pub fn finish(mut self: Box<Self>) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if self.parts.is_none() {
             let whole = std::mem::take(&mut self.buffer);
             return self.bucket.put(self.key.as_ref(), whole);

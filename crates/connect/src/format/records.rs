@@ -187,7 +187,7 @@ pub fn refuse_deletions(change: &ChangeBatch) -> Result<()> {
         return Ok(());
     }
     Err(Error::unsupported("a sink that only adds rows was asked to take a row away")
-        .with_hint("Use mode = 'snapshot' or mode = 'changes', or another FORMAT."))
+        .with_hint("Use mode = 'changes', FORMAT UPSERT or FORMAT DEBEZIUM."))
 }
 
 /// When an epoch is written.

@@ -729,23 +729,25 @@ fn options_that_do_not_fit_are_refused_with_what_does() {
         assert!(e.hint().is_some() || e.detail().is_some(), "{e:?}");
         (e.state().code(), format!("{} {}", e.message(), e.hint().unwrap_or_default()))
     };
-    let exact = ("delivery", "exactly_once");
-    let cases: &[(&str, &str, bool, &[(&str, &str)], &str, &str)] = &[
+    const EXACT: (&str, &str) = ("delivery", "exactly_once");
+    /// Form, encoding, whether rows are only added, options, and what is answered: state and words.
+    type Case = (&'static str, &'static str, bool, &'static [(&'static str, &'static str)], &'static str, &'static str);
+    let cases: &[Case] = &[
         ("PLAIN", "json", true, &[("delivery", "exactly_onc")], "22023", "Perhaps you meant 'exactly_once'"),
-        ("PLAIN", "json", true, &[exact, ("partition", "p")], "42704", ""),
-        ("PLAIN", "json", true, &[exact, ("roll_sice", "1MB")], "42704", "Perhaps you meant \"roll_size\""),
-        ("PLAIN", "json", true, &[exact, ("partition_by", "q")], "42703", ""),
-        ("PLAIN", "json", true, &[exact, ("roll_size", "12")], "22023", "kB"),
-        ("PLAIN", "json", true, &[exact, ("roll_size", "2GB")], "22023", "roll_size"),
-        ("PLAIN", "json", true, &[exact, ("header", "true")], "22023", "header"),
-        ("PLAIN", "json", true, &[exact, ("flush_interval", "1s")], "22023", "Leave the option out"),
-        ("PLAIN", "json", true, &[exact, ("s3.region", "x")], "22023", "s3://"),
-        ("PLAIN", "json", true, &[exact, ("mode", "snapshot")], "0A000", "changes"),
-        ("PLAIN", "json", false, &[exact], "0A000", "mode = 'changes'"),
-        ("PLAIN", "json", false, &[exact, ("mode", "append")], "0A000", "mode = 'changes'"),
-        ("UPSERT", "json", false, &[exact], "22023", ""),
-        ("DEBEZIUM", "json", false, &[exact, ("partition_by", "p")], "22023", "FORMAT PLAIN"),
-        ("UPSERT", "parquet", false, &[exact], "0A000", "FORMAT PLAIN ENCODE PARQUET"),
+        ("PLAIN", "json", true, &[EXACT, ("partition", "p")], "42704", ""),
+        ("PLAIN", "json", true, &[EXACT, ("roll_sice", "1MB")], "42704", "Perhaps you meant \"roll_size\""),
+        ("PLAIN", "json", true, &[EXACT, ("partition_by", "q")], "42703", ""),
+        ("PLAIN", "json", true, &[EXACT, ("roll_size", "12")], "22023", "kB"),
+        ("PLAIN", "json", true, &[EXACT, ("roll_size", "2GB")], "22023", "roll_size"),
+        ("PLAIN", "json", true, &[EXACT, ("header", "true")], "22023", "header"),
+        ("PLAIN", "json", true, &[EXACT, ("flush_interval", "1s")], "22023", "Leave the option out"),
+        ("PLAIN", "json", true, &[EXACT, ("s3.region", "x")], "22023", "s3://"),
+        ("PLAIN", "json", true, &[EXACT, ("mode", "snapshot")], "0A000", "changes"),
+        ("PLAIN", "json", false, &[EXACT], "0A000", "mode = 'changes'"),
+        ("PLAIN", "json", false, &[EXACT, ("mode", "append")], "0A000", "mode = 'changes'"),
+        ("UPSERT", "json", false, &[EXACT], "22023", ""),
+        ("DEBEZIUM", "json", false, &[EXACT, ("partition_by", "p")], "22023", "FORMAT PLAIN"),
+        ("UPSERT", "parquet", false, &[EXACT], "0A000", "FORMAT PLAIN ENCODE PARQUET"),
         ("PLAIN", "parquet", true, &[], "0A000", "delivery = 'exactly_once'"),
         ("PLAIN", "json", true, &[("partition_by", "p")], "22023", "delivery = 'exactly_once'"),
         ("PLAIN", "json", true, &[("roll_interval", "1s")], "22023", "delivery = 'exactly_once'"),
@@ -761,10 +763,10 @@ fn options_that_do_not_fit_are_refused_with_what_does() {
         connector.validate(&request(&Options::new(pairs).unwrap(), 0)).unwrap_err().state().code()
     };
     let (nowhere, file) = (format!("{}/a/b/", place.path()), "/dev/null");
-    assert_eq!(state(&nowhere, &[exact]), "58P01");
-    assert_eq!(state(file, &[exact]), "42809");
-    assert_eq!(state("gs://b/x/", &[exact]), "0A000");
-    assert_eq!(state("s3:///x/", &[exact]), "22023");
+    assert_eq!(state(&nowhere, &[EXACT]), "58P01");
+    assert_eq!(state(file, &[EXACT]), "42809");
+    assert_eq!(state("gs://b/x/", &[EXACT]), "0A000");
+    assert_eq!(state("s3:///x/", &[EXACT]), "22023");
     assert_eq!(state("s3://b/x/", &[]), "0A000");
     // Without checkpoints there is no identity.
     let options = place.options("PLAIN", "json", &[]);
