@@ -136,7 +136,9 @@ impl Door {
             match self.store.create(name, &bytes) {
                 Ok(Answer::Created) => return Ok(PutNew::Created),
                 Ok(Answer::Refused) => match self.get_object(name)? {
-                    Some(found) if found.writer == self.writer && found.payload == payload => return Ok(PutNew::Created),
+                    Some(found) if found.writer == self.writer && found.payload == payload => {
+                        return Ok(PutNew::Created);
+                    }
                     Some(found) => return Ok(PutNew::Exists(found)),
                     None => tries.failed("refused by a conflict, but there is no such object".into())?,
                 },

@@ -70,8 +70,10 @@ impl Damage {
     /// `XX001`, naming the object.
     pub fn of(&self, name: &str) -> Error {
         match self {
-            Damage::Newer(_) => Error::new(SqlState::DataCorrupted, format!("object \"{name}\" cannot be read: {self}"))
-                .with_hint("Use the newer program that wrote it."),
+            Damage::Newer(_) => {
+                Error::new(SqlState::DataCorrupted, format!("object \"{name}\" cannot be read: {self}"))
+                    .with_hint("Use the newer program that wrote it.")
+            }
             _ => Error::new(SqlState::DataCorrupted, format!("object \"{name}\" is damaged: {self}"))
                 .with_hint("Restore the object from a backup; nothing was changed."),
         }

@@ -57,7 +57,8 @@ impl Store for MemoryStore {
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, Failure> {
-        let below = |name: &str| folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
+        let below =
+            |name: &str| folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
         let objects = lock(&self.objects);
         let found = objects.iter().filter(|(name, _)| below(name));
         Ok(found.map(|(name, bytes)| Listed { name: name.clone(), bytes: bytes.len() as u64 }).collect())
@@ -215,7 +216,9 @@ impl Store for FaultyStore {
                 self.inner.delete(name)?;
                 self.inner.create(name, bytes)
             }
-            Fault::Full => Err(Failure::Lasting(Error::new(SqlState::DiskFull, "could not write: no space left on device"))),
+            Fault::Full => {
+                Err(Failure::Lasting(Error::new(SqlState::DiskFull, "could not write: no space left on device")))
+            }
             Fault::ShortWrite => {
                 self.inner.create(name, &bytes.slice(..bytes.len() / 2))?;
                 Err(Failure::Transient("short write".into()))

@@ -10,13 +10,13 @@ pub mod directory;
 pub mod log;
 pub mod permit;
 
-pub mod names;
-pub mod envelope;
 pub mod door;
+pub mod envelope;
 pub mod local;
+pub mod manifest;
+pub mod names;
 pub mod remote;
 pub mod segment;
-pub mod manifest;
 
 pub mod faulty;
 

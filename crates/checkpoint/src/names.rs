@@ -138,7 +138,8 @@ mod tests {
             assert_eq!(ObjectName::parse(&name.to_string()), Some(name.clone()), "{name}");
         }
         assert!(ObjectName::Record(9).to_string() < ObjectName::Record(10).to_string());
-        for alien in ["epoch/9", "epoch/+000000009", "epoch/", "epoch", "log/1", "jobs/1/a.seg", "manifest/0000000001"] {
+        for alien in ["epoch/9", "epoch/+000000009", "epoch/", "epoch", "log/1", "jobs/1/a.seg", "manifest/0000000001"]
+        {
             assert_eq!(ObjectName::parse(alien), None, "{alien}");
         }
     }

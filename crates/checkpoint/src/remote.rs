@@ -45,7 +45,8 @@ impl RemoteStore {
             Error::new(SqlState::InvalidParameterValue, format!("bucket \"{name}\" cannot be reached: {e}"))
         };
         let mut builder = AmazonS3Builder::from_env().with_bucket_name(name);
-        let environment = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"].into_iter().filter_map(|n| std::env::var(n).ok());
+        let environment =
+            ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"].into_iter().filter_map(|n| std::env::var(n).ok());
         let mut secrets: Vec<String> = environment.collect();
         for (key, value) in options {
             builder = builder.with_config(key.parse().map_err(|e: object_store::Error| refuse(&e))?, value);
@@ -111,7 +112,9 @@ impl RemoteStore {
             _ => return Failure::Transient(words(e, &self.secrets)),
         };
         let message = format!("could not {action} in {}: {}", self.place, words(e, &self.secrets));
-        Failure::Lasting(Error::new(state, message).with_hint("Check the bucket, its endpoint and AWS_… in the environment."))
+        Failure::Lasting(
+            Error::new(state, message).with_hint("Check the bucket, its endpoint and AWS_… in the environment."),
+        )
     }
 }
 
@@ -160,7 +163,9 @@ impl Store for RemoteStore {
         };
         match self.ask(request)? {
             Ok((size, bytes)) if size == bytes.len() as u64 => Ok(Some(bytes)),
-            Ok((size, bytes)) => Err(Failure::Transient(format!("the answer ended after {} of {size} bytes", bytes.len()))),
+            Ok((size, bytes)) => {
+                Err(Failure::Transient(format!("the answer ended after {} of {size} bytes", bytes.len())))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(self.failed(&format!("read \"{name}\""), &e)),
         }

@@ -168,12 +168,9 @@ mod tests {
     #[test]
     fn index_that_points_outside_is_an_error() {
         for (offset, length) in [(0u64, 3u64), (8, 100), (u64::MAX, 2)] {
-            let index = serde_json::to_vec(&[PartIndex {
-                task: TaskId(1),
-                part: "p".into(),
-                chunks: vec![(offset, length)],
-            }])
-            .unwrap();
+            let index =
+                serde_json::to_vec(&[PartIndex { task: TaskId(1), part: "p".into(), chunks: vec![(offset, length)] }])
+                    .unwrap();
             let mut bytes = [MAGIC.as_slice(), b"abc", &index, &(index.len() as u32).to_le_bytes()].concat();
             let crc = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&crc.to_le_bytes());

@@ -11,7 +11,6 @@ use std::thread::JoinHandle;
 
 use checkpoint::door::Door;
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
-use checkpoint::Generation;
 use checkpoint::segment::{SegmentReader, SegmentWriter};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, TaskId};
@@ -125,7 +124,12 @@ pub struct Begin {
 /// To the keeper's thread.
 pub enum ToKeeper {
     Begin(Box<Begin>),
-    Stored { slot: SlotId, deployment: DeploymentId, epoch: Epoch, state: StoredState },
+    Stored {
+        slot: SlotId,
+        deployment: DeploymentId,
+        epoch: Epoch,
+        state: StoredState,
+    },
     /// The job has stopped, or its state is not whole any more.
     Gone(DeploymentId),
     Sink(RelationId, Done),
@@ -179,7 +183,8 @@ impl Capture {
     /// Called at the cut of `epoch`, while nobody commits.
     fn take(&self, epoch: Epoch) -> Captured {
         let sides = self.sources.kept_sides().into_iter();
-        let sides = sides.map(|(count, table)| Side { relation: table.relation, count, rows: table.store.snapshot(epoch) });
+        let sides =
+            sides.map(|(count, table)| Side { relation: table.relation, count, rows: table.store.snapshot(epoch) });
         Captured { sources: self.sources.kept(), sides: sides.collect() }
     }
 }
@@ -243,8 +248,9 @@ impl Keeper {
         })
     }
 
-    pub fn generation(&self) -> Generation {
-        self.door.writer().generation
+    /// Greater than every one before, of any start.
+    pub fn new_attempt(&self) -> u64 {
+        (self.door.writer().generation.0 << 24) + self.identities.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What tells apart what a new sink publishes from everything else at its target.
@@ -491,7 +497,8 @@ impl KeeperThread {
             for batch in rows?.scan(None, SIDE_ROWS)? {
                 let change = ChangeBatch::insert(batch?);
                 let bytes = flow::wire::encode(&change)?;
-                (rows_stored, bytes_stored) = (rows_stored + change.num_rows() as u64, bytes_stored + bytes.len() as u64);
+                (rows_stored, bytes_stored) =
+                    (rows_stored + change.num_rows() as u64, bytes_stored + bytes.len() as u64);
                 writer.add(TaskId(0), SIDE_PART, &bytes);
             }
             if writer.is_empty() {

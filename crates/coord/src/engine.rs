@@ -533,7 +533,7 @@ impl Engine {
                         keys,
                         relation: &crate::connectors::sink_input(&self.catalog(), relation),
                         identity: &identity,
-                        attempt: self.keeper.as_ref().map_or(0, |keeper| keeper.generation().0),
+                        attempt: self.keeper.as_ref().map_or(0, |keeper| keeper.new_attempt()),
                     };
                     match resumed {
                         Some(from) => {
@@ -833,8 +833,11 @@ impl Engine {
 }
 
 fn needs_checkpoints(sink: &Relation) -> Error {
-    Error::new(SqlState::ObjectNotInPrerequisiteState, format!("sink \"{}\" needs checkpoints to deliver exactly once", sink.name))
-        .with_hint("Run it in a server that keeps checkpoints, or leave out delivery = 'exactly_once'.")
+    Error::new(
+        SqlState::ObjectNotInPrerequisiteState,
+        format!("sink \"{}\" needs checkpoints to deliver exactly once", sink.name),
+    )
+    .with_hint("Run it in a server that keeps checkpoints, or leave out delivery = 'exactly_once'.")
 }
 
 /// Puts the gate before a table that declares a watermark.

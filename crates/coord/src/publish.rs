@@ -70,8 +70,7 @@ impl Publisher {
         let mut newest = None;
         for number in numbers(&door, RECORDS)? {
             let name = ObjectName::Record(number).to_string();
-            let record: EpochRecord =
-                serde_json::from_slice(&needed(&door, &name)?).map_err(|e| damaged(&name, e))?;
+            let record: EpochRecord = serde_json::from_slice(&needed(&door, &name)?).map_err(|e| damaged(&name, e))?;
             let bytes = needed(&door, &record.manifest)?;
             let manifest = Manifest::decode(&bytes)?;
             newest = Some((number, record.clone(), manifest.clone()));
@@ -79,8 +78,8 @@ impl Publisher {
         }
         let number = newest.as_ref().map_or(0, |(number, _, _)| *number);
         let found = newest.map(|(_, record, manifest)| -> Result<Found> {
-            let coordinated: Coordinated = serde_json::from_value(manifest.coordinator.clone())
-                .map_err(|e| damaged(&record.manifest, e))?;
+            let coordinated: Coordinated =
+                serde_json::from_value(manifest.coordinator.clone()).map_err(|e| damaged(&record.manifest, e))?;
             Ok(Found {
                 manifest: Arc::new(manifest),
                 coordinated: Arc::new(coordinated),
@@ -102,8 +101,7 @@ impl Publisher {
         if let PutNew::Exists(_) = self.door.put_new(&name, &bytes)? {
             return Err(damaged(&name, "it exists already"));
         }
-        let record =
-            EpochRecord { generation: self.generation, epoch: manifest.epoch, manifest: name.clone() };
+        let record = EpochRecord { generation: self.generation, epoch: manifest.epoch, manifest: name.clone() };
         let record = serde_json::to_vec(&record).map_err(|e| Error::internal(format!("epoch record: {e}")))?;
         let number = self.number + 1;
         let record_name = ObjectName::Record(number).to_string();

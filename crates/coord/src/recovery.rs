@@ -203,7 +203,11 @@ impl Found {
                 .with_detail(e.to_string())
         })?;
         if plan.version != PLAN_VERSION {
-            warn!(relation = relation.0, version = plan.version, "the stored plan is of another version; the job is made anew");
+            warn!(
+                relation = relation.0,
+                version = plan.version,
+                "the stored plan is of another version; the job is made anew"
+            );
             return Ok(None);
         }
         Ok(Some(plan))

@@ -18,9 +18,18 @@ use flow::{Error, SqlState};
 
 use crate::merged::merges;
 use crate::names::{self, Source};
-use crate::resolver::Resolver;
+use crate::resolver::{Relation, Resolver};
 use crate::rewrite::{NAME_END, number, output_name, table_alias};
 use crate::walk::Walk;
+
+/// The relation of a name that is written, or stored in a definition: with the columns that the definition sees.
+fn relation_of(resolver: &dyn Resolver, name: &ObjectName, source: &Source) -> Option<Relation> {
+    let name = names::relation_name(name, source).ok()?;
+    let Some((id, width)) = crate::definition::marker_id(&name.name) else { return resolver.relation(&name) };
+    let mut relation = resolver.relation_by_id(id)?;
+    relation.columns.truncate(width.unwrap_or(usize::MAX));
+    Some(relation)
+}
 
 /// Fills up the column lists in `query`, and makes its qualifiers unmistakable.
 ///
@@ -387,15 +396,6 @@ impl Lists<'_> {
         }
     }
 
-    /// The relation of a name that is written, or stored in a definition: with the columns that the definition sees.
-    fn relation(&self, name: &ObjectName) -> Option<Relation> {
-        let name = names::relation_name(name, self.source).ok()?;
-        let Some((id, width)) = crate::definition::marker_id(&name.name) else { return self.resolver.relation(&name) };
-        let mut relation = self.resolver.relation_by_id(id)?;
-        relation.columns.truncate(width.unwrap_or(usize::MAX));
-        Some(relation)
-    }
-
     /// The columns of a table with a primary key, and whether they belong to it.
     fn keyed_columns(&self, factor: &TableFactor) -> Option<Vec<(String, bool)>> {
         let TableFactor::Table { name, alias, args: None, .. } = factor else { return None };
@@ -405,7 +405,7 @@ impl Lists<'_> {
                 return None;
             }
         }
-        let relation = self.relation(name)?;
+        let relation = relation_of(self.resolver, name, self.source)?;
         if relation.primary_key.is_empty() {
             return None;
         }
@@ -481,7 +481,7 @@ impl Lists<'_> {
         {
             return None;
         }
-        let relation = self.relation(name)?;
+        let relation = relation_of(self.resolver, name, self.source)?;
         relation.columns.iter().find(|c| c.name == column).map(|c| c.data_type.clone())
     }
 
@@ -504,7 +504,7 @@ impl Lists<'_> {
                 return columns.clone();
             }
         }
-        let relation = self.relation(name)?;
+        let relation = relation_of(self.resolver, name, self.source)?;
         Some(relation.columns.iter().map(|c| c.name.clone()).collect())
     }
 

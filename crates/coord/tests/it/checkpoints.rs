@@ -28,7 +28,10 @@ const VIEWS: &[(&str, &str)] = &[
     ("whole", "SELECT count(*) AS n, count(DISTINCT v) AS d, sum(v) AS s FROM t"),
     ("joined", "SELECT t.k, t.v, u.name FROM t JOIN u ON t.g = u.g"),
     ("outer_joined", "SELECT t.k, u.name FROM t LEFT JOIN u ON t.g = u.g AND t.v > u.least"),
-    ("firsts", "SELECT k, g, v FROM (SELECT *, row_number() OVER (PARTITION BY g ORDER BY v, k) AS r FROM t) WHERE r <= 2"),
+    (
+        "firsts",
+        "SELECT k, g, v FROM (SELECT *, row_number() OVER (PARTITION BY g ORDER BY v, k) AS r FROM t) WHERE r <= 2",
+    ),
     ("distinct_groups", "SELECT DISTINCT g FROM t"),
     ("missing", "SELECT g, name FROM u WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.g = u.g)"),
     ("top", "SELECT k, v FROM t ORDER BY v DESC NULLS LAST, k LIMIT 3"),
@@ -120,12 +123,10 @@ async fn what_changed_since_the_checkpoint_is_made_anew() {
     let mut s = instance.session();
     assert_eq!(rows(&mut s, "SELECT * FROM top").await, [["4", "5"]]);
     assert_eq!(rows(&mut s, "SELECT * FROM late").await, [["4"]]);
-    assert_eq!(rows(&mut s, "SELECT k, name FROM outer_joined ORDER BY k").await, [
-        ["1", "NULL"],
-        ["2", "one"],
-        ["3", "NULL"],
-        ["4", "NULL"],
-    ]);
+    assert_eq!(
+        rows(&mut s, "SELECT k, name FROM outer_joined ORDER BY k").await,
+        [["1", "NULL"], ["2", "one"], ["3", "NULL"], ["4", "NULL"],]
+    );
     assert!(went_on(&instance, "sums") && went_on(&instance, "outer_joined"));
     assert!(!went_on(&instance, "top") && !went_on(&instance, "late"));
     assert_eq!(rows(&mut s, "SELECT count(*) FROM pg_class WHERE relname = 'missing'").await, [["0"]]);
@@ -191,5 +192,63 @@ async fn sources_go_on_from_their_positions() {
     assert_eq!(rows(&mut s, "SELECT id, _split IS NOT NULL FROM \"e$late\"").await, [["4", "t"]]);
     assert_eq!(rows(&mut s, "SELECT line, reason IS NOT NULL FROM \"e$errors\"").await, [["3", "t"]]);
     assert_eq!(rows(&mut s, "SELECT n, ids FROM n").await, [["5", "17"]]);
+    instance.close().await;
+}
+
+/// Rows of all published files of a folder, sorted.
+fn published(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let files = entries.map(|e| e.unwrap().path()).filter(|p| p.is_file());
+    let mut lines: Vec<String> = files
+        .flat_map(|p| std::fs::read_to_string(p).unwrap().lines().map(str::to_string).collect::<Vec<_>>())
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// Each row of a table is in the sink's files once, however often the server stops in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_delivers_exactly_once_publishes_with_checkpoints_and_repeats_nothing() {
+    let mut rng = Rng::new(seed());
+    let folder = scratch();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    let mut instance = open(&data, 2);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (id int, g int) APPEND ONLY").await;
+    ok(
+        &mut s,
+        &format!(
+            "CREATE SINK k AS SELECT id, g * 2 AS g FROM t WITH (connector = 'file', path = '{}', \
+             delivery = 'exactly_once') FORMAT PLAIN ENCODE JSON",
+            out.display()
+        ),
+    )
+    .await;
+    let expected = |ids: std::ops::Range<usize>| {
+        let mut lines: Vec<String> = ids.map(|id| format!("{{\"id\":{id},\"g\":{}}}", id % 7 * 2)).collect();
+        lines.sort();
+        lines
+    };
+    let (mut next, mut durable) = (0, 0);
+    for round in 0..12 {
+        for _ in 0..1 + rng.below(6) {
+            ok(&mut s, &format!("INSERT INTO t VALUES ({next}, {})", next % 7)).await;
+            next += 1;
+        }
+        assert_eq!(published(&out), expected(0..durable), "round {round}: only what a checkpoint holds is seen");
+        if rng.below(2) == 0 {
+            ok(&mut s, "CHECKPOINT").await;
+            durable = next;
+            assert_eq!(published(&out), expected(0..durable), "round {round}: after the checkpoint");
+        }
+        if rng.below(2) == 0 {
+            drop(s);
+            instance.close().await;
+            instance = open(&data, 1 + rng.below(3));
+            s = instance.session();
+        }
+    }
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(published(&out), expected(0..next));
     instance.close().await;
 }

@@ -269,13 +269,7 @@ fn found(instance: &Instance, contents: &Contents) -> Vec<Arc<Relation>> {
 }
 
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
-async fn check_standing(
-    contents: &Contents,
-    queries: &[Standing],
-    decoys: bool,
-    seed: u64,
-    life: Life,
-) -> Vec<String> {
+async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool, seed: u64, life: Life) -> Vec<String> {
     let mut rng = Rng::new(seed);
     let folder = scratch();
     let mut slots = 1 + rng.below(4);
@@ -426,7 +420,9 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
         let file = path.clone();
         // On a thread of the runtime, whose stack is large.
         let checked = runtime.block_on(async {
-            let check = tokio::spawn(async move { check_file(&file, seed, || vec![Life::Whole(Arc::new(Threads::default())), Life::Restarts]).await });
+            let check = tokio::spawn(async move {
+                check_file(&file, seed, || vec![Life::Whole(Arc::new(Threads::default())), Life::Restarts]).await
+            });
             tokio::time::timeout(FILE_TIME_MAX, check).await
         });
         let problems = match checked {

@@ -5,8 +5,8 @@ mod cells;
 mod joins;
 mod others;
 mod parts;
-mod restore_others;
 mod restore_aggregates;
+mod restore_others;
 mod topns;
 
 use std::collections::BTreeMap;
