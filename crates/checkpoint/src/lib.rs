@@ -1,12 +1,27 @@
-//! What makes things durable: the data directory with its owner, and the append-only log in it.
+//! What makes things durable: the data directory with its owner, the append-only log in it, and checkpoints in an object store.
 //!
-//! The law of this crate: [`log::Log::append`] may be lost by a crash until [`log::Log::sync`] has returned; what was
+//! The law of the log: [`log::Log::append`] may be lost by a crash until [`log::Log::sync`] has returned; what was
 //! synced is read back, in order and whole, by the next [`log::Log::open`], or opening fails and names the damage.
+//!
+//! Reading order of checkpoints: [`names`] says what objects are called, [`envelope`] how each one looks, [`door`] how they are
+//! created and read, [`local`] and [`remote`] where they are kept; [`segment`] and [`manifest`] are what a checkpoint consists of.
 
 pub mod directory;
 pub mod log;
 pub mod permit;
 
+pub mod door;
+pub mod envelope;
+pub mod local;
+pub mod manifest;
+pub mod names;
+pub mod remote;
+pub mod segment;
+
+pub mod faulty;
+
 pub use directory::DataDirectory;
+pub use door::{Door, PutNew};
 pub use log::{Log, Position};
+pub use manifest::Manifest;
 pub use permit::{CommitPermit, Generation};

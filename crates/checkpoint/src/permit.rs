@@ -3,9 +3,7 @@
 use flow::Epoch;
 
 /// Counts the owners of a store: every start of a coordinator takes the next one, and effects of an older one are void.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
