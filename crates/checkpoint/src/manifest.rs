@@ -190,13 +190,11 @@ impl Manifest {
     }
 
     fn blobs(&mut self) -> impl Iterator<Item = &mut Blob> {
-        fn inline(segment: &mut SegmentRef) -> Option<&mut Blob> {
-            match &mut segment.place {
+        let segments =
+            self.jobs.iter_mut().flat_map(|job| &mut job.segments).filter_map(|segment| match &mut segment.place {
                 SegmentPlace::Inline(blob) => Some(blob),
                 SegmentPlace::Object(_) => None,
-            }
-        }
-        let segments = self.jobs.iter_mut().flat_map(|job| &mut job.segments).filter_map(inline);
+            });
         segments.chain(self.sinks.iter_mut().map(|sink| &mut sink.prepared))
     }
 
