@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -278,7 +278,7 @@ mod tests {
         // A file system that takes files but no bytes.
         let full = Path::new("/dev/full");
         if full.exists() {
-            let e = File::options().write(true).open(full).unwrap().write_all(b"x").unwrap_err();
+            let e = fs::File::options().write(true).open(full).unwrap().write_all(b"x").unwrap_err();
             assert_eq!(io_error("write", full, &e).state(), flow::SqlState::DiskFull);
         }
     }

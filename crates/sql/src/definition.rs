@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, Ident, ObjectName, ObjectNamePart, Query, SetExpr, TableFactor, VisitorMut,
+    Expr, Ident, ObjectName, ObjectNamePart, Query, SetExpr, TableFactor, Value, VisitorMut,
 };
 use flow::{Error, RelationId, Result};
 
@@ -58,7 +58,7 @@ pub fn qualify(query: &Query, source: &str, resolver: &dyn Resolver) -> Result<D
             .run(&mut query)?;
         relations.sort();
         relations.dedup();
-        Ok(Definition { text: query.to_string(), relations })
+        Ok(Definition { text: printed(&mut query), relations })
     })
 }
 
@@ -73,8 +73,30 @@ pub fn display(text: &str, name_of: &dyn Fn(RelationId) -> Option<Name>) -> Resu
         let mut query = crate::parse_query(text)?;
         let mut namer = Namer { name_of };
         query.walk_mut(&mut namer);
-        Ok(query.to_string())
+        Ok(printed(&mut query))
     })
+}
+
+/// The text of a query, which reads as the query. The parser prints `- -3` as `--3`, which would begin a comment.
+fn printed(query: &mut Query) -> String {
+    struct Signs;
+
+    impl VisitorMut for Signs {
+        type Break = ();
+
+        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if let Expr::UnaryOp { expr: inner, .. } = expr
+                && matches!(inner.as_ref(), Expr::UnaryOp { .. })
+            {
+                let signed = std::mem::replace(inner.as_mut(), Expr::Value(Value::Null.into()));
+                **inner = Expr::Nested(Box::new(signed));
+            }
+            ControlFlow::Continue(())
+        }
+    }
+
+    query.walk_mut(&mut Signs);
+    query.to_string()
 }
 
 struct Qualifier<'a> {
@@ -218,7 +240,7 @@ fn plain_ident(name: &str) -> Ident {
 
 /// The text of a query in one canonical form: keywords upper case, spaces single.
 pub fn canonical_query_text(text: &str) -> Result<String> {
-    with_large_stack(|| Ok(crate::parse_query(text)?.to_string()))
+    with_large_stack(|| Ok(printed(&mut *crate::parse_query(text)?)))
 }
 
 /// `CREATE [MATERIALIZED] VIEW name (columns) [WITH (options)] AS query`, as SHOW CREATE gives it. `query` is from

@@ -97,3 +97,29 @@ async fn a_failed_statement_changes_nothing() {
     assert_eq!(rows(&mut s, "SELECT count(*) FROM t").await, [["2"]]);
     instance.close().await;
 }
+
+/// A stored definition is text; what it relies on must be found again from the text.
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_are_planned_again_as_they_were() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 8192);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE k (id int PRIMARY KEY, name text)").await;
+    ok(&mut s, "CREATE TABLE m (id int, y int)").await;
+    ok(&mut s, "INSERT INTO k VALUES (1, 'one'), (2, 'two')").await;
+    ok(&mut s, "INSERT INTO m VALUES (1, 5), (1, 6)").await;
+    // A key that the grouping relies on, and signs that would begin a comment.
+    ok(
+        &mut s,
+        "CREATE MATERIALIZED VIEW by_key AS SELECT k.id, k.name, sum(m.y) AS s FROM k LEFT JOIN m ON k.id = m.id GROUP BY k.id",
+    )
+    .await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW signs AS SELECT - -id AS a, - (-3) AS b, -(- -id) AS c FROM k").await;
+    instance.close().await;
+
+    let instance = Instance::open(folder.path(), 1, 8192);
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SELECT * FROM by_key ORDER BY id").await, [["1", "one", "11"], ["2", "two", "NULL"]]);
+    assert_eq!(rows(&mut s, "SELECT * FROM signs ORDER BY a").await, [["1", "3", "-1"], ["2", "3", "-2"]]);
+    instance.close().await;
+}
