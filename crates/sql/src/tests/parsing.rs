@@ -368,7 +368,6 @@ fn what_is_not_supported_is_said_with_a_hint() {
         "LISTEN c",
         "EXPLAIN ANALYZE CREATE MATERIALIZED VIEW v AS SELECT 1",
         "REFRESH MATERIALIZED VIEW v",
-        "CHECKPOINT",
     ] {
         let e = error(text);
         assert_eq!(e.state(), SqlState::FeatureNotSupported, "{text}: {e:?}");
