@@ -6,7 +6,7 @@
 //! conflict may be reported although nothing landed.
 //!
 //! A name that was free for a moment because its object was deleted is free for a writer that slept as well. So `Created` alone
-//! proves no ownership: see `protocol`, which looks again after it.
+//! proves no ownership: see [`crate::protocol`], which looks again after it.
 //!
 //! Calls block and may come from any thread.
 

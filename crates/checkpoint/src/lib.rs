@@ -4,7 +4,8 @@
 //! synced is read back, in order and whole, by the next [`log::Log::open`], or opening fails and names the damage.
 //!
 //! Reading order of checkpoints: [`names`] says what objects are called, [`envelope`] how each one looks, [`door`] how they are
-//! created and read, [`local`] and [`remote`] where they are kept; [`segment`] and [`manifest`] are what a checkpoint consists of.
+//! created and read, [`local`] and [`remote`] where they are kept; [`segment`] and [`manifest`] are what a checkpoint consists of;
+//! [`protocol`] decides which one is the truth, [`owner`] carries that out, [`fsck`] looks at the result.
 
 pub mod directory;
 pub mod log;
@@ -12,9 +13,12 @@ pub mod permit;
 
 pub mod door;
 pub mod envelope;
+pub mod fsck;
 pub mod local;
 pub mod manifest;
 pub mod names;
+pub mod owner;
+pub mod protocol;
 pub mod remote;
 pub mod segment;
 
@@ -24,4 +28,5 @@ pub use directory::DataDirectory;
 pub use door::{Door, PutNew};
 pub use log::{Log, Position};
 pub use manifest::Manifest;
+pub use owner::Owner;
 pub use permit::{CommitPermit, Generation};

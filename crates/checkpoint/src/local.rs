@@ -278,7 +278,7 @@ mod tests {
         // A file system that takes files but no bytes.
         let full = Path::new("/dev/full");
         if full.exists() {
-            let e = fs::File::options().write(true).open(full).unwrap().write_all(b"x").unwrap_err();
+            let e = OpenOptions::new().write(true).open(full).unwrap().write_all(b"x").unwrap_err();
             assert_eq!(io_error("write", full, &e).state(), flow::SqlState::DiskFull);
         }
     }

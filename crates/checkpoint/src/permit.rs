@@ -15,7 +15,8 @@ pub struct CommitPermit {
 }
 
 impl CommitPermit {
-    /// Only for whoever has seen the epoch's record in the store.
+    /// Only for whoever has seen the epoch's record in the store and knows it for the newest: see
+    /// [`Claimed::permit`](crate::protocol::Claimed::permit). Tests of sinks make their own.
     pub fn of_claimed(generation: Generation, epoch: Epoch) -> CommitPermit {
         CommitPermit { generation, epoch }
     }

@@ -16,8 +16,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, TaskId};
 use parking_lot::Mutex;
 use plan::ProcessPlan;
-use runtime::depot::{bytes_of, put_segment};
-use runtime::{DeploymentId, StoredState};
+use runtime::depot::{bytes_of, new_name, put_segment};
+use runtime::{DeploymentId, Depot, StoredState};
 use serde::{Deserialize, Serialize};
 use state::Snapshot;
 use tokio::sync::oneshot;
@@ -93,6 +93,8 @@ pub struct Captured {
     pub sources: Vec<SourceState>,
     /// Side tables of sources, which are in no log.
     pub sides: Vec<Side>,
+    /// Segments numbered so far.
+    counter: u64,
 }
 
 /// A side table at the cut.
@@ -133,6 +135,10 @@ pub enum ToKeeper {
     /// The job has stopped, or its state is not whole any more.
     Gone(DeploymentId),
     Sink(RelationId, Done),
+    /// A job could not go on from its state: nothing is cleared away any more, so that it can be looked at.
+    Spare,
+    /// A sink has finished the commit of the checkpoint that this process has started from, or is gone.
+    Resumed(RelationId),
     Stop,
 }
 
@@ -141,7 +147,8 @@ pub enum ToKeeper {
 pub struct Coordinated {
     pub sources: Vec<SourceState>,
     pub sides: Vec<KeptSide>,
-    /// By sink that delivers exactly once what tells apart what it publishes.
+    /// By sink that delivers exactly once what tells apart what it publishes: of all that a checkpoint has ever held, because
+    /// they may have published.
     #[serde(default)]
     pub identities: BTreeMap<u32, String>,
 }
@@ -177,6 +184,7 @@ pub struct CheckpointStatus {
 /// What the capture needs.
 pub struct Capture {
     pub sources: Arc<Sources>,
+    pub counter: Arc<AtomicU64>,
 }
 
 impl Capture {
@@ -185,7 +193,8 @@ impl Capture {
         let sides = self.sources.kept_sides().into_iter();
         let sides =
             sides.map(|(count, table)| Side { relation: table.relation, count, rows: table.store.snapshot(epoch) });
-        Captured { sources: self.sources.kept(), sides: sides.collect() }
+        let counter = self.counter.load(Ordering::Relaxed);
+        Captured { sources: self.sources.kept(), sides: sides.collect(), counter }
     }
 }
 
@@ -204,7 +213,13 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts the thread.
-    pub fn start(kept: Kept, capture: Capture, clock: Arc<Clock>, sinks: Arc<Sinks>) -> Result<Arc<Keeper>> {
+    pub fn start(
+        kept: Kept,
+        capture: Capture,
+        clock: Arc<Clock>,
+        sinks: Arc<Sinks>,
+        depot: Arc<Depot>,
+    ) -> Result<Arc<Keeper>> {
         let (sender, receiver) = unbounded();
         let shown: Arc<Mutex<Vec<CheckpointStatus>>> = Arc::default();
         let interval_us = kept.config.interval.map_or(0, |interval| interval.as_micros() as i64);
@@ -214,7 +229,7 @@ impl Keeper {
             let _ = tell.send(ToKeeper::Sink(sink, done));
         }));
         let (door, found) = (Arc::clone(&kept.door), kept.newest.clone());
-        let thread = KeeperThread::new(kept, clock, Arc::clone(&sinks), Arc::clone(&shown));
+        let thread = KeeperThread::new(kept, clock, Arc::clone(&sinks), depot, Arc::clone(&shown));
         let thread = std::thread::Builder::new()
             .name("keeper".into())
             .spawn(move || thread.run(&receiver))
@@ -282,7 +297,12 @@ impl Keeper {
         Ok(rows)
     }
 
-    /// The checkpoints that are kept, oldest first.
+    /// A sink has finished the commit of that checkpoint, or is gone.
+    pub fn resumed(&self, sink: RelationId) {
+        let _ = self.sender.send(ToKeeper::Resumed(sink));
+    }
+
+    /// The checkpoints that are known to be kept, oldest first.
     pub fn all(&self) -> Vec<CheckpointStatus> {
         self.shown.lock().clone()
     }
@@ -327,14 +347,36 @@ struct KeeperThread {
     under_way: Option<UnderWay>,
     /// Side tables as last stored.
     sides: Vec<KeptSide>,
+    /// Nothing is cleared away.
+    spares: bool,
+    /// Sinks of the checkpoint that this process has started from, which have still to finish its commit.
+    uncommitted: HashSet<RelationId>,
+    /// See [`Coordinated`].
+    identities: BTreeMap<u32, String>,
+    depot: Arc<Depot>,
 }
 
 impl KeeperThread {
-    fn new(kept: Kept, clock: Arc<Clock>, sinks: Arc<Sinks>, shown: Arc<Mutex<Vec<CheckpointStatus>>>) -> KeeperThread {
+    fn new(
+        kept: Kept,
+        clock: Arc<Clock>,
+        sinks: Arc<Sinks>,
+        depot: Arc<Depot>,
+        shown: Arc<Mutex<Vec<CheckpointStatus>>>,
+    ) -> KeeperThread {
         let sides = kept.newest.as_ref().map(|found| found.coordinated.sides.clone()).unwrap_or_default();
-        let thread = KeeperThread { kept, clock, sinks, shown, under_way: None, sides };
-        for manifest in thread.kept.publisher.manifests() {
-            thread.show(manifest, None, None);
+        let left = kept.newest.as_ref().filter(|found| !found.committed);
+        let uncommitted = left.iter().flat_map(|found| &found.manifest.sinks).map(|s| s.sink).collect();
+        let identities = kept.newest.as_ref().map(|found| found.coordinated.identities.clone()).unwrap_or_default();
+        let (under_way, spares) = (None, false);
+        let thread =
+            KeeperThread { kept, clock, sinks, shown, under_way, sides, spares, uncommitted, identities, depot };
+        let mut shown = None;
+        for (_, manifest) in thread.kept.owner.manifests() {
+            // A start takes the newest over under a number of its own.
+            if shown.replace(manifest.epoch) != Some(manifest.epoch) {
+                thread.show(manifest, None, None);
+            }
         }
         thread
     }
@@ -355,6 +397,7 @@ impl KeeperThread {
     }
 
     fn run(mut self, messages: &Receiver<ToKeeper>) {
+        self.note_committed();
         while let Ok(message) = messages.recv() {
             match message {
                 ToKeeper::Begin(begin) => self.begin(*begin),
@@ -385,6 +428,12 @@ impl KeeperThread {
                             }
                             _ => {}
                         }
+                    }
+                }
+                ToKeeper::Spare => self.spares = true,
+                ToKeeper::Resumed(sink) => {
+                    if self.uncommitted.remove(&sink) {
+                        self.note_committed();
                     }
                 }
                 ToKeeper::Stop => return,
@@ -421,14 +470,25 @@ impl KeeperThread {
             && let Some(under_way) = self.under_way.take()
         {
             let epoch = under_way.begin.epoch;
-            if let Err(error) = self.kept.publisher.committed() {
-                // The next start commits again, to the same effect.
-                warn!(%error, "the end of a checkpoint could not be noted");
-            }
-            if let Err(error) = self.kept.publisher.collect(self.kept.config.retained) {
+            self.note_committed();
+            if !self.spares
+                && let Err(error) = self.kept.owner.collect(&self.depot.held())
+            {
                 warn!(%error, "what no checkpoint needs could not be cleared away");
             }
             self.clock.send(Event::CheckpointEnded(Ok(epoch)));
+        }
+    }
+
+    /// Notes the end of the newest checkpoint's commit, once none of its sinks has still to do it.
+    fn note_committed(&mut self) {
+        let under_way = self.under_way.as_ref().is_some_and(|u| u.committing.as_ref().is_some_and(|c| !c.is_empty()));
+        if self.uncommitted.is_empty()
+            && !under_way
+            && let Err(error) = self.kept.owner.committed()
+        {
+            // The next start commits again, to the same effect.
+            warn!(%error, "the end of a checkpoint could not be noted");
         }
     }
 
@@ -455,23 +515,25 @@ impl KeeperThread {
         });
         let sinks: Vec<PreparedSink> = sinks.collect();
         let identity = |sink: &PreparedSink| Some((sink.sink.0, self.sinks.identity(sink.sink)?));
-        let identities = sinks.iter().filter_map(identity).collect();
+        self.identities.extend(sinks.iter().filter_map(identity));
+        let identities = self.identities.clone();
         let sources = std::mem::take(&mut under_way.begin.captured.sources);
         let coordinated = Coordinated { sources, sides, identities };
         let created_us = self.clock.time.now_us();
         let Begin { epoch, now_us, .. } = under_way.begin;
         let manifest = Manifest {
             epoch,
-            generation: self.kept.generation,
+            generation: self.kept.owner.generation(),
             now_us,
             created_us,
-            counter: self.kept.counter.load(Ordering::Relaxed),
+            counter: under_way.begin.captured.counter,
             coordinator: serde_json::to_value(&coordinated).map_err(|e| Error::internal(format!("manifest: {e}")))?,
             jobs,
             sinks,
             ..Manifest::default()
         };
-        let (permit, bytes) = self.kept.publisher.publish(&manifest)?;
+        self.note_committed();
+        let (permit, bytes) = self.kept.owner.publish(&manifest, self.kept.config.retained)?;
         let duration_us = created_us.saturating_sub(now_us);
         info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, "checkpoint is durable");
         let mut committing = HashSet::new();
@@ -512,7 +574,8 @@ impl KeeperThread {
                 bytes: bytes_stored,
             };
             let (door, counter) = (&self.kept.door, &self.kept.counter);
-            let segment = put_segment(door, counter, JobId(relation.0), (SlotId(0), 1), writer, vec![part])?;
+            let name = new_name(door, counter, JobId(relation.0), SlotId(0));
+            let segment = put_segment(door, name, 1, writer, vec![part])?;
             written += segment.bytes;
             kept.push(KeptSide { relation, count, segment });
         }

@@ -58,7 +58,7 @@ pub enum Event {
         deployment: DeploymentId,
         error: Error,
     },
-    /// A checkpoint is wanted now. The answer is its epoch; the newest one's, if nothing has happened since.
+    /// A checkpoint is wanted now. The answer is its epoch.
     Checkpoint {
         reply: oneshot::Sender<Result<Epoch>>,
     },
@@ -458,7 +458,7 @@ impl ClockLoop {
             Event::FromSlot(FromSlot::Stored { slot, deployment, epoch, state }) => {
                 self.tell(ToKeeper::Stored { slot, deployment, epoch, state });
             }
-            Event::FromSlot(FromSlot::NotStored { deployment, error, .. }) => self.unkeep(deployment, &error),
+            Event::FromSlot(FromSlot::NotStored { deployment, error, .. }) => self.unkeep(deployment, error),
             Event::Checkpoint { reply } => match &mut self.checkpoints {
                 Some(schedule) => schedule.waiting.push(reply),
                 None => {
@@ -567,12 +567,10 @@ impl ClockLoop {
         self.advance();
     }
 
-    /// Lets every kept job that keeps up freeze its state at the end of `epoch`, and the keeper wait for it.
+    /// Lets every kept job that has caught up once freeze its state at the end of `epoch`, and the keeper wait for it, however
+    /// far it lags: a sink that was left out could not go on without repeating what it has published.
     fn begin_checkpoint(&mut self, epoch: Epoch, now_us: i64, captured: Captured) {
-        let keeps_up = |job: &&JobState| {
-            job.kept && job.finished_epoch().is_some_and(|done| epoch.0.saturating_sub(done.0) <= LAG_MAX)
-        };
-        let jobs = self.jobs.values().filter(keeps_up);
+        let jobs = self.jobs.values().filter(|job| job.kept && job.finished_epoch().is_some());
         let jobs = jobs.map(|j| KeptJob {
             deployment: j.deployment,
             relation: j.relation,
@@ -596,13 +594,17 @@ impl ClockLoop {
         }
     }
 
-    /// The state of a job could not be stored: it goes on, and is made anew from its inputs after a restart.
-    fn unkeep(&mut self, deployment: DeploymentId, error: &Error) {
+    /// The state of a job could not be stored. A view goes on, and is made anew from its inputs after a restart; a sink stops,
+    /// because what it would deliver could never be published.
+    fn unkeep(&mut self, deployment: DeploymentId, error: Error) {
         warn!(deployment = deployment.0, %error, "the state of a job could not be stored");
-        if let Some(job) = self.jobs.get_mut(&deployment) {
-            job.kept = false;
+        match self.jobs.get_mut(&deployment) {
+            Some(job) if job.is_view => {
+                job.kept = false;
+                self.tell(ToKeeper::Gone(deployment));
+            }
+            _ => self.fail(deployment, error),
         }
-        self.tell(ToKeeper::Gone(deployment));
     }
 
     fn make_durable(&mut self, epoch: Epoch, logged: bool) -> Result<()> {
@@ -709,6 +711,9 @@ impl ClockLoop {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
         self.tell(ToKeeper::Gone(deployment));
+        if job.incarnation < job.first && !matches!(job.phase, Phase::Running) {
+            self.tell(ToKeeper::Spare);
+        }
         self.worker.broadcast(&ToSlot::Remove { deployment });
         self.worker.shared().stores.remove(job.relation);
         self.clock.board.set(&job, Phase::Failed(error.clone()));

@@ -87,9 +87,7 @@ struct Recovered {
     catalog: Catalog,
     tables: HashMap<RelationId, Arc<Table>>,
     reserved: Epoch,
-    /// What restored jobs have not seen of their tables.
-    unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
-    jobs: HashMap<RelationId, RestoredJob>,
+    left: Recovery,
 }
 
 pub struct Engine {
@@ -120,8 +118,11 @@ pub struct Engine {
 /// What is left to do after the log was read.
 #[derive(Default)]
 struct Recovery {
+    /// What restored jobs have not seen of their tables.
     unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
     jobs: HashMap<RelationId, RestoredJob>,
+    /// Sinks that have published and cannot go on.
+    stuck: BTreeSet<RelationId>,
 }
 
 impl Engine {
@@ -166,9 +167,10 @@ impl Engine {
         let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
 
         let keeper = kept
-            .map(|kept| {
-                let capture = Capture { sources: Arc::clone(&sources) };
-                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks))
+            .zip(shared.depot.clone())
+            .map(|(kept, depot)| {
+                let capture = Capture { sources: Arc::clone(&sources), counter: Arc::clone(&kept.counter) };
+                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot)
             })
             .transpose()?;
         let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
@@ -208,7 +210,7 @@ impl Engine {
             worker,
             execution,
             keeper,
-            recovery: Mutex::new(Recovery { unseen: recovered.unseen, jobs: recovered.jobs }),
+            recovery: Mutex::new(recovered.left),
             catalog: RwLock::new(recovered.catalog),
             locks,
             tables: RwLock::new(recovered.tables),
@@ -272,8 +274,14 @@ impl Engine {
         // Inputs have lower OIDs, except after CREATE OR REPLACE; order by dependence.
         let order = catalog.drop_order(&jobs.iter().map(|r| r.oid).collect::<Vec<_>>());
         jobs.sort_by_key(|r| std::cmp::Reverse(order.iter().position(|oid| *oid == r.oid)));
-        let Recovery { unseen, jobs: mut restored } = std::mem::take(&mut *self.recovery.lock());
+        let Recovery { unseen, jobs: mut restored, stuck } = std::mem::take(&mut *self.recovery.lock());
         let mut starting = Vec::new();
+        if let Some(keeper) = &self.keeper {
+            // A sink that begins anew has nothing of that checkpoint to commit.
+            let sinks =
+                keeper.found().iter().flat_map(|found| &found.manifest.sinks).map(|s| s.sink).collect::<Vec<_>>();
+            sinks.into_iter().filter(|sink| !restored.contains_key(sink)).for_each(|sink| keeper.resumed(sink));
+        }
         for relation in jobs {
             self.clock.board.expect(relation.oid);
             let planned = replanner
@@ -293,9 +301,15 @@ impl Engine {
             self.views.write().insert(relation.oid, traits);
             match restored.remove(&relation.oid) {
                 Some(job) => match self.deploy(&relation, job.plan, &keys, &query.inputs, Some(job.from)) {
-                    Ok(started) => starting.push((relation, query.inputs, started)),
+                    Ok(started) => {
+                        if let Some(keeper) = &self.keeper {
+                            keeper.resumed(relation.oid);
+                        }
+                        starting.push((relation, query.inputs, started));
+                    }
                     Err(error) => self.cannot_start(&relation, error),
                 },
+                None if stuck.contains(&relation.oid) => self.cannot_start(&relation, has_published(&relation)),
                 None => {
                     let engine = Arc::clone(self);
                     tokio::spawn(async move {
@@ -726,6 +740,9 @@ impl Engine {
         self.clock.send(Event::Remove { relations: oids.clone(), reply });
         done.await.map_err(|_| crate::clock::shutting_down())?;
         for relation in relations {
+            if let Some(keeper) = &self.keeper {
+                keeper.resumed(relation.oid);
+            }
             self.sources.unsubscribe(relation.oid);
             match relation.kind() {
                 // Gone with the catalog's change.
@@ -830,6 +847,15 @@ impl Engine {
         *self.directory.lock() = None;
         info!("engine stopped");
     }
+}
+
+fn has_published(sink: &Relation) -> Error {
+    Error::new(
+        SqlState::ObjectNotInPrerequisiteState,
+        format!("sink \"{}\" cannot go on where it was without repeating what it has published", sink.name),
+    )
+    .with_detail("The last checkpoint does not hold its state.")
+    .with_hint("Drop the sink and create it again, with another folder if rows must not be repeated.")
 }
 
 fn needs_checkpoints(sink: &Relation) -> Error {
@@ -938,7 +964,10 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
     } else {
         log
     };
-    Ok(Recovered { log, catalog, tables, reserved, unseen, jobs })
+    let stuck =
+        |sink: &RelationId| !jobs.contains_key(sink) && checkpoint.is_some_and(|c| c.has_published(*sink, &since));
+    let stuck = catalog.relations().map(|r| r.oid).filter(stuck).collect();
+    Ok(Recovered { log, catalog, tables, reserved, left: Recovery { unseen, jobs, stuck } })
 }
 
 /// Relations whose rows are something else after this change.

@@ -18,7 +18,6 @@ pub mod gate;
 pub mod into_table;
 pub mod job;
 pub mod locks;
-mod publish;
 pub mod record;
 pub mod recovery;
 pub mod session;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use catalog::{Catalog, Definition, RelationKind};
+use checkpoint::CommitPermit;
 use checkpoint::door::{Door, ThreadRest};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, Manifest, PortWatermark, SegmentRef};
-use checkpoint::{CommitPermit, Generation};
+use checkpoint::owner::{Checkpoint, Owner};
 use flow::{Epoch, Error, RelationId, Result, SqlState, TaskId};
 use plan::process::PLAN_VERSION;
 use plan::{ProcessPlan, TaskOp};
@@ -22,17 +23,15 @@ use tracing::{info, warn};
 use crate::checkpoints::Coordinated;
 use crate::clock::Restored;
 use crate::engine::CheckpointConfig;
-use crate::publish::{Publisher, take_over};
 
 /// The store of checkpoints, owned by a new generation.
 pub struct Kept {
     pub config: CheckpointConfig,
     pub door: Arc<Door>,
-    pub generation: Generation,
     pub newest: Option<Found>,
     /// Numbers the segments of the generation.
     pub counter: Arc<AtomicU64>,
-    pub publisher: Publisher,
+    pub owner: Owner,
 }
 
 /// The newest checkpoint.
@@ -41,6 +40,8 @@ pub struct Found {
     pub manifest: Arc<Manifest>,
     pub coordinated: Arc<Coordinated>,
     pub permit: CommitPermit,
+    /// Its sinks have committed.
+    pub committed: bool,
 }
 
 /// What the log says of the time since the checkpoint.
@@ -119,6 +120,12 @@ pub fn port_watermarks(watermarks: &[Vec<i64>]) -> Vec<PortWatermark> {
 }
 
 impl Found {
+    /// Whether a sink that does not go on may have published already: then it cannot begin anew without repeating it.
+    pub fn has_published(&self, sink: RelationId, since: &Since) -> bool {
+        let begun_after = since.started.get(&sink).is_some_and(|first| *first > self.manifest.epoch);
+        self.coordinated.identities.contains_key(&sink.0) && !begun_after
+    }
+
     /// The jobs that go on.
     pub fn restorable(&self, catalog: &Catalog, since: &Since) -> Result<HashMap<RelationId, RestoredJob>> {
         let mut found: HashMap<RelationId, RestoredJob> = HashMap::new();
@@ -221,9 +228,15 @@ impl Kept {
         let store = LocalStore::open(&data_dir.join("checkpoints"))?;
         let door = Door::new(Arc::new(store), Arc::new(ThreadRest::seeded(nonce)), nonce);
         door.probe()?;
-        let generation = take_over(&door)?;
-        let door = Arc::new(door.of_generation(generation));
-        let (publisher, newest) = Publisher::open(Arc::clone(&door), generation)?;
-        Ok(Kept { config, door, generation, newest, counter: Arc::default(), publisher })
+        let (owner, newest) = Owner::open(&door, None)?;
+        let newest = newest.map(|Checkpoint { manifest, permit, committed }| -> Result<Found> {
+            let coordinated = serde_json::from_value(manifest.coordinator.clone()).map_err(|e| {
+                let message = format!("object \"{}\" of a checkpoint cannot be used", manifest.name());
+                Error::new(SqlState::DataCorrupted, message).with_detail(e.to_string())
+            })?;
+            Ok(Found { manifest, coordinated: Arc::new(coordinated), permit, committed })
+        });
+        let (newest, door) = (newest.transpose()?, Arc::new(owner.door().clone()));
+        Ok(Kept { config, door, newest, counter: Arc::default(), owner })
     }
 }

@@ -5,9 +5,11 @@
 //!
 //! A segment holds chunks by task and part; a chunk is a change batch as `flow::wire` writes it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
 use bytes::Bytes;
@@ -22,7 +24,6 @@ use flow::{ChangeBatch, Error, JobId, Result, SlotId, SqlState, TaskId};
 use parking_lot::Mutex;
 use plan::Placed;
 
-use crate::background::stand_back;
 use crate::freeze::{Frozen, Seal};
 use crate::message::{DeploymentId, FromSlot, StoredState};
 use crate::parts::merge;
@@ -36,6 +37,11 @@ const CHUNK_ROWS: usize = 64 << 10;
 const CHAIN_SEGMENTS: usize = 8;
 /// A chain is replaced when it has so many times the bytes of its first segment.
 const CHAIN_GROWTH: u64 = 3;
+
+/// Bytes that may wait to be stored before slots wait too.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+/// How long a slot sleeps at a time while too much waits.
+const FULL_WAIT: Duration = Duration::from_millis(1);
 
 /// One job on one slot.
 #[derive(Debug)]
@@ -64,26 +70,33 @@ enum Errand {
     Stop,
 }
 
+/// The objects of running jobs' chains, from before they are created until nothing but old checkpoints names them.
+type Held = Arc<Mutex<BTreeSet<ObjectName>>>;
+
 /// The slots' side of the store.
 pub struct Depot {
     door: Arc<Door>,
     errands: Sender<Errand>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Bytes that wait to be stored.
+    waiting: Arc<AtomicUsize>,
+    held: Held,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Depot {
     /// Starts the thread. `counter` numbers the objects of the door's generation.
     pub fn start(door: Arc<Door>, counter: Arc<AtomicU64>, reports: Reports) -> Result<Arc<Depot>> {
         let (errands, todo) = unbounded();
-        let keeper = Keeper { door: Arc::clone(&door), counter, reports, instances: HashMap::new() };
+        let waiting: Arc<AtomicUsize> = Arc::default();
+        let stored = Arc::clone(&waiting);
+        let held = Held::default();
+        let in_chains = Arc::clone(&held);
+        let keeper = Keeper { door: Arc::clone(&door), counter, reports, stored, in_chains, instances: HashMap::new() };
         let thread = std::thread::Builder::new()
             .name("depot".into())
-            .spawn(move || {
-                stand_back();
-                keeper.run(&todo);
-            })
+            .spawn(move || keeper.run(&todo))
             .map_err(|e| Error::internal(format!("cannot start the thread that stores state: {e}")))?;
-        Ok(Arc::new(Depot { door, errands, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Depot { door, errands, waiting, held, thread: Mutex::new(Some(thread)) }))
     }
 
     fn send(&self, errand: Errand) {
@@ -96,16 +109,28 @@ impl Depot {
         self.send(Errand::Open(deployment, instance));
     }
 
-    /// Takes what has changed. Once a seal is stored, [`FromSlot::Stored`] is reported.
+    /// Takes what has changed, and waits while too much of it is not stored yet. Once a seal is stored,
+    /// [`FromSlot::Stored`] is reported.
     pub fn take(&self, deployment: DeploymentId, slot: SlotId, frozen: Frozen) {
-        if !frozen.changes.is_empty() || frozen.seal.is_some() {
-            self.send(Errand::Take(deployment, slot, frozen));
+        if frozen.changes.is_empty() && frozen.seal.is_none() {
+            return;
         }
+        let ended = || self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished);
+        while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX && !ended() {
+            std::thread::sleep(FULL_WAIT);
+        }
+        self.waiting.fetch_add(frozen.bytes(), Ordering::Relaxed);
+        self.send(Errand::Take(deployment, slot, frozen));
     }
 
     /// A job is gone from a slot.
     pub fn close(&self, deployment: DeploymentId, slot: SlotId) {
         self.send(Errand::Close(deployment, slot));
+    }
+
+    /// What must not be cleared away although the newest checkpoint may not name it yet.
+    pub fn held(&self) -> BTreeSet<ObjectName> {
+        self.held.lock().clone()
     }
 
     /// Ends the thread. What is not stored yet belongs to no checkpoint.
@@ -216,6 +241,9 @@ struct Keeper {
     door: Arc<Door>,
     counter: Arc<AtomicU64>,
     reports: Reports,
+    /// See [`Depot`].
+    stored: Arc<AtomicUsize>,
+    in_chains: Held,
     instances: HashMap<(DeploymentId, SlotId), Kept>,
 }
 
@@ -224,16 +252,20 @@ impl Keeper {
         while let Ok(errand) = todo.recv() {
             match errand {
                 Errand::Open(deployment, instance) => {
+                    self.in_chains.lock().extend(instance.chain.iter().filter_map(name_of));
                     let kept = Kept { open: SegmentWriter::new(), parts: Vec::new(), instance };
                     self.instances.insert((deployment, kept.instance.slot), kept);
                 }
                 Errand::Close(deployment, slot) => {
-                    self.instances.remove(&(deployment, slot));
+                    if let Some(kept) = self.instances.remove(&(deployment, slot)) {
+                        self.let_go(&kept.instance.chain);
+                    }
                 }
                 Errand::Stop => return,
                 Errand::Take(deployment, slot, frozen) => {
-                    let epoch = frozen.seal.as_ref().map(|s| s.epoch);
+                    let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
                     let outcome = self.take(deployment, slot, frozen);
+                    self.stored.fetch_sub(bytes, Ordering::Relaxed);
                     match (outcome, epoch) {
                         (Ok(Some(state)), Some(epoch)) => {
                             (self.reports)(FromSlot::Stored { slot, deployment, epoch, state });
@@ -283,7 +315,16 @@ impl Keeper {
     }
 
     fn put(&mut self, instance: &Instance, writer: SegmentWriter, parts: Vec<PartRef>) -> Result<SegmentRef> {
-        put_segment(&self.door, &self.counter, instance.job, (instance.slot, instance.slots), writer, parts)
+        let name = new_name(&self.door, &self.counter, instance.job, instance.slot);
+        self.in_chains.lock().insert(ObjectName::Segment(name));
+        put_segment(&self.door, name, instance.slots, writer, parts)
+    }
+
+    fn let_go(&self, chain: &[SegmentRef]) {
+        let mut held = self.in_chains.lock();
+        for name in chain.iter().filter_map(name_of) {
+            held.remove(&name);
+        }
     }
 
     /// Replaces the chain by one segment of its content.
@@ -295,32 +336,39 @@ impl Keeper {
                 add(&mut writer, &mut refs, task, part, rows)?;
             }
         }
-        kept.instance.chain = match writer.is_empty() {
+        let short = match writer.is_empty() {
             true => Vec::new(),
             false => vec![self.put(&kept.instance, writer, refs)?],
         };
+        self.let_go(&kept.instance.chain);
+        kept.instance.chain = short;
         Ok(())
     }
 }
 
-/// Stores a segment as a new object.
+/// A name that no object has had.
+pub fn new_name(door: &Door, counter: &AtomicU64, job: JobId, slot: SlotId) -> SegmentName {
+    let counter = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    SegmentName { job, generation: door.writer().generation, counter, slot: u32::from(slot.0) }
+}
+
+fn name_of(segment: &SegmentRef) -> Option<ObjectName> {
+    ObjectName::parse(segment.object()?)
+}
+
+/// Stores a segment of one slot of `slots` as a new object.
 pub fn put_segment(
     door: &Door,
-    counter: &AtomicU64,
-    job: JobId,
-    (slot, slots): (SlotId, usize),
+    name: SegmentName,
+    slots: usize,
     writer: SegmentWriter,
     parts: Vec<PartRef>,
 ) -> Result<SegmentRef> {
-    let counter = counter.fetch_add(1, Ordering::Relaxed) + 1;
-    let slot = u32::from(slot.0);
-    let name =
-        ObjectName::Segment(SegmentName { job, generation: door.writer().generation, counter, slot }).to_string();
-    let bytes = writer.finish()?;
-    match door.put_new(&name, &bytes)? {
-        PutNew::Created => Ok(SegmentRef::in_object(name, slot, slots as u32, &bytes, parts)),
+    let (object, bytes) = (ObjectName::Segment(name).to_string(), writer.finish()?);
+    match door.put_new(&object, &bytes)? {
+        PutNew::Created => Ok(SegmentRef::in_object(object, name.slot, slots as u32, &bytes, parts)),
         PutNew::Exists(_) => {
-            Err(Error::internal(format!("object \"{name}\" exists, though its name was given out only now")))
+            Err(Error::internal(format!("object \"{object}\" exists, though its name was given out only now")))
         }
     }
 }

@@ -41,6 +41,12 @@ pub struct Frozen {
     pub seal: Option<Seal>,
 }
 
+impl Frozen {
+    pub fn bytes(&self) -> usize {
+        self.changes.iter().map(|c| c.changes.bytes()).sum()
+    }
+}
+
 /// The freezing side of a job's machine.
 pub struct Freezing {
     at: Arc<AtomicU64>,

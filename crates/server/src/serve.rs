@@ -1,6 +1,7 @@
 //! `millstream server`: wires engine, Postgres wire and HTTP together and runs until a signal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coord::engine::Replanner;
 use coord::session::replan::StoredQueries;
@@ -10,7 +11,7 @@ use frontend::FrontendConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::ServerArgs;
 use crate::adapter::Server;
@@ -59,6 +60,9 @@ pub fn signals() -> Result<watch::Receiver<bool>> {
     });
     Ok(receiver)
 }
+
+/// How long a server that stops waits for its last checkpoint.
+const LAST_CHECKPOINT_MAX: Duration = Duration::from_secs(10);
 
 /// Opens the engine and starts its standing queries.
 pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
@@ -109,5 +113,13 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         .await
         .map_err(|e| Error::new(SqlState::ConnectionFailure, format!("Postgres wire: {e}")))?;
     let _ = http.await;
+    if engine.keeper().is_some() {
+        // What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it.
+        match tokio::time::timeout(LAST_CHECKPOINT_MAX, engine.checkpoint()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "no checkpoint at the end"),
+            Err(_) => warn!("no checkpoint at the end: it took too long"),
+        }
+    }
     tokio::task::spawn_blocking(move || engine.shutdown()).await.map_err(|e| Error::internal(format!("shutdown: {e}")))
 }

@@ -7,7 +7,7 @@ use coord::execution::Threads;
 use coord::session::Session;
 use flow::Epoch;
 
-use crate::harness::{Instance, Rng, keeping, ok, rows, scratch, seed};
+use crate::harness::{Instance, Rng, keeping, ok, rows, run, scratch, seed};
 
 fn open(folder: &Path, slots: usize) -> Instance {
     Instance::with(keeping(folder, slots, 32), Arc::new(Threads::default()))
@@ -250,5 +250,158 @@ async fn a_sink_that_delivers_exactly_once_publishes_with_checkpoints_and_repeat
     }
     ok(&mut s, "CHECKPOINT").await;
     assert_eq!(published(&out), expected(0..next));
+    instance.close().await;
+}
+
+/// The objects of checkpoints below a folder.
+fn objects(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(objects(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// A job whose state is damaged or gone says which object it is and leaves everything in place; the others run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_object_stops_its_job_by_name_and_nothing_is_cleared_away() {
+    for missing in [false, true] {
+        let folder = scratch();
+        let instance = open(folder.path(), 1);
+        let mut s = instance.session();
+        ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int)").await;
+        ok(&mut s, "CREATE MATERIALIZED VIEW hurt AS SELECT v, count(*) AS n FROM t GROUP BY v").await;
+        ok(&mut s, "CREATE MATERIALIZED VIEW whole AS SELECT sum(v) AS s FROM t").await;
+        ok(&mut s, "INSERT INTO t VALUES (1, 10), (2, 10), (3, 30)").await;
+        ok(&mut s, "CHECKPOINT").await;
+        let hurt = instance.engine.catalog().relation_named("dev", "public", "hurt").unwrap().oid;
+        drop(s);
+        instance.close().await;
+
+        let segments = objects(&folder.path().join(format!("checkpoints/jobs/{hurt}")));
+        assert!(!segments.is_empty());
+        let bytes = std::fs::read(&segments[0]).unwrap();
+        if missing {
+            std::fs::remove_file(&segments[0]).unwrap();
+        } else {
+            let mut bad = bytes.clone();
+            let middle = bad.len() / 2;
+            bad[middle] ^= 1;
+            std::fs::write(&segments[0], bad).unwrap();
+        }
+
+        let instance = open(folder.path(), 1);
+        let mut s = instance.session();
+        assert_eq!(rows(&mut s, "SELECT s FROM whole").await, [["50"]]);
+        let stopped = run(&mut s, "SELECT * FROM hurt").await.err().unwrap();
+        let name = format!("jobs/{hurt}/");
+        assert!(stopped.detail().unwrap().contains(&name), "{stopped:?}");
+        assert!(stopped.detail().unwrap().contains("XX001"), "{stopped:?}");
+        for n in 4..9 {
+            ok(&mut s, &format!("INSERT INTO t VALUES ({n}, {n})")).await;
+            ok(&mut s, "CHECKPOINT").await;
+        }
+        let left = objects(&folder.path().join(format!("checkpoints/jobs/{hurt}")));
+        assert_eq!(left.len(), segments.len() - usize::from(missing));
+        // Dropping and creating the view again makes it anew.
+        ok(&mut s, "DROP MATERIALIZED VIEW hurt").await;
+        ok(&mut s, "CREATE MATERIALIZED VIEW hurt AS SELECT v, count(*) AS n FROM t GROUP BY v").await;
+        assert_eq!(rows(&mut s, "SELECT n FROM hurt WHERE v = 10").await, [["2"]]);
+        instance.close().await;
+    }
+}
+
+/// What only old checkpoints need is cleared away, and what nobody needs at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_does_not_grow_with_the_number_of_checkpoints() {
+    let folder = scratch();
+    let instance = open(folder.path(), 2);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY, v int)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW m AS SELECT v, count(*) AS n FROM t GROUP BY v").await;
+    let mut most = 0;
+    for n in 0..60 {
+        ok(&mut s, &format!("INSERT INTO t VALUES ({}, {n}) ON CONFLICT (k) DO UPDATE SET v = {n}", n % 5)).await;
+        ok(&mut s, "CHECKPOINT").await;
+        if n >= 30 {
+            most = most.max(objects(&folder.path().join("checkpoints")).len());
+        }
+    }
+    // Two slots with a chain each, in two checkpoints.
+    assert!(most < 80, "{most} objects");
+    assert_eq!(rows(&mut s, "SHOW CHECKPOINTS").await.len(), 2);
+    ok(&mut s, "DROP MATERIALIZED VIEW m").await;
+    for _ in 0..3 {
+        ok(&mut s, "CHECKPOINT").await;
+    }
+    drop(s);
+    instance.close().await;
+    let instance = open(folder.path(), 2);
+    let mut s = instance.session();
+    ok(&mut s, "CHECKPOINT").await;
+    let left = objects(&folder.path().join("checkpoints/jobs"));
+    assert!(left.is_empty(), "{left:?}");
+    instance.close().await;
+}
+
+/// A sink that has published and whose state is gone does not begin anew by itself: it would repeat everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_cannot_go_on_repeats_nothing() {
+    let folder = scratch();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    let instance = open(&data, 1);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (id int, k int) APPEND ONLY").await;
+    ok(&mut s, "CREATE TABLE names (k int, name text) APPEND ONLY").await;
+    let sink = format!(
+        "CREATE SINK k AS SELECT id, name FROM t JOIN names ON t.k = names.k \
+         WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN ENCODE JSON",
+        out.display()
+    );
+    ok(&mut s, &sink).await;
+    ok(&mut s, "INSERT INTO names VALUES (1, 'one')").await;
+    ok(&mut s, "INSERT INTO t VALUES (1, 1), (2, 1)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    let before = published(&out);
+    assert_eq!(before.len(), 2);
+    let oid = instance.engine.catalog().relation_named("dev", "public", "k").unwrap().oid;
+    drop(s);
+    instance.close().await;
+    for segment in objects(&data.join(format!("checkpoints/jobs/{oid}"))) {
+        std::fs::remove_file(segment).unwrap();
+    }
+    // At first it says which object is missing; later checkpoints do not hold it any more.
+    for (round, cause) in ["XX001", "55000", "55000"].into_iter().enumerate() {
+        let instance = open(&data, 1);
+        let mut s = instance.session();
+        ok(&mut s, &format!("INSERT INTO t VALUES ({}, 1)", 3 + round)).await;
+        ok(&mut s, "CHECKPOINT").await;
+        let failure = instance.engine.clock.board.failure(oid).unwrap();
+        assert_eq!(failure.state().code(), cause, "{failure:?}");
+        assert_eq!(published(&out), before);
+        instance.close().await;
+    }
+    let instance = open(&data, 1);
+    let mut s = instance.session();
+    ok(&mut s, "DROP SINK k").await;
+    ok(&mut s, &sink.replace("/out'", "/again'")).await;
+    // A checkpoint holds the sink once it has read what there was.
+    for _ in 0..100 {
+        ok(&mut s, "CHECKPOINT").await;
+        if published(&folder.path().join("again")).len() == 5 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(published(&folder.path().join("again")).len(), 5);
+    drop(s);
+    instance.close().await;
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    ok(&mut s, "INSERT INTO t VALUES (9, 1)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(published(&folder.path().join("again")).len(), 6);
     instance.close().await;
 }

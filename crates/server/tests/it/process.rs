@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
@@ -12,17 +13,25 @@ pub struct Server {
     process: Child,
     pub addr: SocketAddr,
     /// Removed when the process has ended.
-    _data: TempDir,
+    _data: Option<TempDir>,
 }
 
 impl Server {
     pub fn start() -> Server {
         let data = tempfile::tempdir().unwrap();
+        let mut server = Server::start_on(data.path(), 2, "10s");
+        server._data = Some(data);
+        server
+    }
+
+    /// A server on a data directory that outlives it.
+    pub fn start_on(data: &Path, slots: usize, checkpoint_interval: &str) -> Server {
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
-            .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", "2"])
+            .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", &slots.to_string()])
             .args(["--memory-limit", "256MiB", "--log-format", "json", "--config", "/dev/null", "--data-dir"])
-            .arg(data.path())
-            .current_dir(data.path())
+            .arg(data)
+            .current_dir(data)
+            .env("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -38,7 +47,7 @@ impl Server {
         };
         // The pipe must be read to its end, or a talkative server would block on it.
         std::thread::spawn(move || log.for_each(drop));
-        Server { process, addr, _data: data }
+        Server { process, addr, _data: None }
     }
 
     pub fn config(&self) -> Config {
@@ -71,10 +80,17 @@ pub async fn connect(config: &Config) -> (Client, mpsc::UnboundedReceiver<AsyncM
     (client, messages)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
+impl Server {
+    /// Ends the process as a crash does.
+    pub fn kill(&mut self) {
         // Both fail only if the process has ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
