@@ -15,8 +15,8 @@ const KEYS: usize = 20;
 fn append(input: &Path, ids: std::ops::Range<usize>) {
     let mut file = OpenOptions::new().create(true).append(true).open(input).unwrap();
     let line = |id: usize| {
-        let (minute, second) = (id / 600 % 60, id / 10 % 60);
-        format!("{{\"id\":{id},\"k\":{},\"at\":\"2026-01-01 00:{minute:02}:{second:02}\"}}\n", id % KEYS)
+        let (hour, minute, second) = (id / 36_000, id / 600 % 60, id / 10 % 60);
+        format!("{{\"id\":{id},\"k\":{},\"at\":\"2026-01-01 {hour:02}:{minute:02}:{second:02}\"}}\n", id % KEYS)
     };
     let text: String = ids.map(line).collect();
     for piece in text.as_bytes().chunks(1000) {
