@@ -77,6 +77,15 @@ impl DataDirectory {
         Ok(DataDirectory { path: path.to_path_buf(), _lock: lock })
     }
 
+    /// The same for a directory that must be there already: nothing is created. Errors: `58P01` it is not there or is none.
+    pub fn open_existing(path: &Path) -> Result<DataDirectory> {
+        if !path.join("VERSION").is_file() {
+            return Err(Error::new(SqlState::UndefinedFile, format!("\"{}\" is not a data directory", path.display()))
+                .with_hint("Name the folder that the server was started with, with --data-dir."));
+        }
+        DataDirectory::open(path)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -387,6 +387,15 @@ pub fn checkpoints(door: &Door) -> Result<Vec<CheckpointLine>> {
     Ok(lines)
 }
 
+/// The manifest that a line of [`checkpoints`] is about. Errors: `XX001` it is missing or damaged.
+pub fn manifest_of(door: &Door, line: &CheckpointLine) -> Result<Manifest> {
+    let damaged = |what: &str| Error::new(SqlState::DataCorrupted, format!("object \"{}\" {what}", line.manifest));
+    if let Some(damage) = &line.damage {
+        return Err(damaged(&format!("cannot be used: {damage}")));
+    }
+    Manifest::decode(&door.get(&line.manifest)?.ok_or_else(|| damaged("is missing"))?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -88,6 +88,21 @@ impl Log {
         Ok(log)
     }
 
+    /// Hands each whole record of the newest segment in `folder` to `seen`, in order, and changes nothing. Returns the segment
+    /// and the bytes of its whole records; `None` if there is no segment. Errors: as [`open`](Log::open).
+    pub fn look(folder: &Path, mut seen: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<(PathBuf, u64)>> {
+        let mut newest = None;
+        for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
+            let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
+            let number =
+                path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".log")?.parse::<u64>().ok());
+            newest = newest.max(number.map(|n| (n, path)));
+        }
+        let Some((_, path)) = newest else { return Ok(None) };
+        let (_, end) = read_segment(&path, &mut seen)?;
+        Ok(Some((path, end)))
+    }
+
     fn create(folder: &Path, number: u64) -> Result<Log> {
         let path = folder.join(format!("{number:010}.log"));
         let temporary = folder.join(format!("{number:010}.tmp"));

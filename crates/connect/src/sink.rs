@@ -77,7 +77,12 @@ pub trait SinkConnector: Send + Sync {
     }
 }
 
-/// Takes the changes of one sink, from one thread at a time. After an error it is never called again.
+/// Takes the changes of one sink, from one thread at a time.
+///
+/// After an error that may pass ([`Error::may_pass`]: the target is full or away) nothing is lost. What
+/// [`write`](Self::write) and [`finish_epoch`](Self::finish_epoch) were given was taken: [`make_up`](Self::make_up) is called
+/// until it succeeds, before anything else but `close`; every other method is called again itself. After any other error
+/// nothing is called again.
 pub trait SinkWriter: Send {
     /// Takes changes of the epoch that is open: later than every finished one. The batch has the request's schema.
     /// Errors: `0A000` for a deletion where the mode takes none, `53100` target full.
@@ -86,6 +91,11 @@ pub trait SinkWriter: Send {
     /// All changes of `epoch` have been written; publishes them, or notes that they are due at
     /// [`next_flush_us`](Self::next_flush_us). Epochs come in ascending order; those without changes may be left out.
     fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()>;
+
+    /// Does what `write` or `finish_epoch` has taken over and could not do.
+    fn make_up(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// When [`flush`](Self::flush) wants to be called, on the clock of `now_us`; `None` when everything finished is
     /// published.

@@ -8,15 +8,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use checkpoint::door::Door;
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, TaskId};
+use crossbeam_channel::{Receiver, Sender, after, never, select, unbounded};
+use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, SqlState, TaskId};
 use parking_lot::Mutex;
 use plan::ProcessPlan;
-use runtime::depot::{bytes_of, new_name, put_segment};
+use runtime::depot::{bytes_of, put_single};
 use runtime::{DeploymentId, Depot, StoredState};
 use serde::{Deserialize, Serialize};
 use state::Snapshot;
@@ -27,9 +28,13 @@ use crate::clock::{Clock, Event};
 use crate::recovery::{Found, Kept, port_watermarks};
 use crate::sinks::{Done, Sinks};
 use crate::sources::{SourceState, Sources};
+use crate::stalls::Waiting;
 
 /// The part of a side table's segment that holds its rows.
 const SIDE_PART: &str = "rows";
+
+/// How often, in the time that a sink is waited for, is looked whether it holds up a checkpoint.
+const LOOKS: u32 = 4;
 
 /// Rows of one chunk of it.
 const SIDE_ROWS: usize = 8192;
@@ -73,6 +78,20 @@ impl Schedule {
         self.under_way = true;
         self.changed_us = None;
         self.asked = std::mem::take(&mut self.waiting);
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+
+    /// The checkpoint under way does not get on: nobody waits for it.
+    pub fn refuse(&mut self, cause: &Error) {
+        for reply in self.asked.drain(..).chain(self.waiting.drain(..)) {
+            let hint = "The server tries again by itself; checkpoints go on when the cause is gone.";
+            let error = Error::new(cause.state(), "the checkpoint is stalled").with_detail(cause.to_string());
+            // Who has gone does not wait.
+            let _ = reply.send(Err(error.with_hint(hint)));
+        }
     }
 
     /// The checkpoint under way has become durable, or will not.
@@ -319,6 +338,8 @@ impl Keeper {
 /// A checkpoint under way.
 struct UnderWay {
     begin: Begin,
+    /// Says when it is time to look whether a sink holds it up.
+    look: Receiver<Instant>,
     stored: HashMap<(DeploymentId, SlotId), StoredState>,
     gone: HashSet<DeploymentId>,
     prepared: BTreeMap<RelationId, Vec<u8>>,
@@ -329,6 +350,17 @@ struct UnderWay {
 impl UnderWay {
     fn jobs(&self) -> impl Iterator<Item = &KeptJob> {
         self.begin.jobs.iter().filter(|job| !self.gone.contains(&job.deployment))
+    }
+
+    /// The sinks that have not done yet what the checkpoint waits for.
+    fn waits_for(&self) -> Vec<RelationId> {
+        match &self.committing {
+            Some(committing) => committing.iter().copied().collect(),
+            None => {
+                let sinks = self.jobs().filter(|job| !job.is_view).map(|job| job.relation);
+                sinks.filter(|sink| !self.prepared.contains_key(sink)).collect()
+            }
+        }
     }
 
     fn is_whole(&self) -> bool {
@@ -398,7 +430,17 @@ impl KeeperThread {
 
     fn run(mut self, messages: &Receiver<ToKeeper>) {
         self.note_committed();
-        while let Ok(message) = messages.recv() {
+        let never = never();
+        loop {
+            let look = self.under_way.as_ref().map_or(&never, |under_way| &under_way.look);
+            let message = select! {
+                recv(messages) -> message => message,
+                recv(look) -> _ => {
+                    self.look_for_silent_sinks();
+                    continue;
+                }
+            };
+            let Ok(message) = message else { return };
             match message {
                 ToKeeper::Begin(begin) => self.begin(*begin),
                 ToKeeper::Stored { slot, deployment, epoch, state } => {
@@ -445,11 +487,34 @@ impl KeeperThread {
     fn begin(&mut self, begin: Begin) {
         self.under_way = Some(UnderWay {
             begin,
+            look: after(self.kept.config.timeout / LOOKS),
             stored: HashMap::new(),
             gone: HashSet::new(),
             prepared: BTreeMap::new(),
             committing: None,
         });
+    }
+
+    /// Stops the sinks whose targets have not answered for too long, so that the checkpoint gets on without them.
+    fn look_for_silent_sinks(&mut self) {
+        let (timeout, now_us) = (self.kept.config.timeout, self.clock.time.now_us());
+        let Some(under_way) = &mut self.under_way else { return };
+        under_way.look = after(timeout / LOOKS);
+        for sink in under_way.waits_for() {
+            let silent_us = self.sinks.silent_since_us(sink).map_or(0, |since_us| now_us.saturating_sub(since_us));
+            if i128::from(silent_us) < timeout.as_micros() as i128 {
+                continue;
+            }
+            let mut error = Error::new(SqlState::IoError, "the target of the sink does not answer")
+                .with_hint("Drop the sink and create it again when its target works. checkpoint_timeout says how long one is waited for.");
+            error = match self.clock.stalls.of_job(sink, false) {
+                Some(cause) => error.with_detail(cause.to_string()),
+                None => error.with_detail(format!("Nothing was heard of it for {} seconds.", silent_us / 1_000_000)),
+            };
+            warn!(sink = sink.0, %error, "a sink holds up a checkpoint");
+            self.sinks.give_up(sink);
+            self.clock.send(Event::StopJob { relation: sink, error });
+        }
     }
 
     /// Takes the next step of the checkpoint under way, if what it waits for is there.
@@ -458,8 +523,12 @@ impl KeeperThread {
         if under_way.committing.is_none() && under_way.is_whole() {
             let Some(mut under_way) = self.under_way.take() else { return };
             match self.publish(&mut under_way) {
-                Ok(()) => self.under_way = Some(under_way),
+                Ok(()) => {
+                    self.clock.stalls.clear(Waiting::Checkpoints);
+                    self.under_way = Some(under_way);
+                }
                 Err(error) => {
+                    self.clock.stalls.set(Waiting::Checkpoints, error.clone());
                     warn!(%error, epoch = under_way.begin.epoch.0, "a checkpoint could not be made durable");
                     self.clock.send(Event::CheckpointEnded(Err(error)));
                     return;
@@ -574,8 +643,7 @@ impl KeeperThread {
                 bytes: bytes_stored,
             };
             let (door, counter) = (&self.kept.door, &self.kept.counter);
-            let name = new_name(door, counter, JobId(relation.0), SlotId(0));
-            let segment = put_segment(door, name, 1, writer, vec![part])?;
+            let segment = put_single(door, counter, JobId(relation.0), writer, vec![part])?;
             written += segment.bytes;
             kept.push(KeptSide { relation, count, segment });
         }

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
 use crate::job::{JobBoard, JobState, Phase};
+use crate::stalls::{Stalls, Waiting};
 use crate::subscriptions::{Feeds, Why};
 use crate::time::Time;
 
@@ -139,6 +140,7 @@ pub struct Clock {
     /// The newest epoch with a commit that a client has been told of.
     acknowledged: AtomicU64,
     pub board: JobBoard,
+    pub stalls: Stalls,
     /// Relations whose changes are followed.
     pub feeds: Arc<Feeds>,
     /// By relation whose rows can be taken away: the columns by which its rows are spread over the slots. A row's deletion
@@ -172,6 +174,7 @@ impl Clock {
             completed: watch::Sender::new(before),
             acknowledged: AtomicU64::new(0),
             board: JobBoard::default(),
+            stalls: Stalls::default(),
             feeds: Arc::default(),
             routes: RwLock::default(),
             gates: RwLock::default(),
@@ -246,11 +249,15 @@ impl Clock {
         self.sources_wait.store(true, Ordering::Relaxed);
     }
 
+    /// Whether one script owns everything: then nothing is gained by going on without a sink.
+    pub fn sources_wait(&self) -> bool {
+        self.sources_wait.load(Ordering::Relaxed)
+    }
+
     /// Whether the flow cannot take more rows of sources now.
     pub fn is_full(&self) -> bool {
-        let sinks = self.sources_wait.load(Ordering::Relaxed)
-            && self.sink_backlog.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX;
-        sinks || self.pending_bytes() > PENDING_BYTES_MAX
+        let sinks = self.sources_wait() && self.sink_backlog.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX;
+        sinks || self.stalls.is_full() || self.pending_bytes() > PENDING_BYTES_MAX
     }
 
     /// Bytes of input that wait for the next cut.
@@ -459,8 +466,25 @@ impl ClockLoop {
                 self.tell(ToKeeper::Stored { slot, deployment, epoch, state });
             }
             Event::FromSlot(FromSlot::NotStored { deployment, error, .. }) => self.unkeep(deployment, error),
+            Event::FromSlot(FromSlot::Storing { cause, full }) => {
+                self.clock.stalls.set_full(full);
+                match cause {
+                    Some(cause) => {
+                        if let Some(schedule) = &mut self.checkpoints {
+                            schedule.refuse(&cause);
+                        }
+                        self.clock.stalls.set(Waiting::State, cause);
+                    }
+                    None => drop(self.clock.stalls.clear(Waiting::State)),
+                }
+            }
             Event::Checkpoint { reply } => match &mut self.checkpoints {
-                Some(schedule) => schedule.waiting.push(reply),
+                Some(schedule) => {
+                    schedule.waiting.push(reply);
+                    if let Some(cause) = self.clock.stalls.of_checkpoints().filter(|_| schedule.is_under_way()) {
+                        schedule.refuse(&cause);
+                    }
+                }
                 None => {
                     let _ = reply.send(Err(Error::new(
                         flow::SqlState::ObjectNotInPrerequisiteState,

@@ -30,7 +30,7 @@ use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder
 use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
 use crate::into_table::TableSink;
-use crate::job::Phase;
+use crate::job::{JobStatus, Phase};
 use crate::locks::Locks;
 use crate::record;
 use crate::recovery::{Found, JobStart, Kept, RestoredJob, Since};
@@ -59,12 +59,16 @@ pub struct EngineConfig {
 }
 
 /// How checkpoints are taken.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct CheckpointConfig {
+    /// Where they are kept; `None`: in a folder of the data directory.
+    pub store: Option<Arc<dyn checkpoint::door::Store>>,
     /// The first epoch after so long is made durable; `None`: only when a statement says so.
     pub interval: Option<Duration>,
     /// Checkpoints that are kept.
     pub retained: usize,
+    /// A sink whose target does not answer for so long is stopped, so that it holds up no checkpoint any more.
+    pub timeout: Duration,
     /// Random, so that no two processes write under one name.
     pub nonce: u64,
 }
@@ -136,7 +140,7 @@ impl Engine {
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
         let locks: Arc<Locks> = Arc::default();
-        let kept = config.checkpoints.map(|c| Kept::open(&config.data_dir, c)).transpose()?;
+        let kept = config.checkpoints.clone().map(|c| Kept::open(&config.data_dir, c)).transpose()?;
         let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
@@ -608,6 +612,23 @@ impl Engine {
     }
 
     /// What keeps checkpoints, if anything does.
+    /// Why a job does not get on for now, though it runs.
+    pub fn stalled(&self, relation: RelationId, job: &JobStatus) -> Option<Error> {
+        if matches!(job.phase, Phase::Failed(_)) {
+            return None;
+        }
+        let kept = self.keeper.is_some() && (job.is_view || self.sinks.identity(relation).is_some());
+        self.clock.stalls.of_job(relation, kept)
+    }
+
+    /// Where a job stands, in a few words.
+    pub fn job_state(&self, relation: RelationId, job: &JobStatus) -> String {
+        match self.stalled(relation, job) {
+            Some(cause) => format!("stalled: {}", cause.message()),
+            None => job.phase.name().to_string(),
+        }
+    }
+
     pub fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
     }
@@ -831,6 +852,9 @@ impl Engine {
 
     /// Stops clock, slots, sources and sinks. Acknowledged work is durable already.
     pub fn shutdown(&self) {
+        if let Some(depot) = &self.worker.shared().depot {
+            depot.begin_to_stop();
+        }
         for handle in self.sources.all() {
             self.sources.remove(handle.relation);
         }

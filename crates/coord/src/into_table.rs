@@ -22,6 +22,7 @@ pub struct TableSink {
     table: RelationId,
     pending: Vec<ChangeBatch>,
     bytes: usize,
+    finished: Epoch,
     published: Epoch,
     rows: u64,
 }
@@ -34,6 +35,7 @@ impl TableSink {
             table,
             pending: Vec::new(),
             bytes: 0,
+            finished: Epoch(0),
             published: Epoch(0),
             rows: 0,
         }))
@@ -45,15 +47,15 @@ impl TableSink {
         let (Some(table), Some(relation)) = (engine.table(self.table), catalog.relation(self.table)) else {
             return Err(Error::internal("the sink's table is gone"));
         };
-        let changes = std::mem::take(&mut self.pending);
-        self.bytes = 0;
         loop {
             // Locks are taken in one go or not at all: a sink never makes others wait while it waits itself.
             let mut set = WriteSet::of_sink(self.sink);
-            match self.write_rows(&mut set, &table, relation, &changes) {
+            match self.write_rows(&mut set, &table, relation, &self.pending) {
                 Ok(rows) => {
-                    self.rows += rows;
                     set.commit_blocking(&engine.clock, &engine.log, &engine.budget, engine.floor())?;
+                    self.rows += rows;
+                    self.pending.clear();
+                    self.bytes = 0;
                     return Ok(());
                 }
                 Err(Refused::Failed(error)) => return Err(error),
@@ -129,10 +131,15 @@ impl SinkWriter for TableSink {
     }
 
     fn finish_epoch(&mut self, epoch: Epoch, _now_us: i64) -> Result<()> {
+        self.finished = epoch;
+        self.make_up()
+    }
+
+    fn make_up(&mut self) -> Result<()> {
         if !self.pending.is_empty() {
             self.commit()?;
         }
-        self.published = epoch;
+        self.published = self.finished;
         Ok(())
     }
 

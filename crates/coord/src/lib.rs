@@ -25,6 +25,7 @@ pub mod sessions;
 pub mod sides;
 pub mod sinks;
 pub mod sources;
+pub mod stalls;
 pub mod status;
 pub mod subscriptions;
 pub mod table;

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use catalog::{Catalog, Definition, RelationKind};
 use checkpoint::CommitPermit;
-use checkpoint::door::{Door, ThreadRest};
+use checkpoint::door::{Door, Store, ThreadRest};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, Manifest, PortWatermark, SegmentRef};
 use checkpoint::owner::{Checkpoint, Owner};
@@ -225,8 +225,11 @@ impl Kept {
     /// Opens the store below the data directory as a new generation, and finds the newest checkpoint.
     pub fn open(data_dir: &Path, config: CheckpointConfig) -> Result<Kept> {
         let nonce = config.nonce;
-        let store = LocalStore::open(&data_dir.join("checkpoints"))?;
-        let door = Door::new(Arc::new(store), Arc::new(ThreadRest::seeded(nonce)), nonce);
+        let store: Arc<dyn Store> = match &config.store {
+            Some(store) => Arc::clone(store),
+            None => Arc::new(LocalStore::open(&data_dir.join("checkpoints"))?),
+        };
+        let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);
         door.probe()?;
         let (owner, newest) = Owner::open(&door, None)?;
         let newest = newest.map(|Checkpoint { manifest, permit, committed }| -> Result<Found> {

@@ -2,11 +2,12 @@
 //!
 //! Law: a writer sees the changes of an epoch only after those of every earlier one, and `finish_epoch` only when every
 //! slot has delivered. A sink is never waited for: what it cannot take yet waits in a bounded backlog, and past the bound
-//! the sink's job stops, alone.
+//! the sink's job stops, alone. While its target is full or away the thread tries again and again; a target that does not
+//! answer at all holds up checkpoints until [`Sinks::give_up`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,10 +20,19 @@ use runtime::{FromSlot, Tick};
 use tracing::warn;
 
 use crate::clock::{Clock, Event};
+use crate::stalls::Waiting;
 use crate::time::Time;
 
 /// Bytes that may wait for a slow sink.
 pub const BACKLOG_BYTES_MAX: usize = 256 << 20;
+
+/// The rest before a target that is full or away is tried again; it doubles up to the longest.
+const REST_FIRST: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// How long a sink may take to end, and how long the look whether it has.
+const END_WAIT_MAX: Duration = Duration::from_secs(30);
+const END_LOOK: Duration = Duration::from_millis(1);
 
 enum ToSink {
     Rows {
@@ -64,6 +74,12 @@ struct SinkShared {
     backlog: AtomicUsize,
     published: AtomicU64,
     rows: AtomicU64,
+    /// When the writer was last asked for something that it has not done yet, in microseconds; 0: it has nothing to do.
+    asked_us: AtomicI64,
+    /// The thread is to end.
+    ending: AtomicBool,
+    /// Nobody waits for the thread any more.
+    given_up: AtomicBool,
     /// The backlogs of all sinks together.
     all: Arc<AtomicUsize>,
 }
@@ -141,29 +157,38 @@ impl Sinks {
             backlog: AtomicUsize::new(0),
             published: AtomicU64::new(0),
             rows: AtomicU64::new(0),
+            asked_us: AtomicI64::new(0),
+            ending: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             all: Arc::clone(&self.clock.sink_backlog),
         });
         let thread = SinkThread {
+            relation,
             writer,
             shared: Arc::clone(&shared),
+            clock: Arc::clone(&self.clock),
             time: self.time.clone(),
             finished: vec![None; self.slots],
             waiting: BTreeMap::new(),
             prepare: self.tell.lock().clone().filter(|_| identity.is_some()).map(|tell| Prepare {
-                relation,
                 at: Arc::clone(&self.prepare_at),
                 prepared: Epoch(0),
                 tell,
             }),
         };
-        let clock = Arc::clone(&self.clock);
+        let (clock, ended_by) = (Arc::clone(&self.clock), Arc::clone(&shared));
         let handle = std::thread::Builder::new()
             .name(format!("sink-{relation}"))
             .spawn(move || {
                 runtime::stand_back();
-                if let Err(error) = thread.run(&receiver) {
+                let ended = thread.run(&receiver);
+                clock.stalls.clear(Waiting::Sink(relation));
+                if let Err(error) = ended {
                     warn!(relation = relation.0, %error, "sink stopped");
-                    clock.send(Event::StopJob { relation, error });
+                    // A sink that was told to end leaves no checkpoint for it: its job goes on from the last one at the next start.
+                    if !ended_by.ending.load(Ordering::Acquire) {
+                        clock.send(Event::StopJob { relation, error });
+                    }
                 }
             })
             .map_err(|e| Error::internal(format!("cannot start a sink thread: {e}")))?;
@@ -200,15 +225,38 @@ impl Sinks {
         })
     }
 
-    /// Publishes what is finished and ends the thread.
-    pub fn stop(&self, relation: RelationId) {
-        let running = self.running.lock().remove(&relation);
-        if let Some(mut running) = running {
-            let _ = running.sender.send(ToSink::Close);
-            if let Some(thread) = running.thread.take() {
-                let _ = thread.join();
-            }
+    /// Since when, in microseconds, the sink's target has not done what it was asked for; `None`: there is nothing, or no such
+    /// sink.
+    pub fn silent_since_us(&self, relation: RelationId) -> Option<i64> {
+        let asked_us = self.running.lock().get(&relation)?.shared.asked_us.load(Ordering::Relaxed);
+        Some(asked_us).filter(|us| *us != 0)
+    }
+
+    /// Nobody waits for the sink from now on: its target does not answer.
+    pub fn give_up(&self, relation: RelationId) {
+        if let Some(sink) = self.running.lock().get(&relation) {
+            sink.shared.given_up.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Publishes what is finished and ends the thread. One whose target does not answer is left behind.
+    pub fn stop(&self, relation: RelationId) {
+        let Some(mut running) = self.running.lock().remove(&relation) else { return };
+        let _ = running.sender.send(ToSink::Close);
+        running.shared.ending.store(true, Ordering::Release);
+        let Some(thread) = running.thread.take() else { return };
+        // It may be resting.
+        thread.thread().unpark();
+        let mut waited = Duration::ZERO;
+        while !thread.is_finished() {
+            if waited >= END_WAIT_MAX || running.shared.given_up.load(Ordering::Relaxed) {
+                warn!(relation = relation.0, "a sink whose target does not answer is left behind");
+                return;
+            }
+            std::thread::sleep(END_LOOK);
+            waited += END_LOOK;
+        }
+        let _ = thread.join();
     }
 
     /// Stops every sink.
@@ -219,8 +267,10 @@ impl Sinks {
 }
 
 struct SinkThread {
+    relation: RelationId,
     writer: Box<dyn SinkWriter>,
     shared: Arc<SinkShared>,
+    clock: Arc<Clock>,
     time: Time,
     /// The newest tick that each slot has delivered whole.
     finished: Vec<Option<Tick>>,
@@ -231,7 +281,6 @@ struct SinkThread {
 }
 
 struct Prepare {
-    relation: RelationId,
     at: Arc<AtomicU64>,
     prepared: Epoch,
     tell: Tell,
@@ -249,21 +298,59 @@ impl SinkThread {
             };
             match message {
                 Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
-                Err(RecvTimeoutError::Timeout) => self.writer.flush(self.time.now_us())?,
+                Err(RecvTimeoutError::Timeout) => self.insist(|sink| sink.writer.flush(sink.time.now_us()))?,
                 Ok(ToSink::Commit { permit, prepared }) => {
-                    self.writer.commit(&permit, &prepared)?;
+                    self.insist(|sink| sink.writer.commit(&permit, &prepared))?;
                     if let Some(prepare) = &self.prepare {
-                        (prepare.tell)(prepare.relation, Done::Committed(permit.epoch()));
+                        (prepare.tell)(self.relation, Done::Committed(permit.epoch()));
                     }
                 }
                 Ok(ToSink::Close) | Err(RecvTimeoutError::Disconnected) => {
-                    self.writer.close()?;
+                    self.insist(|sink| sink.writer.close())?;
                     self.publish();
                     return Ok(());
                 }
             }
             self.publish();
         }
+    }
+
+    /// Asks the writer until it does it, unless the cause of its refusal does not pass.
+    fn insist<T>(&mut self, mut ask: impl FnMut(&mut SinkThread) -> Result<T>) -> Result<T> {
+        self.shared.asked_us.store(self.time.now_us().max(1), Ordering::Relaxed);
+        let mut rest = REST_FIRST;
+        let done = loop {
+            match ask(self) {
+                Err(cause) if cause.may_pass() && self.may_rest() => {
+                    if rest == REST_FIRST {
+                        warn!(relation = self.relation.0, error = %cause, "a sink is stalled");
+                    }
+                    self.clock.stalls.set(Waiting::Sink(self.relation), cause);
+                    std::thread::park_timeout(rest);
+                    rest = (rest * 2).min(REST_MAX);
+                }
+                done => break done,
+            }
+        };
+        if rest != REST_FIRST {
+            self.clock.stalls.clear(Waiting::Sink(self.relation));
+        }
+        self.shared.asked_us.store(0, Ordering::Relaxed);
+        done
+    }
+
+    /// A script is told at once that its target does not take rows, and who ends does not wait for better times.
+    fn may_rest(&self) -> bool {
+        !self.clock.sources_wait() && !self.shared.ending.load(Ordering::Acquire)
+    }
+
+    /// The same for what may be done only once: the rest of it is made up for.
+    fn insist_once(&mut self, once: impl FnOnce(&mut SinkThread) -> Result<()>) -> Result<()> {
+        let mut once = Some(once);
+        self.insist(|sink| match once.take() {
+            Some(once) => once(sink),
+            None => sink.writer.make_up(),
+        })
     }
 
     fn publish(&self) {
@@ -306,26 +393,32 @@ impl SinkThread {
             // Nothing of a later epoch is written before the checkpoint's is prepared.
             self.prepare_before(epoch)?;
             self.write(epoch, changes)?;
-            self.writer.finish_epoch(epoch, self.time.now_us())?;
+            self.finish_epoch(epoch)?;
             if epoch == whole {
                 return self.prepare_before(whole.next());
             }
         }
         self.prepare_before(whole)?;
-        self.writer.finish_epoch(whole, self.time.now_us())?;
+        self.finish_epoch(whole)?;
         self.prepare_before(whole.next())
+    }
+
+    fn finish_epoch(&mut self, epoch: Epoch) -> Result<()> {
+        self.insist_once(|sink| sink.writer.finish_epoch(epoch, sink.time.now_us()))
     }
 
     /// Prepares if the checkpoint's epoch is over and this is a later one.
     fn prepare_before(&mut self, epoch: Epoch) -> Result<()> {
-        let Some(prepare) = &mut self.prepare else { return Ok(()) };
+        let Some(prepare) = &self.prepare else { return Ok(()) };
         let at = Epoch(prepare.at.load(Ordering::Acquire));
         if at > prepare.prepared && at < epoch {
             // The epoch itself may have had no changes.
-            self.writer.finish_epoch(at, self.time.now_us())?;
-            let prepared = self.writer.prepare(at)?;
-            prepare.prepared = at;
-            (prepare.tell)(prepare.relation, Done::Prepared(at, prepared));
+            self.finish_epoch(at)?;
+            let prepared = self.insist(|sink| sink.writer.prepare(at))?;
+            if let Some(prepare) = &mut self.prepare {
+                prepare.prepared = at;
+                (prepare.tell)(self.relation, Done::Prepared(at, prepared));
+            }
         }
         Ok(())
     }
@@ -345,7 +438,7 @@ impl SinkThread {
     fn write(&mut self, epoch: Epoch, changes: Vec<ChangeBatch>) -> Result<()> {
         for changes in changes {
             let bytes = changes.bytes();
-            self.writer.write(epoch, &changes)?;
+            self.insist_once(|sink| sink.writer.write(epoch, &changes))?;
             self.shared.remove(bytes);
         }
         Ok(())

@@ -48,10 +48,10 @@ impl SystemSource for EngineStatus {
         jobs.into_iter()
             .map(|(relation, job)| JobInfo {
                 relation,
-                state: job.phase.name().to_string(),
+                state: self.engine.job_state(relation, &job),
                 error: match &job.phase {
                     Phase::Failed(e) => Some(e.to_string()),
-                    _ => None,
+                    _ => self.engine.stalled(relation, &job).map(|e| e.to_string()),
                 },
                 progress: job.backfill.map(|(done, total)| done as f64 / total.max(1) as f64),
                 state_bytes: self.relation_bytes(relation).unwrap_or(0) as i64,

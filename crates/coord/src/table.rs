@@ -857,6 +857,9 @@ impl WriteSet {
         if net.is_empty() && catalog_changes.is_empty() {
             return Ok(None);
         }
+        if !net.is_empty() {
+            clock.stalls.check()?;
+        }
         // What is late depends on the epoch that the rows join.
         let gated = tables.iter().any(|t| t.gate.get().is_some());
         let mut record = if gated { Vec::new() } else { record::transaction(catalog_changes, &net, origin)? };

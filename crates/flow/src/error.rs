@@ -174,6 +174,12 @@ impl Error {
         self.0.state
     }
 
+    /// Whether the same may succeed later without anything being changed here: a disk is full (`53100`), a store or target is
+    /// away (`58030`) or lets nobody in (`42501`).
+    pub fn may_pass(&self) -> bool {
+        matches!(self.0.state, SqlState::DiskFull | SqlState::IoError | SqlState::InsufficientPrivilege)
+    }
+
     pub fn message(&self) -> &str {
         &self.0.message
     }

@@ -4,30 +4,38 @@
 //! to several times its content is replaced by one segment of the content.
 //!
 //! A segment holds chunks by task and part; a chunk is a change batch as `flow::wire` writes it.
+//!
+//! A full disk, or a store that is away, holds everything up: the same segment is put again and again until it is there. Slots
+//! go on meanwhile, up to a bound of what may wait.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use checkpoint::door::{Door, PutNew};
 use checkpoint::manifest::{PartRef, SegmentPlace, SegmentRef};
 use checkpoint::names::{ObjectName, SegmentName};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, after, select_biased, unbounded};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
 use flow::process::StatePart;
-use flow::{ChangeBatch, Error, JobId, Result, SlotId, SqlState, TaskId};
+use flow::{ChangeBatch, Epoch, Error, JobId, Result, SlotId, SqlState, TaskId};
 use parking_lot::Mutex;
-use plan::Placed;
+use plan::process::{Input, Task};
+use plan::{Placed, ProcessPlan, TaskOp};
+use tracing::warn;
 
 use crate::freeze::{Frozen, Seal};
 use crate::message::{DeploymentId, FromSlot, StoredState};
+use crate::ops::{self, OpContext};
 use crate::parts::merge;
 use crate::slot::Reports;
+use crate::terminal::{self, Stores};
 
 /// A segment is put into the store when it has so many bytes, though its checkpoint is not whole.
 const SEGMENT_BYTES: usize = 64 << 20;
@@ -42,6 +50,10 @@ const CHAIN_GROWTH: u64 = 3;
 const WAITING_BYTES_MAX: usize = 256 << 20;
 /// How long a slot sleeps at a time while too much waits.
 const FULL_WAIT: Duration = Duration::from_millis(1);
+
+/// The rest before a segment is put again that the store did not take; it doubles up to the longest.
+const REST_FIRST: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// One job on one slot.
 #[derive(Debug)]
@@ -79,6 +91,8 @@ pub struct Depot {
     errands: Sender<Errand>,
     /// Bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
+    /// Slots do not wait any more.
+    ending: AtomicBool,
     held: Held,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -91,12 +105,28 @@ impl Depot {
         let stored = Arc::clone(&waiting);
         let held = Held::default();
         let in_chains = Arc::clone(&held);
-        let keeper = Keeper { door: Arc::clone(&door), counter, reports, stored, in_chains, instances: HashMap::new() };
+        let keeper = Keeper {
+            door: Arc::clone(&door),
+            counter,
+            reports,
+            waiting: stored,
+            in_chains,
+            instances: HashMap::new(),
+            held_up: None,
+            told_full: false,
+        };
         let thread = std::thread::Builder::new()
             .name("depot".into())
             .spawn(move || keeper.run(&todo))
             .map_err(|e| Error::internal(format!("cannot start the thread that stores state: {e}")))?;
-        Ok(Arc::new(Depot { door, errands, waiting, held, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Depot {
+            door,
+            errands,
+            waiting,
+            ending: AtomicBool::new(false),
+            held,
+            thread: Mutex::new(Some(thread)),
+        }))
     }
 
     fn send(&self, errand: Errand) {
@@ -115,7 +145,8 @@ impl Depot {
         if frozen.changes.is_empty() && frozen.seal.is_none() {
             return;
         }
-        let ended = || self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished);
+        let ended =
+            || self.ending.load(Ordering::Relaxed) || self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished);
         while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX && !ended() {
             std::thread::sleep(FULL_WAIT);
         }
@@ -131,6 +162,11 @@ impl Depot {
     /// What must not be cleared away although the newest checkpoint may not name it yet.
     pub fn held(&self) -> BTreeSet<ObjectName> {
         self.held.lock().clone()
+    }
+
+    /// No slot waits for the store from now on: they are to end.
+    pub fn begin_to_stop(&self) {
+        self.ending.store(true, Ordering::Relaxed);
     }
 
     /// Ends the thread. What is not stored yet belongs to no checkpoint.
@@ -206,6 +242,38 @@ fn content(door: &Door, chain: &[SegmentRef], task: usize, part: &StatePart) -> 
     merge(part.kind, &part.schema, batches, true)
 }
 
+/// All that the chains of a job's slots say of a part. Shape: the part's columns; a row of a counted part may come several
+/// times. Errors: `XX001` missing or damaged segments.
+pub fn whole_content(
+    door: &Door,
+    chains: &[Vec<SegmentRef>],
+    task: usize,
+    part: &StatePart,
+) -> Result<Vec<ChangeBatch>> {
+    chains.iter().map(|chain| content(door, chain, task, part)).collect()
+}
+
+/// The parts of each task's state, by task. Errors: as when the plan is started.
+pub fn parts_of(plan: &ProcessPlan) -> Result<Vec<Vec<StatePart>>> {
+    let context = OpContext { slot: SlotId(0), slots: 1, batch_rows: CHUNK_ROWS };
+    let stores = Stores::default();
+    let parts = |task: &Task| {
+        let input = |input: &Input| plan.tasks.get(input.from.0 as usize).map(|from| Arc::clone(&from.schema));
+        let schemas: Option<Vec<SchemaRef>> = task.inputs.iter().map(input).collect();
+        let schemas = schemas.ok_or_else(|| Error::internal("plan is not in order"))?;
+        let function = match &task.op {
+            TaskOp::Relation { .. } | TaskOp::Deliver { .. } => return Ok(Vec::new()),
+            TaskOp::Materialize { relation, key } => {
+                let store = stores.create(*relation, &task.schema, key.clone(), 1)?;
+                terminal::materialize(store, &task.schema, SlotId(0), Arc::default())
+            }
+            _ => ops::instantiate(task, &schemas, &context)?,
+        };
+        Ok(function.parts())
+    };
+    plan.tasks.iter().map(parts).collect()
+}
+
 /// The bytes of a segment. Errors: `XX001` when they are not there or not what was written.
 pub fn bytes_of(door: &Door, segment: &SegmentRef) -> Result<Bytes> {
     let bytes = match &segment.place {
@@ -235,6 +303,30 @@ struct Kept {
     instance: Instance,
     open: SegmentWriter,
     parts: Vec<PartRef>,
+    /// Segments that are whole, but not in the store yet.
+    whole: VecDeque<Segment>,
+    /// What is to be told when they are.
+    seal: Option<Seal>,
+    /// Bytes of what was taken and is not stored yet.
+    waiting: usize,
+}
+
+/// A segment on its way to the store.
+struct Segment {
+    name: SegmentName,
+    bytes: Vec<u8>,
+    parts: Vec<PartRef>,
+}
+
+/// What waits for the store, and everything behind it.
+struct HeldUp {
+    at: (DeploymentId, SlotId),
+    /// The rest after the next failure.
+    rest: Duration,
+    /// Says when it is time to try again.
+    again: Receiver<std::time::Instant>,
+    cause: Error,
+    behind: VecDeque<Errand>,
 }
 
 struct Keeper {
@@ -242,82 +334,214 @@ struct Keeper {
     counter: Arc<AtomicU64>,
     reports: Reports,
     /// See [`Depot`].
-    stored: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
     in_chains: Held,
     instances: HashMap<(DeploymentId, SlotId), Kept>,
+    held_up: Option<HeldUp>,
+    /// It was reported that too much waits.
+    told_full: bool,
 }
 
 impl Keeper {
     fn run(mut self, todo: &Receiver<Errand>) {
-        while let Ok(errand) = todo.recv() {
+        loop {
+            let errand = match &self.held_up {
+                None => todo.recv().ok(),
+                Some(held_up) => select_biased! {
+                    recv(held_up.again) -> _ => {
+                        self.again();
+                        continue;
+                    }
+                    recv(todo) -> errand => errand.ok(),
+                },
+            };
             match errand {
-                Errand::Open(deployment, instance) => {
-                    self.in_chains.lock().extend(instance.chain.iter().filter_map(name_of));
-                    let kept = Kept { open: SegmentWriter::new(), parts: Vec::new(), instance };
-                    self.instances.insert((deployment, kept.instance.slot), kept);
-                }
-                Errand::Close(deployment, slot) => {
-                    if let Some(kept) = self.instances.remove(&(deployment, slot)) {
-                        self.let_go(&kept.instance.chain);
-                    }
-                }
-                Errand::Stop => return,
-                Errand::Take(deployment, slot, frozen) => {
-                    let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
-                    let outcome = self.take(deployment, slot, frozen);
-                    self.stored.fetch_sub(bytes, Ordering::Relaxed);
-                    match (outcome, epoch) {
-                        (Ok(Some(state)), Some(epoch)) => {
-                            (self.reports)(FromSlot::Stored { slot, deployment, epoch, state });
-                        }
-                        (Ok(_), _) => {}
-                        (Err(error), epoch) => {
-                            // What was told is lost to the chain, so it never makes a whole state any more.
-                            self.instances.remove(&(deployment, slot));
-                            let epoch = epoch.unwrap_or_default();
-                            (self.reports)(FromSlot::NotStored { slot, deployment, epoch, error });
-                        }
-                    }
-                }
+                None | Some(Errand::Stop) => return,
+                Some(errand) => self.take_errand(errand),
             }
         }
     }
 
-    fn take(&mut self, deployment: DeploymentId, slot: SlotId, frozen: Frozen) -> Result<Option<StoredState>> {
-        let Some(mut kept) = self.instances.remove(&(deployment, slot)) else { return Ok(None) };
+    /// Does what is asked for, or lets it wait behind what is held up.
+    fn take_errand(&mut self, errand: Errand) {
+        match &mut self.held_up {
+            None => self.do_errand(errand),
+            Some(held_up) => match errand {
+                Errand::Close(deployment, slot) if held_up.at == (deployment, slot) => {
+                    self.do_errand(errand);
+                    self.go_on();
+                }
+                errand => {
+                    held_up.behind.push_back(errand);
+                    self.tell_if_full();
+                }
+            },
+        }
+    }
+
+    fn do_errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Open(deployment, instance) => {
+                self.in_chains.lock().extend(instance.chain.iter().filter_map(name_of));
+                let at = (deployment, instance.slot);
+                let (open, parts, whole) = (SegmentWriter::new(), Vec::new(), VecDeque::new());
+                self.instances.insert(at, Kept { instance, open, parts, whole, seal: None, waiting: 0 });
+            }
+            Errand::Close(deployment, slot) => {
+                if let Some(kept) = self.instances.remove(&(deployment, slot)) {
+                    self.waiting.fetch_sub(kept.waiting, Ordering::Relaxed);
+                    self.let_go(&kept.instance.chain);
+                    let mut held = self.in_chains.lock();
+                    for segment in &kept.whole {
+                        held.remove(&ObjectName::Segment(segment.name));
+                    }
+                }
+            }
+            Errand::Take(deployment, slot, frozen) => {
+                let at = (deployment, slot);
+                let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
+                let Some(mut kept) = self.instances.remove(&at) else {
+                    self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                    return;
+                };
+                kept.waiting += bytes;
+                let encoded = self.encode(&mut kept, frozen);
+                self.instances.insert(at, kept);
+                match encoded {
+                    Ok(()) => self.store_whole(at),
+                    Err(error) => self.cannot_store(at, epoch, error),
+                }
+            }
+            // The thread is over then.
+            Errand::Stop => {}
+        }
+    }
+
+    /// The store may take what it did not before.
+    fn again(&mut self) {
+        if let Some(at) = self.held_up.as_ref().map(|held_up| held_up.at) {
+            self.store_whole(at);
+        }
+    }
+
+    /// What was held up is stored, or is gone: does what waited behind it.
+    fn go_on(&mut self) {
+        let Some(held_up) = self.held_up.take() else { return };
+        self.told_full = false;
+        (self.reports)(FromSlot::Storing { cause: None, full: false });
+        for errand in held_up.behind {
+            self.take_errand(errand);
+        }
+    }
+
+    fn hold_up(&mut self, at: (DeploymentId, SlotId), cause: Error) {
+        let (rest, behind) = match self.held_up.take() {
+            Some(before) => (before.rest, before.behind),
+            None => (REST_FIRST, VecDeque::new()),
+        };
+        if behind.is_empty() && rest == REST_FIRST {
+            warn!(error = %cause, "state cannot be stored for now");
+        }
+        (self.reports)(FromSlot::Storing { cause: Some(cause.clone()), full: self.told_full });
+        self.held_up = Some(HeldUp { at, rest: (rest * 2).min(REST_MAX), again: after(rest), cause, behind });
+        self.tell_if_full();
+    }
+
+    fn tell_if_full(&mut self) {
+        if let Some(held_up) = &self.held_up
+            && !self.told_full
+            && self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+        {
+            self.told_full = true;
+            (self.reports)(FromSlot::Storing { cause: Some(held_up.cause.clone()), full: true });
+        }
+    }
+
+    /// What was told is lost to the chain, so it never makes a whole state any more.
+    fn cannot_store(&mut self, at: (DeploymentId, SlotId), epoch: Option<Epoch>, error: Error) {
+        self.do_errand(Errand::Close(at.0, at.1));
+        (self.reports)(FromSlot::NotStored { slot: at.1, deployment: at.0, epoch: epoch.unwrap_or_default(), error });
+    }
+
+    /// Turns what has changed into segments.
+    fn encode(&mut self, kept: &mut Kept, frozen: Frozen) -> Result<()> {
         for change in frozen.changes {
-            let Kept { instance, open, parts } = &mut kept;
+            let Kept { instance, open, parts, .. } = kept;
             add(open, parts, change.task, &instance.parts[change.task][change.part], change.changes)?;
             if kept.open.len() >= SEGMENT_BYTES {
-                self.store(&mut kept)?;
+                self.end_segment(kept)?;
             }
         }
-        let mut stored = None;
-        if let Some(Seal { watermarks, now_us, .. }) = frozen.seal {
-            self.store(&mut kept)?;
-            if overgrown(&kept.instance.chain) {
-                self.shorten(&mut kept)?;
-            }
-            stored = Some(StoredState { chain: kept.instance.chain.clone(), watermarks, now_us });
-        }
-        self.instances.insert((deployment, slot), kept);
-        Ok(stored)
-    }
-
-    /// Ends the open segment, if there is anything in it.
-    fn store(&mut self, kept: &mut Kept) -> Result<()> {
-        if !kept.open.is_empty() {
-            let (writer, parts) = (std::mem::take(&mut kept.open), std::mem::take(&mut kept.parts));
-            let segment = self.put(&kept.instance, writer, parts)?;
-            kept.instance.chain.push(segment);
+        if frozen.seal.is_some() {
+            self.end_segment(kept)?;
+            kept.seal = frozen.seal;
         }
         Ok(())
     }
 
-    fn put(&mut self, instance: &Instance, writer: SegmentWriter, parts: Vec<PartRef>) -> Result<SegmentRef> {
+    /// Ends the open segment, if there is anything in it.
+    fn end_segment(&mut self, kept: &mut Kept) -> Result<()> {
+        if !kept.open.is_empty() {
+            let (writer, parts) = (std::mem::take(&mut kept.open), std::mem::take(&mut kept.parts));
+            let segment = self.segment(&kept.instance, writer, parts)?;
+            kept.whole.push_back(segment);
+        }
+        Ok(())
+    }
+
+    /// Names a segment for the store.
+    fn segment(&mut self, instance: &Instance, writer: SegmentWriter, parts: Vec<PartRef>) -> Result<Segment> {
+        let bytes = writer.finish()?;
         let name = new_name(&self.door, &self.counter, instance.job, instance.slot);
         self.in_chains.lock().insert(ObjectName::Segment(name));
-        put_segment(&self.door, name, instance.slots, writer, parts)
+        Ok(Segment { name, bytes, parts })
+    }
+
+    /// Puts the whole segments of an instance into the store, and reports its state if it is sealed.
+    fn store_whole(&mut self, at: (DeploymentId, SlotId)) {
+        let Some(mut kept) = self.instances.remove(&at) else { return };
+        match self.store(&mut kept) {
+            Ok(state) => {
+                let (bytes, seal) = (std::mem::take(&mut kept.waiting), kept.seal.take());
+                self.instances.insert(at, kept);
+                self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                if let (Some(state), Some(Seal { epoch, .. })) = (state, seal) {
+                    (self.reports)(FromSlot::Stored { slot: at.1, deployment: at.0, epoch, state });
+                }
+                self.go_on();
+            }
+            Err(cause) if cause.may_pass() => {
+                self.instances.insert(at, kept);
+                self.hold_up(at, cause);
+            }
+            Err(error) => {
+                let epoch = kept.seal.as_ref().map(|s| s.epoch);
+                self.instances.insert(at, kept);
+                self.cannot_store(at, epoch, error);
+                self.go_on();
+            }
+        }
+    }
+
+    /// May be called again after an error that may pass.
+    fn store(&mut self, kept: &mut Kept) -> Result<Option<StoredState>> {
+        while let Some(segment) = kept.whole.pop_front() {
+            match put_segment(&self.door, kept.instance.slots, &segment) {
+                Ok(stored) => kept.instance.chain.push(stored),
+                Err(error) => {
+                    // Under the same name: it may be there already.
+                    kept.whole.push_front(segment);
+                    return Err(error);
+                }
+            }
+        }
+        let Some((watermarks, now_us)) = kept.seal.as_ref().map(|s| (s.watermarks.clone(), s.now_us)) else {
+            return Ok(None);
+        };
+        if overgrown(&kept.instance.chain) {
+            self.shorten(kept)?;
+        }
+        Ok(Some(StoredState { chain: kept.instance.chain.clone(), watermarks, now_us }))
     }
 
     fn let_go(&self, chain: &[SegmentRef]) {
@@ -336,10 +560,15 @@ impl Keeper {
                 add(&mut writer, &mut refs, task, part, rows)?;
             }
         }
-        let short = match writer.is_empty() {
-            true => Vec::new(),
-            false => vec![self.put(&kept.instance, writer, refs)?],
-        };
+        let mut short = Vec::new();
+        if !writer.is_empty() {
+            let segment = self.segment(&kept.instance, writer, refs)?;
+            let stored = put_segment(&self.door, kept.instance.slots, &segment).inspect_err(|_| {
+                // It is made anew, under another name.
+                self.in_chains.lock().remove(&ObjectName::Segment(segment.name));
+            })?;
+            short.push(stored);
+        }
         self.let_go(&kept.instance.chain);
         kept.instance.chain = short;
         Ok(())
@@ -347,7 +576,7 @@ impl Keeper {
 }
 
 /// A name that no object has had.
-pub fn new_name(door: &Door, counter: &AtomicU64, job: JobId, slot: SlotId) -> SegmentName {
+fn new_name(door: &Door, counter: &AtomicU64, job: JobId, slot: SlotId) -> SegmentName {
     let counter = counter.fetch_add(1, Ordering::Relaxed) + 1;
     SegmentName { job, generation: door.writer().generation, counter, slot: u32::from(slot.0) }
 }
@@ -356,21 +585,27 @@ fn name_of(segment: &SegmentRef) -> Option<ObjectName> {
     ObjectName::parse(segment.object()?)
 }
 
-/// Stores a segment of one slot of `slots` as a new object.
-pub fn put_segment(
-    door: &Door,
-    name: SegmentName,
-    slots: usize,
-    writer: SegmentWriter,
-    parts: Vec<PartRef>,
-) -> Result<SegmentRef> {
-    let (object, bytes) = (ObjectName::Segment(name).to_string(), writer.finish()?);
-    match door.put_new(&object, &bytes)? {
-        PutNew::Created => Ok(SegmentRef::in_object(object, name.slot, slots as u32, &bytes, parts)),
+/// Stores a segment of one slot of `slots` as a new object; again without effect if an earlier try did it.
+fn put_segment(door: &Door, slots: usize, Segment { name, bytes, parts }: &Segment) -> Result<SegmentRef> {
+    let object = ObjectName::Segment(*name).to_string();
+    match door.put_new(&object, bytes)? {
+        PutNew::Created => Ok(SegmentRef::in_object(object, name.slot, slots as u32, bytes, parts.clone())),
         PutNew::Exists(_) => {
             Err(Error::internal(format!("object \"{object}\" exists, though its name was given out only now")))
         }
     }
+}
+
+/// Stores a segment that belongs to no slot as a new object.
+pub fn put_single(
+    door: &Door,
+    counter: &AtomicU64,
+    job: JobId,
+    writer: SegmentWriter,
+    parts: Vec<PartRef>,
+) -> Result<SegmentRef> {
+    let name = new_name(door, counter, job, SlotId(0));
+    put_segment(door, 1, &Segment { name, bytes: writer.finish()?, parts })
 }
 
 fn add(

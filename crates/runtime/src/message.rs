@@ -140,6 +140,9 @@ pub enum FromSlot {
     Stored { slot: SlotId, deployment: DeploymentId, epoch: Epoch, state: StoredState },
     /// It could not be stored.
     NotStored { slot: SlotId, deployment: DeploymentId, epoch: Epoch, error: Error },
+    /// The store takes no state for now, for this cause; without one, it does again. `full`: so much waits to be stored that
+    /// no more should come.
+    Storing { cause: Option<Error>, full: bool },
     /// A sink's net change of an epoch on this slot; `changes` is absent when nothing changed.
     Deliver { slot: SlotId, deployment: DeploymentId, sink: RelationId, tick: Tick, changes: Option<ChangeBatch> },
 }

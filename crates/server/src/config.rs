@@ -18,6 +18,9 @@ const DEFAULT_FILE: &str = "conf/millstream.yaml";
 /// Checkpoints are taken no more often.
 const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(250);
 
+/// A sink is waited for no less.
+const CHECKPOINT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
 /// The settings that an environment variable can give.
 const SETTINGS: &[&str] = &[
     "data_dir",
@@ -27,6 +30,7 @@ const SETTINGS: &[&str] = &[
     "memory_limit",
     "batch_rows",
     "checkpoint_interval",
+    "checkpoint_timeout",
     "checkpoints_retained",
     "max_connections",
     "log_format",
@@ -48,6 +52,8 @@ pub struct Config {
     pub batch_rows: usize,
     /// `10s`, `250ms`: the first epoch after so long becomes a checkpoint; `off`: no state is kept over restarts.
     pub checkpoint_interval: String,
+    /// `10min`, `30s`: a sink whose target does not answer for so long is stopped.
+    pub checkpoint_timeout: String,
     pub checkpoints_retained: usize,
     /// Connections beyond this are refused.
     pub max_connections: usize,
@@ -66,6 +72,7 @@ impl Default for Config {
             memory_limit: "auto".into(),
             batch_rows: 8192,
             checkpoint_interval: "10s".into(),
+            checkpoint_timeout: "10min".into(),
             checkpoints_retained: 3,
             max_connections: 1000,
             log_format: "text".into(),
@@ -143,9 +150,15 @@ impl Config {
         if interval < CHECKPOINT_INTERVAL_MIN {
             return Err(bad());
         }
+        let timeout =
+            connect::options::parse_duration(&self.checkpoint_timeout).filter(|t| *t >= CHECKPOINT_TIMEOUT_MIN);
+        let timeout = timeout.ok_or_else(|| {
+            let message = format!("invalid value for checkpoint_timeout: \"{}\"", self.checkpoint_timeout);
+            Error::new(SqlState::InvalidParameterValue, message).with_hint("Write a time from 1s to 24h.")
+        })?;
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
         let retained = self.checkpoints_retained.max(1);
-        Ok(Some(CheckpointConfig { interval: Some(interval), retained, nonce }))
+        Ok(Some(CheckpointConfig { store: None, interval: Some(interval), retained, timeout, nonce }))
     }
 
     /// The memory limit in bytes.

@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod http;
 mod logging;
+mod offline;
 mod run;
 mod serve;
 
@@ -38,6 +39,12 @@ enum Command {
     Run(RunArgs),
     /// A small SQL client.
     Sql(SqlArgs),
+    /// Read everything that the checkpoints of a data directory need, and its log, while no server uses it.
+    ///
+    /// Ends with 1 if something is missing or damaged.
+    Fsck(FsckArgs),
+    /// Show the state in the checkpoints of a data directory while no server uses it.
+    State(StateArgs),
     /// Start a server, feed it with orders, and show views of them live.
     Demo(DemoArgs),
 }
@@ -105,6 +112,64 @@ pub struct SqlArgs {
     user: String,
 }
 
+/// Which data directory.
+#[derive(Args)]
+pub struct DataArgs {
+    /// Folder of all durable data [default: as of the server]
+    #[arg(long, global = true)]
+    data_dir: Option<PathBuf>,
+    /// Configuration file that names it [default: conf/millstream.yaml if it exists]
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+}
+
+impl DataArgs {
+    fn folder(&self) -> flow::Result<PathBuf> {
+        let args = ServerArgs { data_dir: self.data_dir.clone(), config: self.config.clone(), ..ServerArgs::default() };
+        Ok(config::Config::load(&args)?.data_dir)
+    }
+}
+
+#[derive(Args)]
+pub struct FsckArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Remove objects that no checkpoint needs.
+    #[arg(long)]
+    repair_orphans: bool,
+}
+
+#[derive(Args)]
+pub struct StateArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(subcommand)]
+    command: StateCommand,
+}
+
+#[derive(Subcommand)]
+pub enum StateCommand {
+    /// The checkpoints and savepoints, with the jobs of each.
+    Ls,
+    /// The state of one job: its parts, or the rows of some of them.
+    Show {
+        /// Name or number of the view or sink.
+        job: String,
+        /// Epoch of a checkpoint, or name of a savepoint [default: the newest checkpoint]
+        #[arg(long)]
+        checkpoint: Option<String>,
+        /// Show the rows of this task.
+        #[arg(long)]
+        task: Option<u32>,
+        /// Show the rows of this part.
+        #[arg(long)]
+        part: Option<String>,
+        /// Rows to show of each part.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+}
+
 #[derive(Args)]
 pub struct DemoArgs {
     /// Address of the Postgres wire.
@@ -127,6 +192,12 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Sql(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::State(args) => args.data.folder().and_then(|folder| offline::state(&folder, &args.command)),
+        Command::Fsck(args) => match args.data.folder().and_then(|f| offline::check(&f, args.repair_orphans)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

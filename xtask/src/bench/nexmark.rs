@@ -18,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -27,6 +27,9 @@ struct Choice {
     event_rates: Vec<u64>,
     slots: Vec<u64>,
     runs: u64,
+    /// The process gets as many cores as it has slots, so that one slot and two are compared as two machines would be; else it
+    /// gets all, and with one slot its readers, clock and sinks have the others.
+    core_per_slot: bool,
     /// Every event of every kind with all of its columns, whatever the query reads; or only what it reads.
     full_rows: bool,
     input: Input,
@@ -78,6 +81,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         event_rates: EVENT_RATES.to_vec(),
         slots: vec![1],
         runs: RUNS,
+        core_per_slot: false,
         full_rows: true,
         input: Input::Generator,
         binary: None,
@@ -93,6 +97,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--event-rate" => choice.event_rates = numbers()?,
             "--slots" => choice.slots = numbers()?,
             "--runs" => choice.runs = number(&value)?.max(1),
+            "--cores" if value == "all" || value == "slots" => choice.core_per_slot = value == "slots",
             "--rows" if value == "full" || value == "pruned" => choice.full_rows = value == "full",
             "--input" => {
                 let known = Input::ALL.into_iter().find(|input| input.name() == value);
@@ -142,34 +147,38 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     );
     for event_rate in &choice.event_rates {
         let files = files(choice, *event_rate)?;
-        for slots in &choice.slots {
-            for query in &choice.queries {
-                let script = script(query, folder, choice, *event_rate, files.as_deref())?;
-                let mut runs = Vec::new();
-                for _ in 0..choice.runs {
-                    runs.push(one(binary, &script, *slots)?);
+        for query in &choice.queries {
+            let script = script(query, folder, choice, *event_rate, files.as_deref())?;
+            // One run of each number of slots after another: a machine that is slower for a while is so for all of them.
+            let mut all: Vec<Vec<Run>> = vec![Vec::new(); choice.slots.len()];
+            for _ in 0..choice.runs {
+                for (runs, slots) in all.iter_mut().zip(&choice.slots) {
+                    runs.push(one(binary, &script, *slots, choice.core_per_slot)?);
                 }
+            }
+            for (mut runs, slots) in all.into_iter().zip(&choice.slots) {
+                runs.sort_by(|a, b| a.wall_s.total_cmp(&b.wall_s));
+                let wall_s = runs[runs.len() / 2].wall_s;
                 runs.sort_by(|a, b| a.cpu_s.total_cmp(&b.cpu_s));
                 let (best, median, worst) = (runs[0], runs[runs.len() / 2], runs[runs.len() - 1]);
                 let events = choice.events as f64;
                 let range = format!("{:.0} – {:.0}", events / worst.cpu_s, events / best.cpu_s);
                 println!(
                     "{query:<10} {event_rate:>10} {slots:>5} {:>12.0} {:>14.0} {range:>29} {:>8.2} {:>8} {:>10.1}",
-                    events / median.wall_s,
+                    events / wall_s,
                     events / median.cpu_s,
                     median.cpu_s,
                     median.peak_mb,
                     median.written_mb
                 );
                 csv.push_str(&format!(
-                    "{query},{},{event_rate},{slots},{},{:.0},{:.0},{:.0},{:.0},{:.3},{:.2},{},{:.1}\n",
+                    "{query},{},{event_rate},{slots},{},{:.0},{:.0},{:.0},{:.0},{wall_s:.3},{:.2},{},{:.1}\n",
                     choice.events,
                     choice.runs,
-                    events / median.wall_s,
+                    events / wall_s,
                     events / median.cpu_s,
                     events / worst.cpu_s,
                     events / best.cpu_s,
-                    median.wall_s,
                     median.cpu_s,
                     median.peak_mb,
                     median.written_mb
@@ -275,13 +284,18 @@ fn columns(table: &str) -> &'static str {
     }
 }
 
-fn one(binary: &Path, script: &str, slots: u64) -> Result<Run> {
+fn one(binary: &Path, script: &str, slots: u64, core_per_slot: bool) -> Result<Run> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("query.sql");
     std::fs::write(&file, script)?;
     let log = std::fs::File::create(folder.path().join("log"))?;
     let start = now();
-    let mut process = Command::new(binary)
+    let mut command = Command::new(binary);
+    if core_per_slot {
+        command = Command::new("taskset");
+        command.args(["--cpu-list", &format!("0-{}", slots.max(1) - 1)]).arg(binary);
+    }
+    let mut process = command
         .args(["run", "--quiet", "--slots", &slots.to_string()])
         .arg(&file)
         .stdin(Stdio::null())

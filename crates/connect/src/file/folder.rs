@@ -11,7 +11,7 @@
 //! fails loses nothing. A note of the last commit lets readers of the folder take files away: without it a repeated commit
 //! would miss them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use checkpoint::CommitPermit;
 use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
@@ -144,6 +144,7 @@ impl FolderWriter {
             roll_bytes: folder.roll_bytes,
             roll_interval_us: i64::try_from(folder.roll_interval.as_micros()).unwrap_or(i64::MAX),
             open: BTreeMap::new(),
+            ending: VecDeque::new(),
             finished: Vec::new(),
             prepared: Vec::new(),
             done: BTreeSet::new(),
@@ -154,9 +155,9 @@ impl FolderWriter {
         Ok(FolderWriter { encoding, partitioning, files, rows: 0, published: Epoch(0) })
     }
 
-    /// Takes changes whose rows belong to `folder`.
+    /// Takes changes whose rows belong to `folder`, all of them even if the target takes nothing.
     fn take(&mut self, folder: &str, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
-        let mut lines = Vec::new();
+        let (mut lines, mut refused) = (Vec::new(), Ok(()));
         for start in (0..change.num_rows()).step_by(CHUNK_ROWS) {
             let chunk = change.slice(start, CHUNK_ROWS.min(change.num_rows() - start));
             match &mut self.encoding {
@@ -176,31 +177,55 @@ impl FolderWriter {
                             columns.write(&rows)?;
                             file.buffer.append(&mut columns.take());
                         }
-                        self.files.wrote(folder)?;
+                        self.files.end_if_large(folder)?;
                     }
                 }
             }
+            if refused.is_ok() {
+                refused = self.files.settle();
+                if refused.as_ref().is_err_and(|e| !e.may_pass()) {
+                    break;
+                }
+            }
         }
-        Ok(())
+        refused
     }
 }
 
 impl SinkWriter for FolderWriter {
     fn write(&mut self, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
         let Some(partitioning) = &self.partitioning else { return self.take("", epoch, change) };
+        let mut refused = Ok(());
         for (folder, change) in partitioning.split(change)? {
-            self.take(&folder, epoch, &change)?;
+            match self.take(&folder, epoch, &change) {
+                Err(e) if e.may_pass() => refused = Err(e),
+                taken => taken?,
+            }
         }
-        Ok(())
+        refused
     }
 
     fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
         if let Encoding::Lines(records) = &mut self.encoding {
-            let (files, mut lines) = (&mut self.files, Vec::new());
-            self.rows += records.finish(epoch, now_us, &mut lines, &mut |lines| files.append("", lines))?;
+            let (files, mut lines, mut away) = (&mut self.files, Vec::new(), false);
+            self.rows += records.finish(epoch, now_us, &mut lines, &mut |lines| {
+                files.append("", lines)?;
+                match files.settle() {
+                    // What the target does not take waits in memory.
+                    Err(e) if e.may_pass() => away = true,
+                    settled if !away => settled?,
+                    _ => {}
+                }
+                Ok(())
+            })?;
             files.append("", &mut lines)?;
         }
-        self.files.roll_by_time(now_us)
+        self.files.roll_by_time(now_us)?;
+        self.files.settle()
+    }
+
+    fn make_up(&mut self) -> Result<()> {
+        self.files.settle()
     }
 
     fn flush(&mut self, _now_us: i64) -> Result<()> {
@@ -241,7 +266,8 @@ impl SinkWriter for FolderWriter {
             Encoding::Lines(records) => records.state_bytes(),
             Encoding::Columns(_) => 0,
         };
-        records + self.files.open.values().map(OpenFile::memory_bytes).sum::<usize>()
+        let ending = self.files.ending.iter().map(|(_, file)| file);
+        records + self.files.open.values().chain(ending).map(OpenFile::memory_bytes).sum::<usize>()
     }
 }
 
@@ -255,6 +281,8 @@ struct Files {
     roll_interval_us: i64,
     /// By the folder that they will be in: empty, or ending with `/`.
     open: BTreeMap<String, OpenFile>,
+    /// Files that get no more rows, with their folders, until all of their bytes are durable.
+    ending: VecDeque<(String, OpenFile)>,
     /// Ended since the last checkpoint.
     finished: Vec<FinishedFile>,
     /// Of checkpoints of which no commit is known.
@@ -269,7 +297,8 @@ struct Files {
 
 struct OpenFile {
     number: u64,
-    output: Output,
+    /// Once there are enough bytes to begin it.
+    output: Option<Output>,
     columns: Option<ColumnFile>,
     buffer: Vec<u8>,
     /// Of what was given to `output`.
@@ -289,17 +318,25 @@ struct FinishedFile {
 }
 
 impl OpenFile {
-    fn flush(&mut self) -> Result<()> {
-        self.output.write(&self.buffer)?;
-        self.hash.update(&self.buffer);
-        self.bytes += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
+    /// Gives the target what is held back. May be called again after an error that may pass.
+    fn flush(&mut self, target: &Target, names: &Names) -> Result<&mut Output> {
+        let output = match self.output.take() {
+            Some(output) => self.output.insert(output),
+            None => self.output.insert(target.stage(&names.staged(self.number))?),
+        };
+        if !self.buffer.is_empty() {
+            output.write(&self.buffer, self.bytes)?;
+            self.hash.update(&self.buffer);
+            self.bytes += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        output.push()?;
+        Ok(output)
     }
 
     fn memory_bytes(&self) -> usize {
         let columns = self.columns.as_ref().map_or(0, ColumnFile::memory_bytes);
-        self.buffer.capacity() + self.output.held_bytes() + columns
+        self.buffer.capacity() + self.output.as_ref().map_or(0, Output::held_bytes) + columns
     }
 
     /// About the bytes that the file would have now.
@@ -317,17 +354,24 @@ impl Files {
                 let oldest = self.open.iter().min_by_key(|(_, file)| file.used).map(|(folder, _)| folder.clone());
                 oldest.map_or(Ok(()), |folder| self.end(&folder))?;
             }
-            if self.finished.len() + self.prepared.len() + self.open.len() >= FILES_MAX {
+            if self.finished.len() + self.prepared.len() + self.open.len() + self.ending.len() >= FILES_MAX {
                 return Err(Error::new(SqlState::ProgramLimitExceeded, "too many files of a sink in one checkpoint")
                     .with_detail(format!("There are {FILES_MAX} at most."))
                     .with_hint("Choose a larger roll_size, or partition by columns of fewer values."));
             }
             let number = self.next;
             self.next += 1;
-            let output = self.target.stage(&self.names.staged(number))?;
             let (buffer, hash) = (self.header.clone(), crc32fast::Hasher::new());
-            let file =
-                OpenFile { number, output, columns: None, buffer, bytes: 0, hash, since_us: None, used: self.uses };
+            let file = OpenFile {
+                number,
+                output: None,
+                columns: None,
+                buffer,
+                bytes: 0,
+                hash,
+                since_us: None,
+                used: self.uses,
+            };
             self.open.insert(folder.to_string(), file);
         }
         self.uses += 1;
@@ -342,27 +386,39 @@ impl Files {
             return Ok(());
         }
         self.file(folder)?.buffer.append(lines);
-        self.wrote(folder)
+        self.end_if_large(folder)
     }
 
-    /// Writes what a file holds back, and ends it if it is large.
-    fn wrote(&mut self, folder: &str) -> Result<()> {
-        let Some(file) = self.open.get_mut(folder) else { return Ok(()) };
-        if file.buffer.len() >= BUFFER_BYTES {
-            file.flush()?;
+    fn end_if_large(&mut self, folder: &str) -> Result<()> {
+        match self.open.get(folder) {
+            Some(file) if file.length() >= self.roll_bytes => self.end(folder),
+            _ => Ok(()),
         }
-        if file.length() >= self.roll_bytes { self.end(folder) } else { Ok(()) }
     }
 
+    /// The file of the folder gets no more rows. The target hears of it with [`settle`](Self::settle).
     fn end(&mut self, folder: &str) -> Result<()> {
         let Some(mut file) = self.open.remove(folder) else { return Ok(()) };
         if let Some(columns) = file.columns.take() {
             file.buffer.append(&mut columns.finish()?);
         }
-        file.flush()?;
-        let OpenFile { number, output, bytes, hash, .. } = file;
-        output.finish()?;
-        self.finished.push(FinishedFile { folder: folder.into(), number, bytes, crc32: hash.finalize() });
+        self.ending.push_back((folder.into(), file));
+        Ok(())
+    }
+
+    /// Gives the target what is due. May be called again after an error that may pass: until then everything is kept.
+    fn settle(&mut self) -> Result<()> {
+        while let Some((folder, mut file)) = self.ending.pop_front() {
+            if let Err(e) = file.flush(&self.target, &self.names).and_then(Output::finish) {
+                self.ending.push_front((folder, file));
+                return Err(e);
+            }
+            let OpenFile { number, bytes, hash, .. } = file;
+            self.finished.push(FinishedFile { folder, number, bytes, crc32: hash.finalize() });
+        }
+        for file in self.open.values_mut().filter(|file| file.buffer.len() >= BUFFER_BYTES) {
+            file.flush(&self.target, &self.names)?;
+        }
         Ok(())
     }
 
@@ -387,6 +443,7 @@ impl Files {
     /// Makes everything that was written durable, and gives it its names.
     fn prepare(&mut self, epoch: Epoch) -> Result<()> {
         self.end_all()?;
+        self.settle()?;
         if self.finished.is_empty() {
             return Ok(());
         }
@@ -428,7 +485,8 @@ impl Files {
 
     /// Removes what no checkpoint can ask for.
     fn drop_unprepared(&mut self) -> Result<()> {
-        let open = std::mem::take(&mut self.open).into_values().map(|file| file.number);
+        let open = std::mem::take(&mut self.open).into_values();
+        let open = open.chain(self.ending.drain(..).map(|(_, file)| file)).map(|file| file.number);
         let numbers = open.chain(self.finished.drain(..).map(|file| file.number));
         let names: Vec<String> = numbers.map(|number| self.names.staged(number)).collect();
         self.target.remove_staged(&names)

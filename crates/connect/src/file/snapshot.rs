@@ -200,6 +200,10 @@ impl SinkWriter for SnapshotWriter {
         }
     }
 
+    fn make_up(&mut self) -> Result<()> {
+        if self.dirty { self.publish() } else { Ok(()) }
+    }
+
     fn next_flush_us(&self) -> Option<i64> {
         let after = |last: i64| last.saturating_add(self.flush_interval_us);
         self.dirty.then(|| self.last_flush_us.map_or(i64::MIN, after))

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -191,17 +192,32 @@ impl Target {
 }
 
 impl Output {
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Takes the file's bytes from `at` on, which is where the earlier ones end. After an error that may pass it takes the same
+    /// again.
+    pub fn write(&mut self, bytes: &[u8], at: u64) -> Result<()> {
         match self {
-            Output::File { file, path } => file.write_all(bytes).map_err(|e| away("write file", path, &e)),
-            Output::Object(upload) => upload.write(bytes),
+            Output::File { file, path } => file.write_all_at(bytes, at).map_err(|e| away("write file", path, &e)),
+            Output::Object(upload) => {
+                upload.take(bytes);
+                Ok(())
+            }
         }
     }
 
-    /// Makes the bytes durable; the name is so after [`Target::sync_staged`].
-    pub fn finish(self) -> Result<()> {
+    /// Sends what was taken and is large enough to be sent. After an error that may pass it may be called again.
+    pub fn push(&mut self) -> Result<()> {
         match self {
-            Output::File { file, path } => file.sync_all().map_err(|e| away("write file", &path, &e)),
+            Output::File { .. } => Ok(()),
+            Output::Object(upload) => upload.push(),
+        }
+    }
+
+    /// Makes the bytes durable; the name is so after [`Target::sync_staged`]. After an error that may pass it may be called
+    /// again. Errors: `XX001` what was taken is lost.
+    pub fn finish(&mut self) -> Result<()> {
+        match self {
+            // The system may have dropped what it could not write, and says so only once.
+            Output::File { file, path } => file.sync_all().map_err(|e| lost(&away("write file", path, &e))),
             Output::Object(upload) => upload.finish(),
         }
     }
@@ -227,6 +243,13 @@ pub fn gone(e: Error) -> Error {
     }
     Error::new(SqlState::IoError, e.message())
         .with_hint("Make the sink's target reachable again (is a disk mounted?), then start the job again.")
+}
+
+/// A failure after which what was written is not there, so that trying again would not help.
+pub fn lost(e: &Error) -> Error {
+    Error::new(SqlState::DataCorrupted, "output of a sink is lost before it was published")
+        .with_detail(e.to_string())
+        .with_hint("Restart the server: the sink goes on from the last checkpoint.")
 }
 
 fn create_folder(path: &Path) -> std::io::Result<()> {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use bytes::Bytes;
 use flow::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
@@ -13,7 +14,7 @@ use object_store::{Error as StoreError, MultipartUpload, ObjectStore, ObjectStor
 
 use super::objects::{Bucket, answer, start};
 use super::staged::{STAGING, Seen, StagedFile, Step};
-use super::target::gone;
+use super::target::{gone, lost};
 
 /// Bytes of a part of a large object; a smaller object is written in one request.
 const PART_BYTES: usize = 8 << 20;
@@ -30,8 +31,8 @@ impl Bucket {
     }
 
     /// Writes a whole object, in the place of another one.
-    pub fn put(&self, key: &str, bytes: Vec<u8>) -> Result<()> {
-        let (store, at) = (Arc::clone(&self.store), self.key(key)?);
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
+        let (store, at, bytes) = (Arc::clone(&self.store), self.key(key)?, bytes.into());
         let asked = start(async move { store.put(&at, PutPayload::from(bytes)).await })?;
         answer(asked)?.map(drop).map_err(|e| self.refused("write", key, &e))
     }
@@ -152,6 +153,8 @@ pub struct Upload {
     bucket: Arc<Bucket>,
     key: Key,
     buffer: Vec<u8>,
+    /// The whole of an object that is written in one request.
+    whole: Option<Bytes>,
     /// What has begun, once there is more than one part.
     parts: Option<Box<dyn MultipartUpload>>,
     /// The part that is on its way; the next one waits for it.
@@ -161,14 +164,28 @@ pub struct Upload {
 impl Upload {
     pub fn new(bucket: &Arc<Bucket>, key: &str) -> Result<Upload> {
         let key = bucket.key(key)?;
-        Ok(Upload { bucket: Arc::clone(bucket), key, buffer: Vec::new(), parts: None, sent: None })
+        Ok(Upload { bucket: Arc::clone(bucket), key, buffer: Vec::new(), whole: None, parts: None, sent: None })
     }
 
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn take(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Sends whole parts. Errors: `58030`, after which it may be called again; `XX001` a part that was sent did not arrive.
+    pub fn push(&mut self) -> Result<()> {
         while self.buffer.len() > PART_BYTES {
+            self.begin()?;
             let rest = self.buffer.split_off(PART_BYTES);
             self.send(rest)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        if self.parts.is_none() {
+            let (store, key) = (Arc::clone(&self.bucket.store), self.key.clone());
+            let asked = start(async move { store.put_multipart(&key).await })?;
+            self.parts = Some(answer(asked)?.map_err(|e| self.refused(&e))?);
         }
         Ok(())
     }
@@ -177,40 +194,38 @@ impl Upload {
     fn send(&mut self, rest: Vec<u8>) -> Result<()> {
         let part = std::mem::replace(&mut self.buffer, rest);
         self.wait()?;
-        if self.parts.is_none() {
-            let (store, key) = (Arc::clone(&self.bucket.store), self.key.clone());
-            let asked = start(async move { store.put_multipart(&key).await })?;
-            self.parts = Some(answer(asked)?.map_err(|e| self.refused(&e))?);
-        }
         if let Some(parts) = &mut self.parts {
             self.sent = Some(start(parts.put_part(PutPayload::from(part)))?);
         }
         Ok(())
     }
 
+    /// A part that did not arrive cannot be sent again under its number.
     fn wait(&mut self) -> Result<()> {
         match self.sent.take() {
-            Some(sent) => answer(sent)?.map_err(|e| self.refused(&e)),
+            Some(sent) => answer(sent)?.map_err(|e| lost(&self.refused(&e))),
             None => Ok(()),
         }
     }
 
-    pub fn finish(mut self) -> Result<()> {
+    /// Errors: as [`push`](Self::push).
+    pub fn finish(&mut self) -> Result<()> {
         if self.parts.is_none() {
-            let whole = std::mem::take(&mut self.buffer);
+            let whole = self.whole.get_or_insert_with(|| std::mem::take(&mut self.buffer).into()).clone();
             return self.bucket.put(self.key.as_ref(), whole);
         }
         self.send(Vec::new())?;
         self.wait()?;
         if let Some(mut parts) = self.parts.take() {
             let asked = start(async move { parts.complete().await })?;
-            answer(asked)?.map_err(|e| self.refused(&e))?;
+            answer(asked)?.map_err(|e| lost(&self.refused(&e)))?;
         }
         Ok(())
     }
 
     pub fn held_bytes(&self) -> usize {
-        self.buffer.capacity() + if self.sent.is_some() { PART_BYTES } else { 0 }
+        let whole = self.whole.as_ref().map_or(0, Bytes::len);
+        self.buffer.capacity() + whole + if self.sent.is_some() { PART_BYTES } else { 0 }
     }
 
     fn refused(&self, e: &StoreError) -> Error {

@@ -92,6 +92,8 @@ struct LogWriter {
     buffer: Vec<u8>,
     /// Bytes of the file that belong to finished epochs.
     finished_length: u64,
+    /// The epoch whose lines are in the buffer to its end.
+    finishing: Option<Epoch>,
     published: Epoch,
     rows: u64,
 }
@@ -101,18 +103,25 @@ struct LineFile {
     file: File,
     /// Bytes of the file that are whole lines.
     length: u64,
+    /// What follows them may be a part of a line.
+    torn: bool,
 }
 
 impl LineFile {
     /// Writes whole lines, and empties `buffer`.
     fn write(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
+        let failed = |e: std::io::Error| io_error("write file", &self.path, &e);
+        if self.torn {
+            self.file.seek(SeekFrom::Start(self.length)).map_err(failed)?;
+            self.torn = false;
+        }
         if let Err(e) = self.file.write_all(buffer) {
+            self.torn = true;
             // A full disk may have taken half a line: take it back, so that the file stays readable.
-            let trimmed = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::End(0)));
-            if let Err(trim) = trimmed {
+            if let Err(trim) = self.file.set_len(self.length) {
                 tracing::warn!(path = %self.path.display(), error = %trim, "could not take back a torn line");
             }
-            return Err(io_error("write file", &self.path, &e));
+            return Err(failed(e));
         }
         self.length += buffer.len() as u64;
         buffer.clear();
@@ -124,14 +133,14 @@ impl LogWriter {
     fn open(options: FileSinkOptions, records: Records) -> Result<LogWriter> {
         let path = options.path;
         let file = File::create(&path).map_err(|e| io_error("create file", &path, &e))?;
-        let mut lines = LineFile { path, file, length: 0 };
+        let mut lines = LineFile { path, file, length: 0, torn: false };
         let mut buffer = Vec::new();
         if options.header {
             records.header(&mut buffer);
         }
         lines.write(&mut buffer)?;
         let finished_length = lines.length;
-        Ok(LogWriter { lines, records, buffer, finished_length, published: Epoch(0), rows: 0 })
+        Ok(LogWriter { lines, records, buffer, finished_length, finishing: None, published: Epoch(0), rows: 0 })
     }
 }
 
@@ -143,12 +152,24 @@ impl SinkWriter for LogWriter {
 
     fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
         let LogWriter { lines, records, buffer, .. } = self;
-        self.rows += records.finish(epoch, now_us, buffer, &mut |buffer| lines.write(buffer))?;
+        let mut full = false;
+        self.rows += records.finish(epoch, now_us, buffer, &mut |buffer| {
+            // What the file does not take waits in the buffer.
+            full = full || lines.write(buffer).is_err();
+            Ok(())
+        })?;
+        self.finishing = Some(epoch);
+        self.make_up()
+    }
+
+    fn make_up(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
             self.lines.write(&mut self.buffer)?;
         }
-        self.finished_length = self.lines.length;
-        self.published = epoch;
+        if let Some(epoch) = self.finishing.take() {
+            self.finished_length = self.lines.length;
+            self.published = epoch;
+        }
         Ok(())
     }
 
@@ -159,7 +180,7 @@ impl SinkWriter for LogWriter {
 
     fn close(&mut self) -> Result<()> {
         self.buffer.clear();
-        let LineFile { path, file, length } = &self.lines;
+        let LineFile { path, file, length, .. } = &self.lines;
         if *length > self.finished_length {
             file.set_len(self.finished_length).map_err(|e| io_error("write file", path, &e))?;
         }

@@ -72,13 +72,31 @@ struct LineWriter<W> {
     out: W,
     records: Records,
     buffer: Vec<u8>,
+    /// Bytes of it that are out already.
+    out_bytes: usize,
+    /// The epoch whose lines are in the buffer to its end.
+    finished: Epoch,
     published: Epoch,
     rows: u64,
 }
 
 impl<W: Write> LineWriter<W> {
     fn new(out: W, records: Records) -> LineWriter<W> {
-        LineWriter { out, records, buffer: Vec::new(), published: Epoch(0), rows: 0 }
+        let (finished, published) = (Epoch(0), Epoch(0));
+        LineWriter { out, records, buffer: Vec::new(), out_bytes: 0, finished, published, rows: 0 }
+    }
+
+    /// May be called again: no byte comes twice.
+    fn put(&mut self) -> std::io::Result<()> {
+        while self.out_bytes < self.buffer.len() {
+            match self.out.write(&self.buffer[self.out_bytes..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => self.out_bytes += written,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.out.flush()
     }
 }
 
@@ -90,13 +108,18 @@ impl<W: Write + Send> SinkWriter for LineWriter<W> {
 
     fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
         self.rows += self.records.finish(epoch, now_us, &mut self.buffer, &mut |_| Ok(()))?;
-        let written = self.out.write_all(&self.buffer).and_then(|()| self.out.flush());
-        written.map_err(|e| {
+        self.finished = epoch;
+        self.make_up()
+    }
+
+    fn make_up(&mut self) -> Result<()> {
+        self.put().map_err(|e| {
             let state = if e.kind() == ErrorKind::StorageFull { SqlState::DiskFull } else { SqlState::IoError };
             Error::new(state, format!("could not write to the standard output: {e}"))
         })?;
         self.buffer.clear();
-        self.published = epoch;
+        self.out_bytes = 0;
+        self.published = self.finished;
         Ok(())
     }
 

@@ -152,9 +152,10 @@ impl Session {
                     .map(|(relation, job)| {
                         let oid = relation.oid;
                         let failed = match &job.phase {
-                            crate::job::Phase::Failed(e) => Some(e),
+                            crate::job::Phase::Failed(e) => Some(e.clone()),
                             _ => None,
                         };
+                        let cause = failed.clone().or_else(|| self.engine.stalled(oid, &job));
                         let done = job.finished.filter(|t| t.is_end()).map(|t| t.epoch);
                         let progress = match (&job.phase, job.backfill) {
                             (crate::job::Phase::Backfilling, Some((done, total))) => {
@@ -166,12 +167,12 @@ impl Session {
                             Some(oid.to_string()),
                             Some(relation.qualified_name()),
                             text(relation.kind().noun()),
-                            text(job.phase.name()),
+                            Some(self.engine.job_state(oid, &job)),
                             progress,
                             done.map(|e| e.to_string()),
                             done.filter(|_| failed.is_none()).map(|e| completed.0.saturating_sub(e.0).to_string()),
-                            failed.map(|e| e.state().code().to_string()),
-                            failed.map(|e| match e.detail() {
+                            cause.as_ref().map(|e| e.state().code().to_string()),
+                            cause.map(|e| match e.detail() {
                                 Some(detail) => format!("{} ({detail})", e.message()),
                                 None => e.message().to_string(),
                             }),

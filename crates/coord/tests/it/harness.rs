@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -61,7 +62,8 @@ pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
 pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     static NONCE: AtomicU64 = AtomicU64::new(1);
     let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
-    let checkpoints = Some(CheckpointConfig { interval: None, retained: 2, nonce });
+    let timeout = Duration::from_secs(600);
+    let checkpoints = Some(CheckpointConfig { store: None, interval: None, retained: 2, timeout, nonce });
     EngineConfig { checkpoints, ..config(folder, slots, batch_rows) }
 }
 
@@ -104,6 +106,7 @@ impl Instance {
 }
 
 /// What a statement gave.
+#[derive(Debug)]
 pub enum Answer {
     /// The announced columns, and the rows.
     Rows(SchemaRef, Vec<RecordBatch>),

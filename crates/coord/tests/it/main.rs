@@ -14,6 +14,7 @@ mod recovery;
 mod s3;
 mod sources_and_sinks;
 mod sql_tests;
+mod stalls;
 mod stepped;
 mod subscribe;
 mod touched;

@@ -2,6 +2,7 @@
 
 mod demo;
 mod killed;
+mod offline;
 mod process;
 mod protocol;
 mod sessions;

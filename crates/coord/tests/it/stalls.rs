@@ -1,0 +1,247 @@
+//! A store that is away, a full disk and a target that does not answer: what is affected says so, goes on by itself, and loses
+//! nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use checkpoint::door::{Answer, Failure, Listed, Store};
+use checkpoint::faulty::MemoryStore;
+use coord::EngineConfig;
+use coord::execution::Threads;
+use coord::session::Session;
+use flow::{Error, SqlState};
+
+use crate::harness::{Instance, keeping, ok, rows, run, scratch};
+
+/// A store whose disk can be full.
+struct Disk {
+    objects: Arc<MemoryStore>,
+    full: AtomicBool,
+}
+
+impl Disk {
+    fn new() -> Arc<Disk> {
+        Arc::new(Disk { objects: MemoryStore::new(), full: AtomicBool::new(false) })
+    }
+
+    fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+}
+
+impl Store for Disk {
+    fn create(&self, name: &str, bytes: &Bytes) -> Result<Answer, Failure> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Failure::Lasting(Error::new(SqlState::DiskFull, "no space left on device")));
+        }
+        self.objects.create(name, bytes)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Bytes>, Failure> {
+        self.objects.read(name)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, Failure> {
+        self.objects.list(folder)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), Failure> {
+        self.objects.delete(name)
+    }
+
+    fn place(&self) -> String {
+        self.objects.place()
+    }
+}
+
+fn open(folder: &Path, store: Option<&Arc<Disk>>, timeout: Duration) -> Instance {
+    let mut config: EngineConfig = keeping(folder, 2, 64);
+    if let Some(checkpoints) = &mut config.checkpoints {
+        checkpoints.store = store.map(|disk| Arc::clone(disk) as Arc<dyn Store>);
+        checkpoints.timeout = timeout;
+    }
+    Instance::with(config, Arc::new(Threads::default()))
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// State, SQLSTATE and cause of a job.
+async fn job(s: &mut Session, name: &str) -> Vec<String> {
+    let all = rows(s, "SHOW JOBS").await;
+    let line = all.into_iter().find(|row| row[1].ends_with(name)).unwrap_or_else(|| panic!("no job {name}"));
+    vec![line[3].clone(), line[7].clone(), line[8].clone()]
+}
+
+/// Waits until the job's state begins so.
+async fn wait_for_state(s: &mut Session, name: &str, state: &str) -> Vec<String> {
+    for _ in 0..600 {
+        let line = job(s, name).await;
+        if line[0].starts_with(state) {
+            return line;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{name} is {:?}, not {state}", job(s, name).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_stalled_while_the_store_is_full_and_go_on_by_themselves() {
+    let (folder, disk) = (scratch(), Disk::new());
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int, v int)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW sums AS SELECT k, sum(v) AS s FROM t GROUP BY k").await;
+    ok(&mut s, "INSERT INTO t SELECT n % 10, n FROM generate_series(1, 1000) AS g (n)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(job(&mut s, "sums").await[0], "running");
+    disk.set_full(true);
+    ok(&mut s, "INSERT INTO t VALUES (1, 1)").await;
+    // Said at once, though it is tried again and again.
+    let refused = run(&mut s, "CHECKPOINT").await.unwrap_err();
+    assert_eq!((refused.state(), refused.message()), (SqlState::DiskFull, "the checkpoint is stalled"));
+    let line = wait_for_state(&mut s, "sums", "stalled: ").await;
+    assert_eq!(line[..2], ["stalled: no space left on device", "53100"]);
+    // The flow goes on.
+    ok(&mut s, "INSERT INTO t VALUES (1, 10)").await;
+    let seen = rows(&mut s, "SELECT s FROM sums WHERE k = 1").await;
+    assert_eq!(seen, rows(&mut s, "SELECT sum(v) FROM t WHERE k = 1").await);
+    disk.set_full(false);
+    wait_for_state(&mut s, "sums", "running").await;
+    ok(&mut s, "CHECKPOINT").await;
+    drop(s);
+    instance.close().await;
+
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    let expected = rows(&mut s, "SELECT k, sum(v) FROM t GROUP BY k ORDER BY k").await;
+    assert_eq!(rows(&mut s, "SELECT k, s FROM sums ORDER BY k").await, expected);
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_store_is_full_can_be_dropped_and_the_server_stops() {
+    let (folder, disk) = (scratch(), Disk::new());
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int, v int)").await;
+    for view in ["a", "b"] {
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW {view} AS SELECT k, sum(v) AS s FROM t GROUP BY k")).await;
+    }
+    disk.set_full(true);
+    ok(&mut s, "INSERT INTO t VALUES (1, 1)").await;
+    run(&mut s, "CHECKPOINT").await.unwrap_err();
+    ok(&mut s, "DROP MATERIALIZED VIEW a").await;
+    ok(&mut s, "DROP MATERIALIZED VIEW b").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW c AS SELECT k, max(v) AS s FROM t GROUP BY k").await;
+    ok(&mut s, "INSERT INTO t VALUES (1, 2)").await;
+    assert_eq!(rows(&mut s, "SELECT s FROM c").await, [["2"]]);
+    drop(s);
+    tokio::time::timeout(Duration::from_secs(20), instance.close()).await.unwrap();
+    disk.set_full(false);
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SELECT s FROM c").await, [["2"]]);
+    drop(s);
+    instance.close().await;
+}
+
+/// The numbers in the published files of a folder.
+fn published(folder: &Path) -> Vec<i64> {
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let text = std::fs::read_to_string(&path).unwrap();
+            seen.extend(text.lines().map(|line| {
+                let row: serde_json::Value = serde_json::from_str(line).unwrap();
+                row["k"].as_i64().unwrap()
+            }));
+        }
+    }
+    seen.sort_unstable();
+    seen
+}
+
+async fn create_sink(s: &mut Session, out: &Path) {
+    ok(s, "CREATE TABLE t (k int) APPEND ONLY").await;
+    let sink = format!(
+        "CREATE SINK k AS SELECT k FROM t WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN \
+         ENCODE JSON",
+        out.display()
+    );
+    ok(s, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_target_is_away_is_stalled_and_goes_on_by_itself() {
+    let folder = scratch();
+    let (data, out, away) = (folder.path().join("data"), folder.path().join("out"), folder.path().join("away"));
+    let instance = open(&data, None, LONG);
+    let mut s = instance.session();
+    create_sink(&mut s, &out).await;
+    ok(&mut s, "INSERT INTO t SELECT n FROM generate_series(1, 100) AS g (n)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(published(&out), (1..=100).collect::<Vec<_>>());
+    std::fs::rename(&out, &away).unwrap();
+    ok(&mut s, "INSERT INTO t SELECT n FROM generate_series(101, 200) AS g (n)").await;
+    let mut other = instance.session();
+    let waits = tokio::spawn(async move { run(&mut other, "CHECKPOINT").await.map(drop) });
+    let line = wait_for_state(&mut s, ".k", "stalled: ").await;
+    assert_eq!(line[1], "58030");
+    std::fs::rename(&away, &out).unwrap();
+    waits.await.unwrap().unwrap();
+    wait_for_state(&mut s, ".k", "running").await;
+    assert_eq!(published(&out), (1..=200).collect::<Vec<_>>());
+    // Ending does not wait for a target that is away.
+    std::fs::rename(&out, &away).unwrap();
+    ok(&mut s, "INSERT INTO t VALUES (201)").await;
+    let mut other = instance.session();
+    let waits = tokio::spawn(async move { run(&mut other, "CHECKPOINT").await.map(drop) });
+    wait_for_state(&mut s, ".k", "stalled: ").await;
+    drop(s);
+    tokio::time::timeout(Duration::from_secs(20), instance.close()).await.unwrap();
+    waits.await.unwrap().unwrap_err();
+    std::fs::rename(&away, &out).unwrap();
+    let instance = open(&data, None, LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(published(&out), (1..=201).collect::<Vec<_>>());
+    drop(s);
+    instance.close().await;
+}
+
+/// Trap: a commit without a time-out stalls all checkpoints.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_target_does_not_answer_is_stopped_and_checkpoints_go_on() {
+    let folder = scratch();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    let instance = open(&data, None, Duration::from_secs(1));
+    let mut s = instance.session();
+    create_sink(&mut s, &out).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM t").await;
+    ok(&mut s, "INSERT INTO t VALUES (1)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    // A pipe without a reader, in the place of the note that the next commit writes: opening it never ends.
+    let staged = out.join(".millstream-staged");
+    let notes = std::fs::read_dir(&staged).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let note = notes.filter(|name| name.ends_with(".committed")).collect::<Vec<_>>();
+    let pipe = staged.join(format!("{}.tmp", note[0]));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    ok(&mut s, "INSERT INTO t VALUES (2)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    let line = wait_for_state(&mut s, ".k", "failed").await;
+    assert_eq!(line[1], "58030");
+    assert!(line[2].starts_with("the target of the sink does not answer"), "{line:?}");
+    ok(&mut s, "INSERT INTO t VALUES (3)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["3"]]);
+    tokio::time::timeout(Duration::from_secs(5), ok(&mut s, "DROP SINK k")).await.unwrap();
+    drop(s);
+    tokio::time::timeout(Duration::from_secs(20), instance.close()).await.unwrap();
+    // Lets the thread that was left behind end.
+    drop(std::fs::File::options().read(true).open(&pipe));
+}

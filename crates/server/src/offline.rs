@@ -1,0 +1,235 @@
+//! `millstream fsck` and `millstream state`: what lies in a data directory while no server uses it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::util::pretty::pretty_format_batches;
+use catalog::Catalog;
+use checkpoint::door::{Door, NoRest};
+use checkpoint::fsck::{self, CheckpointLine};
+use checkpoint::local::LocalStore;
+use checkpoint::manifest::{JobState, SegmentRef};
+use checkpoint::{DataDirectory, Log};
+use chrono::DateTime;
+use coord::record;
+use flow::{Epoch, Error, Result, SqlState, TaskId};
+use plan::ProcessPlan;
+
+use crate::StateCommand;
+
+/// Watermarks of inputs that promise nothing, and of those that have ended.
+const NO_WATERMARK: i64 = i64::MIN;
+const ENDED: i64 = i64::MAX;
+
+/// An owned data directory and what is in it.
+struct Offline {
+    _directory: DataDirectory,
+    door: Door,
+    catalog: Catalog,
+    log: LogFound,
+}
+
+/// What is in the log.
+#[derive(Default)]
+struct LogFound {
+    place: String,
+    records: u64,
+    bytes: u64,
+    /// The newest epoch of a transaction.
+    epoch: Epoch,
+}
+
+impl Offline {
+    /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log.
+    fn open(data_dir: &Path) -> Result<Offline> {
+        let directory = DataDirectory::open_existing(data_dir)?;
+        let (mut catalog, mut log) = (Catalog::new(), LogFound::default());
+        let segment = Log::look(&directory.log_folder(), |bytes| {
+            let record = record::decode(bytes)?;
+            if let Some(snapshot) = record.catalog_snapshot {
+                catalog = snapshot;
+            }
+            for change in &record.catalog {
+                catalog.apply(change)?;
+            }
+            log.records += 1;
+            log.epoch = log.epoch.max(record.epoch);
+            Ok(())
+        })?;
+        if let Some((path, bytes)) = segment {
+            (log.place, log.bytes) = (path.display().to_string(), bytes);
+        }
+        let store = LocalStore::open(&data_dir.join("checkpoints"))?;
+        let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
+        Ok(Offline { _directory: directory, door: Door::new(Arc::new(store), Arc::new(NoRest), nonce), catalog, log })
+    }
+
+    fn name_of(&self, job: &JobState) -> String {
+        self.catalog
+            .relations()
+            .find(|r| r.oid.0 == job.job.0)
+            .map_or_else(|| "(dropped)".to_string(), |r| r.qualified_name())
+    }
+
+    /// The newest checkpoint, or the one of an epoch, or a savepoint.
+    fn checkpoint(&self, wanted: Option<&str>) -> Result<CheckpointLine> {
+        let mut lines = fsck::checkpoints(&self.door)?;
+        match wanted {
+            None => lines.retain(|line| line.savepoint.is_none()),
+            Some(wanted) => lines.retain(|line| match &line.savepoint {
+                Some(name) => name == wanted,
+                None => line.epoch.0.to_string() == wanted,
+            }),
+        }
+        lines.pop().ok_or_else(|| {
+            let message = match wanted {
+                None => "there is no checkpoint".to_string(),
+                Some(wanted) => format!("there is no checkpoint or savepoint \"{wanted}\""),
+            };
+            Error::new(SqlState::UndefinedObject, message).with_hint("millstream state ls shows those that there are.")
+        })
+    }
+}
+
+/// `millstream fsck`. True if everything is whole.
+pub fn check(data_dir: &Path, repair_orphans: bool) -> Result<bool> {
+    let offline = Offline::open(data_dir)?;
+    let log = &offline.log;
+    println!("log {}: {} records, {} bytes, newest epoch {}: whole", log.place, log.records, log.bytes, log.epoch);
+    let report = fsck::fsck(&offline.door)?;
+    println!("{report}");
+    if repair_orphans && report.is_whole() {
+        let swept = fsck::repair_orphans(&offline.door)?;
+        println!("removed {} orphans, {} bytes", swept.objects, swept.bytes);
+    } else if repair_orphans {
+        println!("orphans stay: nothing is removed from a damaged store");
+    }
+    Ok(report.is_whole())
+}
+
+/// `millstream state`.
+pub fn state(data_dir: &Path, command: &StateCommand) -> Result<()> {
+    let offline = Offline::open(data_dir)?;
+    match command {
+        StateCommand::Ls => list(&offline),
+        StateCommand::Show { job, checkpoint, task, part, limit } => {
+            let line = offline.checkpoint(checkpoint.as_deref())?;
+            let manifest = fsck::manifest_of(&offline.door, &line)?;
+            let found = manifest.jobs.iter().find(|j| offline.name_of(j) == *job || j.job.0.to_string() == *job);
+            let found = found.or_else(|| {
+                let short = |j: &&JobState| offline.name_of(j).rsplit('.').next() == Some(job);
+                manifest.jobs.iter().find(short)
+            });
+            let state = found.ok_or_else(|| {
+                let known: Vec<String> = manifest.jobs.iter().map(|j| offline.name_of(j)).collect();
+                Error::new(SqlState::UndefinedObject, format!("checkpoint {} has no job \"{job}\"", line.epoch))
+                    .with_detail(format!("It has: {}.", known.join(", ")))
+            })?;
+            show(&offline, state, *task, part.as_deref(), *limit)
+        }
+    }
+}
+
+/// The checkpoints, and the jobs of each.
+fn list(offline: &Offline) -> Result<()> {
+    let lines = fsck::checkpoints(&offline.door)?;
+    if lines.is_empty() {
+        println!("no checkpoints");
+    }
+    for line in &lines {
+        println!("{line}, made {}", time(line.created_us));
+        if line.damage.is_some() {
+            continue;
+        }
+        let manifest = fsck::manifest_of(&offline.door, line)?;
+        for job in &manifest.jobs {
+            let bytes: u64 = job.segments.iter().map(|s| s.bytes).sum();
+            println!(
+                "  {:<6} {:<24} {} slots, {} segments, {bytes} bytes, since epoch {}{}",
+                job.job.0,
+                offline.name_of(job),
+                job.slots,
+                job.segments.len(),
+                job.incarnation,
+                watermark(job)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The least promise that a job was given.
+fn watermark(job: &JobState) -> String {
+    let given = job.watermarks.iter().map(|w| w.watermark_us).filter(|us| *us != NO_WATERMARK).min();
+    given.map_or_else(String::new, |us| format!(", watermark {}", time(us)))
+}
+
+fn time(us: i64) -> String {
+    match us {
+        ENDED => "ended".to_string(),
+        us => DateTime::from_timestamp_micros(us)
+            .map_or_else(|| format!("{us} µs"), |at| at.format("%Y-%m-%d %H:%M:%S%.6fZ").to_string()),
+    }
+}
+
+/// The parts of a job's state, or the rows of one.
+fn show(offline: &Offline, job: &JobState, task: Option<u32>, part: Option<&str>, limit: usize) -> Result<()> {
+    let plan: ProcessPlan = serde_json::from_str(&job.plan).map_err(|e| {
+        Error::new(SqlState::DataCorrupted, format!("the stored plan of job {} cannot be read", job.job))
+            .with_detail(e.to_string())
+    })?;
+    let mut chains: BTreeMap<u32, Vec<SegmentRef>> = BTreeMap::new();
+    for segment in &job.segments {
+        chains.entry(segment.slot).or_default().push(segment.clone());
+    }
+    let chains: Vec<Vec<SegmentRef>> = chains.into_values().collect();
+    let stored = |task: TaskId, part: &str| {
+        let of =
+            |s: &SegmentRef| s.parts.iter().filter(|p| p.task == task && p.part == part).map(|p| p.bytes).sum::<u64>();
+        job.segments.iter().map(of).sum::<u64>()
+    };
+    let mut matched = false;
+    for (n, parts) in runtime::depot::parts_of(&plan)?.iter().enumerate() {
+        let id = TaskId(n as u32);
+        for found in parts {
+            if task.is_some_and(|t| t != id.0) || part.is_some_and(|p| p != found.name) {
+                continue;
+            }
+            matched = true;
+            let contents = runtime::depot::whole_content(&offline.door, &chains, n, found)?;
+            let rows: usize = contents.iter().map(|c| c.num_rows()).sum();
+            println!("task {id}, part {}: {rows} rows, {} bytes stored", found.name, stored(id, &found.name));
+            let columns = found.schema.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type()));
+            println!("  {}", columns.collect::<Vec<_>>().join(", "));
+            if task.is_some() || part.is_some() {
+                print_rows(contents.into_iter().map(|c| c.rows).collect(), limit)?;
+            }
+        }
+    }
+    if matched {
+        return Ok(());
+    }
+    Err(Error::new(SqlState::UndefinedObject, "the job has no such task or part")
+        .with_hint("millstream state show JOB lists them."))
+}
+
+fn print_rows(batches: Vec<arrow::array::RecordBatch>, limit: usize) -> Result<()> {
+    let all: usize = batches.iter().map(|b| b.num_rows()).sum();
+    let mut left = limit;
+    let mut shown = Vec::new();
+    for batch in batches {
+        let rows = batch.num_rows().min(left);
+        left -= rows;
+        if rows > 0 {
+            shown.push(batch.slice(0, rows));
+        }
+    }
+    if !shown.is_empty() {
+        println!("{}", pretty_format_batches(&shown)?);
+    }
+    if all > limit {
+        println!("({limit} of {all} rows; --limit shows more)");
+    }
+    Ok(())
+}
