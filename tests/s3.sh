@@ -24,3 +24,4 @@ export MILLSTREAM_S3_ENDPOINT="$endpoint"
 unset AWS_SESSION_TOKEN AWS_ENDPOINT AWS_ENDPOINT_URL AWS_PROFILE 2>/dev/null || true
 export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtest AWS_REGION=us-east-1
 cargo test "$@" --workspace --test it s3:: -- --ignored
+cargo test "$@" --workspace --test server in_a_bucket -- --ignored

@@ -7,6 +7,7 @@
 //! created and read, [`local`] and [`remote`] where they are kept; [`segment`] and [`manifest`] are what a checkpoint consists of;
 //! [`protocol`] decides which one is the truth, [`owner`] carries that out, [`fsck`] looks at the result.
 
+pub mod crash;
 pub mod directory;
 pub mod log;
 pub mod permit;

@@ -16,8 +16,10 @@ use flow::{Error, Result};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use crate::crash;
 use crate::directory::{io_error, sync_folder};
 use crate::door::{Answer, Failure, Listed, Store};
+use crate::names::MANIFESTS;
 
 /// Where files are before they have their name. No object's name begins with a dot.
 const TEMPORARY: &str = ".tmp";
@@ -148,6 +150,9 @@ impl Store for LocalStore {
         // Gone already if it was renamed.
         let _ = fs::remove_file(&temporary);
         let answer = renamed.map_err(|e| Failure::Lasting(io_error("create", &path, &e)))?;
+        if name.starts_with(MANIFESTS) {
+            crash::point("C7");
+        }
         // Also when it was refused: it may be our own file, whose folder could not be synced the first time.
         sync_folder(folder).map_err(Failure::Lasting)?;
         Ok(answer)

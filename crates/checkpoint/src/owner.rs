@@ -9,6 +9,7 @@ use std::sync::Arc;
 use flow::{Error, Result, SqlState};
 use serde::{Deserialize, Serialize};
 
+use crate::crash;
 use crate::door::{Door, Listed, PutNew};
 use crate::manifest::Manifest;
 use crate::names::{COMMITTED, GENERATIONS, MANIFESTS, ObjectName, RECORDS, SAVEPOINTS, SEGMENTS};
@@ -302,6 +303,7 @@ impl Owner {
         if let PutNew::Exists(_) = self.door.put_new(&name, &payload)? {
             return Err(Error::new(SqlState::ObjectInUse, format!("object \"{name}\" was written by another process")));
         }
+        crash::point("C8");
         self.unsure = Some((record, Arc::new(manifest.clone())));
         self.settle()?;
         let permit = self.claimed.permit().ok_or_else(|| Error::internal("a checkpoint without a manifest"))?;
@@ -365,6 +367,7 @@ impl Owner {
                     Hold::Unread(_) => Error::internal(hold.to_string()),
                 }
             })?;
+        crash::point("C13");
         let mut swept = Swept::default();
         for (i, name) in dead.iter().enumerate() {
             if i % DELETIONS_A_LOOK == 0 {
@@ -373,6 +376,9 @@ impl Owner {
             self.door.delete(&name.to_string())?;
             swept.objects += 1;
             swept.bytes += sizes.get(name).copied().unwrap_or(0);
+            if i + 1 < dead.len() {
+                crash::point("C14");
+            }
         }
         Ok(swept)
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use checkpoint::crash;
 use checkpoint::door::Door;
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
@@ -446,6 +447,9 @@ impl KeeperThread {
                 ToKeeper::Stored { slot, deployment, epoch, state } => {
                     if let Some(under_way) = self.under_way.as_mut().filter(|u| u.begin.epoch == epoch) {
                         under_way.stored.insert((deployment, slot), state);
+                        if !under_way.is_whole() {
+                            crash::point("C6");
+                        }
                     }
                 }
                 ToKeeper::Gone(deployment) => {
@@ -539,7 +543,9 @@ impl KeeperThread {
             && let Some(under_way) = self.under_way.take()
         {
             let epoch = under_way.begin.epoch;
+            crash::point("C11");
             self.note_committed();
+            crash::point("C12");
             if !self.spares
                 && let Err(error) = self.kept.owner.collect(&self.depot.held())
             {
@@ -605,6 +611,7 @@ impl KeeperThread {
         let (permit, bytes) = self.kept.owner.publish(&manifest, self.kept.config.retained)?;
         let duration_us = created_us.saturating_sub(now_us);
         info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, "checkpoint is durable");
+        crash::point("C9");
         let mut committing = HashSet::new();
         for sink in &manifest.sinks {
             if self.sinks.commit(sink.sink, permit, sink.prepared.bytes().to_vec()) {

@@ -607,6 +607,7 @@ impl ClockLoop {
             schedule.begin();
             (schedule.prepare)(epoch);
         }
+        checkpoint::crash::point("C0");
         self.worker.broadcast(&ToSlot::Checkpoint { epoch });
         self.tell(ToKeeper::Begin(Box::new(begin)));
     }

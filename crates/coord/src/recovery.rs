@@ -221,12 +221,36 @@ impl Found {
     }
 }
 
+/// Refuses a store whose checkpoints this data directory cannot have written: taking them over would end another server's, and
+/// clear away what it needs. Errors: `55000`; `XX001`, `58030` it cannot be told.
+fn check_origin(store: &Arc<dyn Store>, rest: Arc<ThreadRest>, nonce: u64, log_folder: &Path) -> Result<()> {
+    let door = Door::new(Arc::clone(store), rest, nonce);
+    let newest =
+        checkpoint::fsck::checkpoints(&door)?.into_iter().filter(|c| c.savepoint.is_none()).map(|c| c.epoch).max();
+    let Some(newest) = newest else { return Ok(()) };
+    let mut reserved = Epoch(0);
+    checkpoint::Log::look(log_folder, |bytes| {
+        reserved = reserved.max(crate::record::decode_catalog(bytes)?.reserved_epochs.unwrap_or_default());
+        Ok(())
+    })?;
+    if newest < reserved {
+        return Ok(());
+    }
+    let message = format!("the checkpoints in {} are of another data directory", door.place());
+    Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+        .with_detail(format!("Their newest epoch is {newest}; this one has used those below {reserved}."))
+        .with_hint("Choose another checkpoint_url, or start the server on the data directory that wrote them."))
+}
+
 impl Kept {
     /// Opens the store below the data directory as a new generation, and finds the newest checkpoint.
     pub fn open(data_dir: &Path, config: CheckpointConfig) -> Result<Kept> {
         let nonce = config.nonce;
         let store: Arc<dyn Store> = match &config.store {
-            Some(store) => Arc::clone(store),
+            Some(store) => {
+                check_origin(store, Arc::new(ThreadRest::seeded(nonce)), nonce, &data_dir.join("log"))?;
+                Arc::clone(store)
+            }
             None => Arc::new(LocalStore::open(&data_dir.join("checkpoints"))?),
         };
         let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);

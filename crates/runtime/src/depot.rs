@@ -17,6 +17,7 @@ use std::time::Duration;
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
+use checkpoint::crash;
 use checkpoint::door::{Door, PutNew};
 use checkpoint::manifest::{PartRef, SegmentPlace, SegmentRef};
 use checkpoint::names::{ObjectName, SegmentName};
@@ -400,6 +401,9 @@ impl Keeper {
             Errand::Take(deployment, slot, frozen) => {
                 let at = (deployment, slot);
                 let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
+                if epoch.is_some() {
+                    crash::point("C3");
+                }
                 let Some(mut kept) = self.instances.remove(&at) else {
                     self.waiting.fetch_sub(bytes, Ordering::Relaxed);
                     return;
@@ -506,6 +510,7 @@ impl Keeper {
                 self.instances.insert(at, kept);
                 self.waiting.fetch_sub(bytes, Ordering::Relaxed);
                 if let (Some(state), Some(Seal { epoch, .. })) = (state, seal) {
+                    crash::point("C5");
                     (self.reports)(FromSlot::Stored { slot: at.1, deployment: at.0, epoch, state });
                 }
                 self.go_on();
@@ -527,7 +532,10 @@ impl Keeper {
     fn store(&mut self, kept: &mut Kept) -> Result<Option<StoredState>> {
         while let Some(segment) = kept.whole.pop_front() {
             match put_segment(&self.door, kept.instance.slots, &segment) {
-                Ok(stored) => kept.instance.chain.push(stored),
+                Ok(stored) => {
+                    kept.instance.chain.push(stored);
+                    crash::point("C4");
+                }
                 Err(error) => {
                     // Under the same name: it may be there already.
                     kept.whole.push_front(segment);

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use checkpoint::crash;
 use checkpoint::manifest::SegmentRef;
 use flow::{ChangeBatch, Epoch, Error, ProcessFunction, Result, SlotId};
 use plan::{Placed, Task};
@@ -77,6 +78,9 @@ impl Freezing {
         {
             let mut changes = Vec::new();
             function.freeze(&mut changes)?;
+            if due {
+                crash::point("C1");
+            }
             for (part, changes) in changes {
                 if changes.num_rows() > 0 {
                     self.bytes += changes.bytes();
@@ -143,6 +147,10 @@ pub fn restore(
         for rows in depot.content(&restore.chains, &share)? {
             for start in (0..rows.num_rows()).step_by(shared.batch_rows) {
                 function.restore(n, rows.slice(start, shared.batch_rows.min(rows.num_rows() - start)))?;
+            }
+            crash::point("C15");
+            if moved {
+                crash::point("C16");
             }
             if moved && rows.num_rows() > 0 {
                 anew.push(FrozenChange { task: index, part: n, changes: rows });

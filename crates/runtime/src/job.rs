@@ -460,6 +460,13 @@ impl Machine {
                     port.promised_us = port.promised_us.min(watermark_us);
                 }
                 if instance.ports.iter().any(|p| p.arrived < p.channels) {
+                    let aligned = || instance.ports.iter().any(|p| p.arrived == p.channels);
+                    if cfg!(debug_assertions)
+                        && aligned()
+                        && self.freezing.as_ref().is_some_and(|f| f.is_due(work.tick))
+                    {
+                        checkpoint::crash::point("C2");
+                    }
                     return Ok(());
                 }
                 self.finish_tick(work.task, work.tick, then, now_us, watermark_us, out)

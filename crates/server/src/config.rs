@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use checkpoint::door::Store;
+use checkpoint::remote::RemoteStore;
 use coord::engine::CheckpointConfig;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
@@ -31,6 +34,7 @@ const SETTINGS: &[&str] = &[
     "batch_rows",
     "checkpoint_interval",
     "checkpoint_timeout",
+    "checkpoint_url",
     "checkpoints_retained",
     "max_connections",
     "log_format",
@@ -52,6 +56,8 @@ pub struct Config {
     pub batch_rows: usize,
     /// `10s`, `250ms`: the first epoch after so long becomes a checkpoint; `off`: no state is kept over restarts.
     pub checkpoint_interval: String,
+    /// `s3://bucket/prefix`: where checkpoints are kept; empty: in a folder of the data directory.
+    pub checkpoint_url: String,
     /// `10min`, `30s`: a sink whose target does not answer for so long is stopped.
     pub checkpoint_timeout: String,
     pub checkpoints_retained: usize,
@@ -72,6 +78,7 @@ impl Default for Config {
             memory_limit: "auto".into(),
             batch_rows: 8192,
             checkpoint_interval: "10s".into(),
+            checkpoint_url: String::new(),
             checkpoint_timeout: "10min".into(),
             checkpoints_retained: 3,
             max_connections: 1000,
@@ -158,7 +165,25 @@ impl Config {
         })?;
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
         let retained = self.checkpoints_retained.max(1);
-        Ok(Some(CheckpointConfig { store: None, interval: Some(interval), retained, timeout, nonce }))
+        let store = self.checkpoint_store()?;
+        Ok(Some(CheckpointConfig { store, interval: Some(interval), retained, timeout, nonce }))
+    }
+
+    /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the
+    /// environment.
+    pub fn checkpoint_store(&self) -> Result<Option<Arc<dyn Store>>> {
+        let url = self.checkpoint_url.trim();
+        if url.is_empty() {
+            return Ok(None);
+        }
+        let place = url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, "")));
+        match place {
+            Some((bucket, prefix)) if !bucket.is_empty() => Ok(Some(Arc::new(RemoteStore::s3(bucket, prefix, &[])?))),
+            _ => {
+                Err(Error::new(SqlState::InvalidParameterValue, format!("invalid value for checkpoint_url: \"{url}\""))
+                    .with_hint("Write s3://bucket/prefix, or leave it empty for a folder of the data directory."))
+            }
+        }
     }
 
     /// The memory limit in bytes.

@@ -124,9 +124,9 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
-    fn folder(&self) -> flow::Result<PathBuf> {
+    fn config(&self) -> flow::Result<config::Config> {
         let args = ServerArgs { data_dir: self.data_dir.clone(), config: self.config.clone(), ..ServerArgs::default() };
-        Ok(config::Config::load(&args)?.data_dir)
+        config::Config::load(&args)
     }
 }
 
@@ -192,8 +192,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Sql(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
-        Command::State(args) => args.data.folder().and_then(|folder| offline::state(&folder, &args.command)),
-        Command::Fsck(args) => match args.data.folder().and_then(|f| offline::check(&f, args.repair_orphans)) {
+        Command::State(args) => args.data.config().and_then(|config| offline::state(&config, &args.command)),
+        Command::Fsck(args) => match args.data.config().and_then(|c| offline::check(&c, args.repair_orphans)) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),

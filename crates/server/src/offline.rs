@@ -1,12 +1,11 @@
 //! `millstream fsck` and `millstream state`: what lies in a data directory while no server uses it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::util::pretty::pretty_format_batches;
 use catalog::Catalog;
-use checkpoint::door::{Door, NoRest};
+use checkpoint::door::{Door, Store, ThreadRest};
 use checkpoint::fsck::{self, CheckpointLine};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, SegmentRef};
@@ -17,6 +16,7 @@ use flow::{Epoch, Error, Result, SqlState, TaskId};
 use plan::ProcessPlan;
 
 use crate::StateCommand;
+use crate::config::Config;
 
 /// Watermarks of inputs that promise nothing, and of those that have ended.
 const NO_WATERMARK: i64 = i64::MIN;
@@ -42,8 +42,8 @@ struct LogFound {
 
 impl Offline {
     /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log.
-    fn open(data_dir: &Path) -> Result<Offline> {
-        let directory = DataDirectory::open_existing(data_dir)?;
+    fn open(config: &Config) -> Result<Offline> {
+        let directory = DataDirectory::open_existing(&config.data_dir)?;
         let (mut catalog, mut log) = (Catalog::new(), LogFound::default());
         let segment = Log::look(&directory.log_folder(), |bytes| {
             let record = record::decode(bytes)?;
@@ -60,9 +60,17 @@ impl Offline {
         if let Some((path, bytes)) = segment {
             (log.place, log.bytes) = (path.display().to_string(), bytes);
         }
-        let store = LocalStore::open(&data_dir.join("checkpoints"))?;
+        let store: Arc<dyn Store> = match config.checkpoint_store()? {
+            Some(store) => store,
+            None => Arc::new(LocalStore::open(&config.data_dir.join("checkpoints"))?),
+        };
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
-        Ok(Offline { _directory: directory, door: Door::new(Arc::new(store), Arc::new(NoRest), nonce), catalog, log })
+        Ok(Offline {
+            _directory: directory,
+            door: Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce),
+            catalog,
+            log,
+        })
     }
 
     fn name_of(&self, job: &JobState) -> String {
@@ -93,8 +101,8 @@ impl Offline {
 }
 
 /// `millstream fsck`. True if everything is whole.
-pub fn check(data_dir: &Path, repair_orphans: bool) -> Result<bool> {
-    let offline = Offline::open(data_dir)?;
+pub fn check(config: &Config, repair_orphans: bool) -> Result<bool> {
+    let offline = Offline::open(config)?;
     let log = &offline.log;
     println!("log {}: {} records, {} bytes, newest epoch {}: whole", log.place, log.records, log.bytes, log.epoch);
     let report = fsck::fsck(&offline.door)?;
@@ -109,8 +117,8 @@ pub fn check(data_dir: &Path, repair_orphans: bool) -> Result<bool> {
 }
 
 /// `millstream state`.
-pub fn state(data_dir: &Path, command: &StateCommand) -> Result<()> {
-    let offline = Offline::open(data_dir)?;
+pub fn state(config: &Config, command: &StateCommand) -> Result<()> {
+    let offline = Offline::open(config)?;
     match command {
         StateCommand::Ls => list(&offline),
         StateCommand::Show { job, checkpoint, task, part, limit } => {

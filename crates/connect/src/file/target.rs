@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use checkpoint::crash;
 use flow::{Error, Result, SqlState};
 
 use super::io_error;
@@ -272,7 +273,7 @@ fn remove(path: &Path) -> Result<()> {
 
 fn publish_renaming(root: &Path, files: &[StagedFile], verify: bool) -> Result<()> {
     let mut changed = BTreeSet::new();
-    for file in files {
+    for (n, file) in files.iter().enumerate() {
         let (staged, published) = (root.join(STAGING).join(&file.staged), root.join(&file.path));
         // A rename that an earlier commit did may not be durable: the folder is synced for it too.
         let mut folder = root.to_path_buf();
@@ -290,7 +291,12 @@ fn publish_renaming(root: &Path, files: &[StagedFile], verify: bool) -> Result<(
         let mut step = look(verify)?;
         if step == Step::Publish {
             match std::fs::rename(&staged, &published) {
-                Ok(()) => continue,
+                Ok(()) => {
+                    if n + 1 < files.len() {
+                        crash::point("C10");
+                    }
+                    continue;
+                }
                 // Another writer of the same sink has published it between the two looks.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => step = look(false)?,
                 Err(e) => return Err(away("publish file", &published, &e)),

@@ -245,3 +245,31 @@ async fn a_sink_whose_target_does_not_answer_is_stopped_and_checkpoints_go_on() 
     // Lets the thread that was left behind end.
     drop(std::fs::File::options().read(true).open(&pipe));
 }
+
+/// Two servers that were given one bucket: the second has no effect on the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_of_another_data_directory_are_refused() {
+    let (folder, disk) = (scratch(), Disk::new());
+    let instance = open(&folder.path().join("first"), Some(&disk), LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM t").await;
+    ok(&mut s, "INSERT INTO t VALUES (1)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    let before = disk.objects.names();
+    let mut config = keeping(&folder.path().join("second"), 1, 64);
+    config.checkpoints.as_mut().unwrap().store = Some(Arc::clone(&disk) as Arc<dyn Store>);
+    let refused = coord::Engine::open(config).err().unwrap();
+    assert_eq!(refused.state(), SqlState::ObjectNotInPrerequisiteState);
+    assert!(refused.message().contains("are of another data directory"), "{refused}");
+    assert_eq!(disk.objects.names(), before);
+    ok(&mut s, "INSERT INTO t VALUES (2)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    drop(s);
+    instance.close().await;
+    let instance = open(&folder.path().join("first"), Some(&disk), LONG);
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["2"]]);
+    drop(s);
+    instance.close().await;
+}

@@ -120,3 +120,52 @@ fn a_folder_that_is_no_data_directory_and_one_of_a_newer_version_are_refused() {
     let (_, error, good) = millstream(folder.path(), &["state", "ls"]);
     assert!(!good && error.contains("format version 99"), "{error}");
 }
+
+/// Checkpoints in a bucket: the server goes on from them, the tools read them there, and another data directory does not get them.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tests/s3.sh"]
+async fn checkpoints_are_kept_in_a_bucket() {
+    let endpoint = std::env::var("MILLSTREAM_S3_ENDPOINT").expect("run tests/s3.sh");
+    let folder = tempfile::tempdir().unwrap();
+    let bucket = [
+        ("MILLSTREAM_CHECKPOINT_URL", "s3://bucket/server-checkpoints"),
+        ("AWS_ENDPOINT", &endpoint),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "someone"),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI"),
+    ];
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let start = |data: &Path, slots: usize| Server::try_start_with(data, slots, "10s", &bucket);
+    let mut server = start(&data, 2).unwrap();
+    let client = server.client().await;
+    for statement in [
+        "CREATE TABLE t (k int, v int)",
+        "CREATE MATERIALIZED VIEW sums AS SELECT k, sum(v) AS s FROM t GROUP BY k",
+        "INSERT INTO t SELECT n % 7, n FROM generate_series(1, 100) AS g (n)",
+        "CHECKPOINT",
+        "INSERT INTO t VALUES (1, 1)",
+    ] {
+        client.batch_execute(statement).await.unwrap();
+    }
+    server.kill();
+    assert!(!data.join("checkpoints").exists());
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    assert!(start(&other, 1).is_err());
+    let fsck = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["fsck", "--config", "/dev/null", "--data-dir"])
+        .arg(&data)
+        .envs(bucket)
+        .output()
+        .unwrap();
+    let report = String::from_utf8(fsck.stdout).unwrap();
+    assert!(fsck.status.success() && report.contains("s3://bucket/server-checkpoints"), "{report}");
+    let server = start(&data, 1).unwrap();
+    let client = server.client().await;
+    let row = client.query_one("SELECT s::text FROM sums WHERE k = 1", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), (1..=100).filter(|n| n % 7 == 1).sum::<i64>().wrapping_add(1).to_string());
+    let row = client.query_one("SELECT count(*)::text FROM t", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "101");
+}

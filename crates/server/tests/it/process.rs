@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -26,12 +26,35 @@ impl Server {
 
     /// A server on a data directory that outlives it.
     pub fn start_on(data: &Path, slots: usize, checkpoint_interval: &str) -> Server {
+        Server::try_start_on(data, slots, checkpoint_interval, None)
+            .unwrap_or_else(|status| panic!("the server ended before it was ready: {status}"))
+    }
+
+    /// The same with a point at which it is to die. Errors: it has died before it was ready.
+    pub fn try_start_on(
+        data: &Path,
+        slots: usize,
+        checkpoint_interval: &str,
+        crash_at: Option<&str>,
+    ) -> Result<Server, ExitStatus> {
+        let point = crash_at.map(|point| (checkpoint::crash::CRASH_AT, point));
+        Server::try_start_with(data, slots, checkpoint_interval, point.as_slice())
+    }
+
+    /// The same with other variables of the environment.
+    pub fn try_start_with(
+        data: &Path,
+        slots: usize,
+        checkpoint_interval: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Server, ExitStatus> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
             .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", &slots.to_string()])
             .args(["--memory-limit", "256MiB", "--log-format", "json", "--config", "/dev/null", "--data-dir"])
             .arg(data)
             .current_dir(data)
             .env("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -39,7 +62,8 @@ impl Server {
             .unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
         let addr = loop {
-            let line = log.next().expect("the server ended before it was ready").unwrap();
+            let Some(line) = log.next() else { return Err(process.wait().unwrap()) };
+            let line = line.unwrap();
             let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let Some(addr) = entry["fields"]["pg"].as_str() {
                 break addr.parse().unwrap();
@@ -47,7 +71,12 @@ impl Server {
         };
         // The pipe must be read to its end, or a talkative server would block on it.
         std::thread::spawn(move || log.for_each(drop));
-        Server { process, addr, _data: None }
+        Ok(Server { process, addr, _data: None })
+    }
+
+    /// How the process has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
     }
 
     pub fn config(&self) -> Config {
