@@ -221,6 +221,13 @@ pub const SETTINGS: &[Setting] = &[
     )),
     fixed(setting("max_index_keys", "32", Kind::Integer { min: 32, max: 32 }, PRESET, "Most columns of a key.")),
     setting("quote_all_identifiers", "off", ON_OFF, COMPATIBILITY, "Accepted for dumps; has no effect."),
+    setting(
+        "read_durability",
+        "visible",
+        Kind::Enum(&["visible", "durable"]),
+        STREAMING,
+        "Whether a read waits until a checkpoint holds what it shows.",
+    ),
     setting("row_security", "on", ON_OFF, STATEMENT, "Accepted for dumps; there are no row policies."),
     setting(
         "search_path",

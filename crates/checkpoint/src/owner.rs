@@ -118,6 +118,11 @@ pub(crate) fn read_savepoint(door: &Door, name: &str) -> Result<Option<Savepoint
         .map_err(|e| Error::new(SqlState::DataCorrupted, format!("object \"{object}\" is not a savepoint: {e}")))
 }
 
+fn no_savepoint(name: &str) -> Error {
+    Error::new(SqlState::UndefinedObject, format!("savepoint \"{name}\" does not exist"))
+        .with_hint("SHOW SAVEPOINTS lists them, and so does millstream state ls.")
+}
+
 /// What became of a record that was put.
 enum Put {
     Ours(Claimed),
@@ -167,6 +172,35 @@ impl Owner {
         }
         Err(Error::new(SqlState::ObjectInUse, "other servers take over the checkpoints all the time")
             .with_detail(format!("Looked {LOOKS_MAX} times at {}.", door.place()))
+            .with_hint("Stop the other servers."))
+    }
+
+    /// The same from a savepoint: what was made durable after it stays retained, but is not gone on from. Errors: as
+    /// [`open`](Self::open); `42704` there is no such savepoint.
+    pub fn open_savepoint(door: &Door, name: &str) -> Result<(Owner, Option<Checkpoint>)> {
+        // Before anybody is shut out.
+        let found = read_savepoint(door, name)?.ok_or_else(|| no_savepoint(name))?;
+        let door = Owner::new_generation(door)?;
+        for _ in 0..LOOKS_MAX {
+            let Some((observed, _)) = Owner::observe(&door, None)? else { continue };
+            let (seen, manifest) = match read_manifest(&door, &found.manifest)? {
+                Ok(manifest) => (ManifestSeen::Whole, Some(manifest)),
+                Err(seen) => (seen, None),
+            };
+            let opening = protocol::open_savepoint(door.writer().generation, &found.manifest, &seen, &observed);
+            let record = match opening {
+                Opening::TakeOver(record) => record,
+                Opening::LookAgain => continue,
+                Opening::Stop(stopped) => return Err(stopped.into()),
+                Opening::Refuse(refusal) => return Err(refusal.into()),
+            };
+            match claim(&door, &record)? {
+                Put::Ours(claimed) => return Ok(Owner::of(door, claimed, manifest)),
+                Put::Taken(stopped @ Stopped::Generation { .. }) => return Err(stopped.into()),
+                Put::Taken(Stopped::Record { .. }) => {}
+            }
+        }
+        Err(Error::new(SqlState::ObjectInUse, "other servers take over the checkpoints all the time")
             .with_hint("Stop the other servers."))
     }
 
@@ -413,7 +447,7 @@ impl Owner {
     pub fn drop_savepoint(&mut self, name: &str) -> Result<()> {
         let object = ObjectName::Savepoint(name.to_string()).to_string();
         if self.door.get(&object)?.is_none() {
-            return Err(Error::new(SqlState::UndefinedObject, format!("savepoint \"{name}\" does not exist")));
+            return Err(no_savepoint(name));
         }
         protocol::may_delete(self.head(), look(&self.door)?)?;
         self.door.delete(&object)

@@ -262,6 +262,28 @@ pub fn open(mine: Generation, asked: Option<u64>, seen: &Observed) -> Opening {
     })
 }
 
+/// The first record of a generation that goes on from a savepoint. `manifest`: how the savepoint's manifest reads. That of the
+/// newest record does not matter, so a damaged one is gone back behind.
+pub fn open_savepoint(mine: Generation, meant: &ManifestRef, manifest: &ManifestSeen, seen: &Observed) -> Opening {
+    let object = meant.name.clone();
+    let record = seen.newest.as_ref().map_or(0, |newest| newest.number);
+    match manifest {
+        ManifestSeen::Whole => {}
+        ManifestSeen::Damaged(why) => {
+            return Opening::Refuse(Refusal::ManifestDamaged { record, object, why: why.clone() });
+        }
+        ManifestSeen::Missing => return Opening::Refuse(Refusal::ManifestMissing { record, object }),
+    }
+    let newest = Observed { base: seen.newest.clone(), manifest: Some(ManifestSeen::Whole), ..seen.clone() };
+    match open(mine, None, &newest) {
+        // The commit of any other checkpoint was finished before the next one was claimed.
+        Opening::TakeOver(record) if record.manifest.as_ref() != Some(meant) => {
+            Opening::TakeOver(EpochRecord { manifest: Some(meant.clone()), committed: true, ..record })
+        }
+        opening => opening,
+    }
+}
+
 /// What a claimant knows of its create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {

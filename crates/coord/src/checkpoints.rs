@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use checkpoint::crash;
 use checkpoint::door::Door;
+use checkpoint::fsck::{self, CheckpointLine};
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
 use crossbeam_channel::{Receiver, Sender, after, never, select, unbounded};
@@ -159,6 +160,18 @@ pub enum ToKeeper {
     Spare,
     /// A sink has finished the commit of the checkpoint that this process has started from, or is gone.
     Resumed(RelationId),
+    /// Keep the newest checkpoint by this name. The answer is its epoch.
+    Keep {
+        name: String,
+        reply: oneshot::Sender<Result<Epoch>>,
+    },
+    DropSavepoint {
+        name: String,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Savepoints {
+        reply: oneshot::Sender<Result<Vec<CheckpointLine>>>,
+    },
     Stop,
 }
 
@@ -322,6 +335,31 @@ impl Keeper {
         let _ = self.sender.send(ToKeeper::Resumed(sink));
     }
 
+    /// Keeps the newest checkpoint by name, and returns its epoch. Errors: `42710` the name is taken, `42602` it is none, `58030`.
+    pub async fn keep(&self, name: &str) -> Result<Epoch> {
+        self.ask(|reply| ToKeeper::Keep { name: name.to_string(), reply }).await
+    }
+
+    /// Gives up a savepoint. Errors: `42704` there is none, `58030`.
+    pub async fn drop_savepoint(&self, name: &str) -> Result<()> {
+        self.ask(|reply| ToKeeper::DropSavepoint { name: name.to_string(), reply }).await
+    }
+
+    pub async fn savepoints(&self) -> Result<Vec<CheckpointLine>> {
+        self.ask(|reply| ToKeeper::Savepoints { reply }).await
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<Result<T>>) -> ToKeeper) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.sender.send(message(reply));
+        answer.await.map_err(|_| crate::clock::shutting_down())?
+    }
+
+    /// The epoch of the newest durable checkpoint.
+    pub fn durable(&self) -> Epoch {
+        self.shown.lock().last().map_or(Epoch(0), |c| c.epoch)
+    }
+
     /// The checkpoints that are known to be kept, oldest first.
     pub fn all(&self) -> Vec<CheckpointStatus> {
         self.shown.lock().clone()
@@ -482,6 +520,17 @@ impl KeeperThread {
                         self.note_committed();
                     }
                 }
+                ToKeeper::Keep { name, reply } => {
+                    // Who has gone does not wait.
+                    let _ = reply.send(self.keep(&name));
+                }
+                ToKeeper::DropSavepoint { name, reply } => {
+                    let _ = reply.send(self.kept.owner.drop_savepoint(&name));
+                }
+                ToKeeper::Savepoints { reply } => {
+                    let lines = fsck::checkpoints(&self.kept.door);
+                    let _ = reply.send(lines.map(|all| all.into_iter().filter(|l| l.savepoint.is_some()).collect()));
+                }
                 ToKeeper::Stop => return,
             }
             self.go_on();
@@ -553,6 +602,13 @@ impl KeeperThread {
             }
             self.clock.send(Event::CheckpointEnded(Ok(epoch)));
         }
+    }
+
+    fn keep(&mut self, name: &str) -> Result<Epoch> {
+        let (number, epoch) = self.kept.owner.manifests().last().map(|(n, m)| (n, m.epoch)).unzip();
+        let number = number.ok_or_else(|| Error::internal("a checkpoint was made and is not there"))?;
+        self.kept.owner.keep(name, number, self.clock.time.now_us())?;
+        Ok(epoch.unwrap_or_default())
     }
 
     /// Notes the end of the newest checkpoint's commit, once none of its sinks has still to do it.

@@ -65,6 +65,8 @@ pub struct CheckpointConfig {
     pub store: Option<Arc<dyn checkpoint::door::Store>>,
     /// The first epoch after so long is made durable; `None`: only when a statement says so.
     pub interval: Option<Duration>,
+    /// The savepoint to start from, instead of from the newest checkpoint.
+    pub savepoint: Option<String>,
     /// Checkpoints that are kept.
     pub retained: usize,
     /// A sink whose target does not answer for so long is stopped, so that it holds up no checkpoint any more.
@@ -611,7 +613,22 @@ impl Engine {
         answer.await.map_err(|_| crate::clock::shutting_down())?
     }
 
-    /// What keeps checkpoints, if anything does.
+    /// What keeps checkpoints. Errors: `55000` nothing does.
+    pub fn checkpoints(&self) -> Result<&Arc<Keeper>> {
+        self.keeper.as_ref().ok_or_else(|| {
+            Error::new(SqlState::ObjectNotInPrerequisiteState, "checkpoints are switched off")
+                .with_hint("Start the server with a checkpoint_interval.")
+        })
+    }
+
+    /// Waits until a checkpoint holds everything up to `epoch`. Errors: `55000` none are taken, `53100`, `58030`.
+    pub async fn wait_kept(&self, epoch: Epoch) -> Result<()> {
+        if self.checkpoints()?.durable() < epoch {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
     /// Why a job does not get on for now, though it runs.
     pub fn stalled(&self, relation: RelationId, job: &JobStatus) -> Option<Error> {
         if matches!(job.phase, Phase::Failed(_)) {
@@ -629,6 +646,7 @@ impl Engine {
         }
     }
 
+    /// What keeps checkpoints, if anything does.
     pub fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
     }
@@ -920,6 +938,8 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
     // By sink: the number of the record from which on its rows count.
     let mut started: HashMap<RelationId, usize> = HashMap::new();
     let mut since = Since::default();
+    // By relation, its newest epoch in the log.
+    let mut changed: HashMap<RelationId, Epoch> = HashMap::new();
     let until = checkpoint.map_or(Epoch::MAX, |c| c.manifest.epoch);
     let mut number = 0;
     Log::open(&directory.log_folder(), |bytes| {
@@ -927,8 +947,14 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
         if let Some(snapshot) = record.catalog_snapshot {
             catalog = snapshot;
         }
+        for (relation, epoch) in record.merged {
+            since.merged.insert(relation, epoch);
+        }
         for change in &record.catalog {
             catalog.apply(change)?;
+            for relation in shapes(change) {
+                changed.insert(relation, record.epoch);
+            }
             if record.epoch > until {
                 since.altered.extend(shapes(change));
             }
@@ -969,6 +995,8 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
             let derived = rows.origin.is_some_and(|sink| {
                 catalog.relation(sink).is_some() || started.get(&sink).is_some_and(|from| number < *from)
             });
+            let newest = changed.entry(rows.relation).or_default();
+            *newest = record.epoch.max(*newest);
             if let (Some(table), false) = (tables.get(&rows.relation), derived) {
                 if record.epoch > until && read.contains(&rows.relation) {
                     unseen.entry(rows.relation).or_default().push(rows.changes);
@@ -984,7 +1012,12 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
     // What a restored job has not seen must stay told apart.
     let log = if unseen.is_empty() && log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > live as u64 {
         info!(bytes = log.len(), "rewriting the log");
-        rewrite(log, &catalog, &tables, reserved, &since.started)?
+        for (relation, epoch) in &since.merged {
+            let newest = changed.entry(*relation).or_default();
+            *newest = (*newest).max(*epoch);
+        }
+        changed.retain(|relation, _| catalog.relation(*relation).is_some());
+        rewrite(log, &catalog, &tables, reserved, &since.started, changed)?
     } else {
         log
     };
@@ -1043,8 +1076,10 @@ fn rewrite(
     tables: &HashMap<RelationId, Arc<Table>>,
     reserved: Epoch,
     started: &HashMap<RelationId, Epoch>,
+    changed: HashMap<RelationId, Epoch>,
 ) -> Result<Log> {
-    let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved)];
+    let merged = record::merged(changed.into_iter().collect());
+    let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved), merged];
     let started = started.iter().map(|(job, first)| record::job_started(*job, *first));
     let mut scans = Vec::new();
     for (relation, table) in tables {

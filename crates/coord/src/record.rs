@@ -28,6 +28,9 @@ struct Header {
     /// A job starts from what its inputs hold; its state in earlier checkpoints no longer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     job_started: Option<(RelationId, Epoch)>,
+    /// In a rewritten log: up to which epoch the changes of a relation are not told apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    merged: Vec<(RelationId, Epoch)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,6 +51,7 @@ pub struct Record {
     pub reserved_epochs: Option<Epoch>,
     pub sink_started: Option<RelationId>,
     pub job_started: Option<(RelationId, Epoch)>,
+    pub merged: Vec<(RelationId, Epoch)>,
     /// That a transaction has joined.
     pub epoch: Epoch,
 }
@@ -82,6 +86,7 @@ fn empty() -> Header {
         reserved_epochs: None,
         sink_started: None,
         job_started: None,
+        merged: Vec::new(),
     }
 }
 
@@ -107,6 +112,12 @@ pub fn sink_started(sink: RelationId) -> Result<Vec<u8>> {
 /// A record that says: this job starts from what its inputs hold, and shows its first epoch.
 pub fn job_started(job: RelationId, first: Epoch) -> Result<Vec<u8>> {
     outside(&Header { job_started: Some((job, first)), ..empty() })
+}
+
+/// A record of a rewritten log that says: of these relations the changes up to these epochs are not told apart any more.
+pub fn merged(mut relations: Vec<(RelationId, Epoch)>) -> Result<Vec<u8>> {
+    relations.sort_unstable();
+    outside(&Header { merged: relations, ..empty() })
 }
 
 /// A record of no epoch.
@@ -171,6 +182,7 @@ fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
         reserved_epochs: header.reserved_epochs,
         sink_started: header.sink_started,
         job_started: header.job_started,
+        merged: header.merged,
         epoch: Epoch(u64::from_le_bytes(*epoch)),
         ..Record::default()
     };

@@ -42,6 +42,8 @@ pub struct Found {
     pub permit: CommitPermit,
     /// Its sinks have committed.
     pub committed: bool,
+    /// It is a savepoint that is older than the newest checkpoint.
+    pub rewound: bool,
 }
 
 /// What the log says of the time since the checkpoint.
@@ -51,6 +53,8 @@ pub struct Since {
     pub altered: BTreeSet<RelationId>,
     /// By job, the first epoch that it has shown after it last started from nothing; of all times.
     pub started: HashMap<RelationId, Epoch>,
+    /// By relation, the newest epoch whose changes the log does not tell apart from earlier ones any more.
+    pub merged: HashMap<RelationId, Epoch>,
 }
 
 /// A job that goes on.
@@ -122,6 +126,9 @@ pub fn port_watermarks(watermarks: &[Vec<i64>]) -> Vec<PortWatermark> {
 impl Found {
     /// Whether a sink that does not go on may have published already: then it cannot begin anew without repeating it.
     pub fn has_published(&self, sink: RelationId, since: &Since) -> bool {
+        if self.rewound {
+            return since.started.contains_key(&sink) || self.coordinated.identities.contains_key(&sink.0);
+        }
         let begun_after = since.started.get(&sink).is_some_and(|first| *first > self.manifest.epoch);
         self.coordinated.identities.contains_key(&sink.0) && !begun_after
     }
@@ -140,6 +147,10 @@ impl Found {
         let mut left: Vec<(RelationId, &JobState, ProcessPlan)> = Vec::new();
         for job in &self.manifest.jobs {
             let relation = RelationId(job.job.0);
+            if self.rewound && self.manifest.sinks.iter().any(|s| s.sink == relation) {
+                // What it has published since would come again.
+                continue;
+            }
             if let Some(plan) = self.usable(relation, job, catalog, since)? {
                 left.push((relation, job, plan));
             }
@@ -149,10 +160,14 @@ impl Found {
             let before = left.len();
             for (relation, job, plan) in std::mem::take(&mut left) {
                 let inputs = inputs(&plan);
+                let told_apart =
+                    |input: &RelationId| since.merged.get(input).is_none_or(|until| *until <= self.manifest.epoch);
                 let stands = |input: &RelationId| match catalog.relation(*input).map(|r| r.kind()) {
-                    Some(RelationKind::Table) => !since.altered.contains(input) && !filled.contains(input),
+                    Some(RelationKind::Table) => {
+                        !since.altered.contains(input) && !filled.contains(input) && told_apart(input)
+                    }
                     Some(RelationKind::Source) => {
-                        !since.altered.contains(input) && self.coordinated.source(*input).is_some()
+                        !since.altered.contains(input) && told_apart(input) && self.coordinated.source(*input).is_some()
                     }
                     Some(RelationKind::MaterializedView) => found.contains_key(input),
                     _ => false,
@@ -255,13 +270,19 @@ impl Kept {
         };
         let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);
         door.probe()?;
-        let (owner, newest) = Owner::open(&door, None)?;
+        let latest = checkpoint::fsck::checkpoints(&door)?.into_iter().rfind(|c| c.savepoint.is_none());
+        let (owner, newest) = match &config.savepoint {
+            Some(name) => Owner::open_savepoint(&door, name)?,
+            None => Owner::open(&door, None)?,
+        };
+        let latest = latest.map(|line| line.manifest);
         let newest = newest.map(|Checkpoint { manifest, permit, committed }| -> Result<Found> {
             let coordinated = serde_json::from_value(manifest.coordinator.clone()).map_err(|e| {
                 let message = format!("object \"{}\" of a checkpoint cannot be used", manifest.name());
                 Error::new(SqlState::DataCorrupted, message).with_detail(e.to_string())
             })?;
-            Ok(Found { manifest, coordinated: Arc::new(coordinated), permit, committed })
+            let rewound = config.savepoint.is_some() && latest != Some(manifest.name().to_string());
+            Ok(Found { manifest, coordinated: Arc::new(coordinated), permit, committed, rewound })
         });
         let (newest, door) = (newest.transpose()?, Arc::new(owner.door().clone()));
         Ok(Kept { config, door, newest, counter: Arc::default(), owner })

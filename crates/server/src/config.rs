@@ -61,6 +61,9 @@ pub struct Config {
     /// `10min`, `30s`: a sink whose target does not answer for so long is stopped.
     pub checkpoint_timeout: String,
     pub checkpoints_retained: usize,
+    /// Chosen for one start, never by the file.
+    #[serde(skip)]
+    pub from_savepoint: Option<String>,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
@@ -81,6 +84,7 @@ impl Default for Config {
             checkpoint_url: String::new(),
             checkpoint_timeout: "10min".into(),
             checkpoints_retained: 3,
+            from_savepoint: None,
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -118,10 +122,17 @@ impl Config {
         if let Some(slots) = args.slots {
             figment = figment.merge(("slots", slots));
         }
-        let config: Config = figment.extract().map_err(|e| {
+        let mut config: Config = figment.extract().map_err(|e| {
             Error::new(SqlState::InvalidParameterValue, format!("configuration: {e}"))
                 .with_hint("conf/millstream.yaml lists every key with its default.")
         })?;
+        config.from_savepoint = args.from_savepoint.clone();
+        if config.from_savepoint.is_some() && config.checkpoint_interval.trim().eq_ignore_ascii_case("off") {
+            return Err(Error::new(
+                SqlState::InvalidParameterValue,
+                "a start from a savepoint needs a checkpoint_interval",
+            ));
+        }
         config.memory_bytes()?;
         config.checkpoints()?;
         if config.slots > flow::hash::VNODES {
@@ -143,7 +154,7 @@ impl Config {
         }
     }
 
-    /// How checkpoints are taken.
+    /// How checkpoints are taken, and the savepoint to start from.
     pub fn checkpoints(&self) -> Result<Option<CheckpointConfig>> {
         let text = self.checkpoint_interval.trim();
         if text.eq_ignore_ascii_case("off") {
@@ -166,7 +177,8 @@ impl Config {
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
         let retained = self.checkpoints_retained.max(1);
         let store = self.checkpoint_store()?;
-        Ok(Some(CheckpointConfig { store, interval: Some(interval), retained, timeout, nonce }))
+        let savepoint = self.from_savepoint.clone();
+        Ok(Some(CheckpointConfig { store, savepoint, interval: Some(interval), retained, timeout, nonce }))
     }
 
     /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the

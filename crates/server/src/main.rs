@@ -70,6 +70,9 @@ pub struct ServerArgs {
     /// Memory for tables, views and jobs, such as 512MiB or 4GiB [default: half of the machine's]
     #[arg(long)]
     memory_limit: Option<String>,
+    /// Go back to this savepoint: views and sources go on from it, tables keep all of their rows
+    #[arg(long)]
+    from_savepoint: Option<String>,
     /// Form of the log: text or json [default: text]
     #[arg(long)]
     log_format: Option<String>,

@@ -99,6 +99,12 @@ pub enum Statement {
     Reset(Option<String>),
     Flush,
     Checkpoint,
+    /// CREATE SAVEPOINT: keeps a checkpoint by name. Not the SAVEPOINT of a transaction.
+    CreateSavepoint(String),
+    DropSavepoint {
+        name: String,
+        if_exists: bool,
+    },
     Explain(Box<Explain>),
 
     Begin(TransactionModes),
@@ -395,6 +401,7 @@ pub enum Show {
     },
     Jobs,
     Checkpoints,
+    Savepoints,
     Subscriptions,
     Watermarks,
     /// EXPLAIN WATERMARK name.
@@ -728,6 +735,8 @@ impl Statement {
             Statement::Reset(_) => "RESET",
             Statement::Flush => "FLUSH",
             Statement::Checkpoint => "CHECKPOINT",
+            Statement::CreateSavepoint(_) => "CREATE SAVEPOINT",
+            Statement::DropSavepoint { .. } => "DROP SAVEPOINT",
             Statement::Explain(_) => "EXPLAIN",
             Statement::Begin(_) => "BEGIN",
             Statement::Commit { .. } => "COMMIT",

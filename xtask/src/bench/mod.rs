@@ -5,6 +5,7 @@
 //! checks results fails the command when a check fails.
 
 mod chain;
+mod checkpoints;
 mod flat;
 mod isolation;
 mod kill;
@@ -25,7 +26,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
 /// The benchmarks, in the order in which they run.
-const NAMES: &[&str] = &["chain", "point", "copy", "idle", "isolation", "transfers", "visible", "flat", "kill9"];
+const NAMES: &[&str] =
+    &["chain", "point", "copy", "idle", "isolation", "transfers", "visible", "flat", "kill9", "checkpoints"];
 
 /// What the command line chooses.
 #[derive(Clone, Debug)]
@@ -49,7 +51,7 @@ impl Options {
     }
 }
 
-pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9 …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9|checkpoints …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
 /// An error with its causes; a driver's own text is only "db error".
 fn told(error: &(dyn std::error::Error + 'static)) -> String {
@@ -119,6 +121,7 @@ async fn one(name: &str, options: &Options, report: &mut Report) -> Result<()> {
         "visible" => visible::run(options, report).await,
         "flat" => flat::run(options, report).await,
         "kill9" => kill::run(options, report).await,
+        "checkpoints" => checkpoints::run(options, report).await,
         other => Err(format!("no benchmark {other}").into()),
     }
 }

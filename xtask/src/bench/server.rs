@@ -37,18 +37,26 @@ pub struct Server {
     process: Child,
     port: u16,
     http_port: u16,
+    /// Variables of the environment that set up the server.
+    settings: Vec<(String, String)>,
 }
 
 impl Server {
     /// Starts a server on an empty folder.
     pub async fn start(options: &Options) -> Result<Server> {
+        Server::start_with(options, &[]).await
+    }
+
+    /// The same with settings, by the names of their variables.
+    pub async fn start_with(options: &Options, settings: &[(&str, &str)]) -> Result<Server> {
+        let settings: Vec<(String, String)> = settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let folder = match &options.scratch {
             Some(parent) => tempfile::tempdir_in(parent)?,
             None => tempfile::tempdir()?,
         };
         let (port, http_port) = (free_port()?, free_port()?);
-        let process = spawn(&options.binary, folder.path(), port, http_port)?;
-        let mut server = Server { binary: options.binary.clone(), folder, process, port, http_port };
+        let process = spawn(&options.binary, folder.path(), port, http_port, &settings)?;
+        let mut server = Server { binary: options.binary.clone(), folder, process, port, http_port, settings };
         server.ready().await?;
         Ok(server)
     }
@@ -64,7 +72,7 @@ impl Server {
     pub async fn restart(&mut self) -> Result<f64> {
         let start = now();
         (self.port, self.http_port) = (free_port()?, free_port()?);
-        self.process = spawn(&self.binary, self.folder.path(), self.port, self.http_port)?;
+        self.process = spawn(&self.binary, self.folder.path(), self.port, self.http_port, &self.settings)?;
         self.ready().await?;
         Ok(ms_since(start))
     }
@@ -110,6 +118,13 @@ impl Server {
         self.folder.path()
     }
 
+    /// Bytes that the process has let the kernel write to disks.
+    pub fn written_bytes(&self) -> Result<u64> {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.process.id()))?;
+        let value = io.lines().find_map(|l| l.strip_prefix("write_bytes:"));
+        Ok(value.ok_or("no bytes in io")?.trim().parse()?)
+    }
+
     pub fn usage(&self) -> Result<Usage> {
         let id = self.process.id();
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
@@ -137,13 +152,14 @@ impl Drop for Server {
     }
 }
 
-fn spawn(binary: &Path, folder: &Path, port: u16, http_port: u16) -> Result<Child> {
+fn spawn(binary: &Path, folder: &Path, port: u16, http_port: u16, settings: &[(String, String)]) -> Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
     Command::new(binary)
         .arg("server")
         .args(["--pg-addr", &format!("127.0.0.1:{port}"), "--http-addr", &format!("127.0.0.1:{http_port}")])
         .args(["--log-level", "warn", "--data-dir"])
         .arg(folder.join("data"))
+        .envs(settings.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

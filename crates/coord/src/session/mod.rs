@@ -429,6 +429,32 @@ impl Session {
                 self.written = self.written.max(epoch);
                 Ok(Outcome::Done("CHECKPOINT".into()))
             }
+            Statement::CreateSavepoint(name) => {
+                if self.transaction_status() == transaction::Status::InTransaction {
+                    return Err(self.no_savepoint_here("CREATE SAVEPOINT"));
+                }
+                self.end_implicit(true).await?;
+                let keeper = Arc::clone(self.engine.checkpoints()?);
+                if keeper.savepoints().await?.iter().any(|known| known.savepoint.as_deref() == Some(name)) {
+                    let message = format!("savepoint \"{name}\" already exists");
+                    return Err(Error::new(SqlState::DuplicateObject, message));
+                }
+                let epoch = self.engine.checkpoint().await?;
+                keeper.keep(name).await?;
+                self.written = self.written.max(epoch);
+                Ok(Outcome::Done("CREATE SAVEPOINT".into()))
+            }
+            Statement::DropSavepoint { name, if_exists } => {
+                if self.transaction_status() == transaction::Status::InTransaction {
+                    return Err(self.no_savepoint_here("DROP SAVEPOINT"));
+                }
+                self.end_implicit(true).await?;
+                match self.engine.checkpoints()?.drop_savepoint(name).await {
+                    Err(e) if *if_exists && e.state() == SqlState::UndefinedObject => {}
+                    dropped => dropped?,
+                }
+                Ok(Outcome::Done("DROP SAVEPOINT".into()))
+            }
             Statement::Prepare { name, types, statement } => {
                 if self.prepared.contains_key(name) {
                     return Err(Error::new(
@@ -548,6 +574,13 @@ impl Session {
             ("VACUUM", transaction::Status::InTransaction) => self.refuse_in_transaction(tag),
             _ => Ok(()),
         }
+    }
+
+    /// A savepoint of the server is another thing than one of a transaction.
+    fn no_savepoint_here(&self, what: &str) -> Error {
+        Error::new(SqlState::ActiveSqlTransaction, format!("{what} cannot run inside a transaction block"))
+            .with_detail("It keeps a checkpoint of the server by name.")
+            .with_hint("SAVEPOINT name, without CREATE, marks a place in the transaction to roll back to.")
     }
 
     fn refuse_in_transaction(&self, what: &str) -> Result<()> {

@@ -149,6 +149,10 @@ impl Session {
         let seen = self.written.max(self.engine.clock.acknowledged());
         self.engine.clock.wait_completed(seen).await?;
         let pin = self.transaction_pin();
+        if !relations.is_empty() && self.settings.get("read_durability")? == "durable" {
+            // The pin keeps what is read until it is durable.
+            self.engine.wait_kept(pin.epoch()).await?;
+        }
         let tables = match self.private() {
             Some(_) => relations.iter().filter_map(|oid| Some((*oid, self.table(*oid)?))).collect(),
             None => match self.engine.tables_at(self.planned, relations) {

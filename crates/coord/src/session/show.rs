@@ -13,6 +13,8 @@ use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Q
 
 use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
+use checkpoint::fsck::CheckpointLine;
+
 use crate::checkpoints::CheckpointStatus;
 use crate::subscriptions::Reader;
 
@@ -50,6 +52,7 @@ impl Session {
             Show::Create { .. } => text_columns(&["name", "statement"]),
             Show::Watermarks => text_columns(&super::watermarks::COLUMNS),
             Show::Checkpoints => text_columns(&["epoch", "created", "duration", "jobs", "bytes", "state_bytes"]),
+            Show::Savepoints => text_columns(&["name", "epoch", "created", "jobs", "state_bytes"]),
             Show::Subscriptions => {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
             }
@@ -62,12 +65,12 @@ impl Session {
 
     pub(super) async fn show(&mut self, show: &Show) -> Result<Outcome> {
         let schema = self.show_columns(show);
-        let rows = self.show_rows(show)?;
+        let rows = self.show_rows(show).await?;
         let batch = text_rows(&schema, &rows)?;
         Ok(rows_outcome(schema, vec![batch], "SHOW", false))
     }
 
-    fn show_rows(&self, show: &Show) -> Result<Cells> {
+    async fn show_rows(&self, show: &Show) -> Result<Cells> {
         let catalog = self.catalog();
         let scope = self.scope();
         let text = |s: &str| Some(s.to_string());
@@ -137,6 +140,7 @@ impl Session {
             }
             Show::Watermarks => Ok(self.show_watermarks(&catalog)),
             Show::Checkpoints => Ok(self.show_checkpoints()),
+            Show::Savepoints => self.show_savepoints().await,
             Show::Subscriptions => Ok(self.show_subscriptions(&catalog)),
             Show::WatermarkOf(name) => {
                 let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
@@ -197,6 +201,20 @@ impl Session {
             ]
         };
         kept.iter().rev().map(shown).collect()
+    }
+
+    async fn show_savepoints(&self) -> Result<Cells> {
+        let Some(keeper) = self.engine.keeper() else { return Ok(Vec::new()) };
+        let shown = |line: CheckpointLine| {
+            vec![
+                line.savepoint,
+                Some(line.epoch.to_string()),
+                Some(super::watermarks::timestamp(line.created_us)),
+                Some(line.jobs.len().to_string()),
+                Some(line.bytes.to_string()),
+            ]
+        };
+        Ok(keeper.savepoints().await?.into_iter().map(shown).collect())
     }
 
     fn show_subscriptions(&self, catalog: &Catalog) -> Cells {

@@ -63,7 +63,8 @@ pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     static NONCE: AtomicU64 = AtomicU64::new(1);
     let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
     let timeout = Duration::from_secs(600);
-    let checkpoints = Some(CheckpointConfig { store: None, interval: None, retained: 2, timeout, nonce });
+    let checkpoints =
+        Some(CheckpointConfig { store: None, savepoint: None, interval: None, retained: 2, timeout, nonce });
     EngineConfig { checkpoints, ..config(folder, slots, batch_rows) }
 }
 

@@ -12,6 +12,7 @@ mod processing_time;
 mod random_views;
 mod recovery;
 mod s3;
+mod savepoints;
 mod sources_and_sinks;
 mod sql_tests;
 mod stalls;

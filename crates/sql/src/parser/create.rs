@@ -51,6 +51,9 @@ impl Reader<'_> {
             }
             return Ok(Statement::CreateSchema { name, if_not_exists });
         }
+        if !or_replace && self.word("SAVEPOINT") {
+            return Ok(Statement::CreateSavepoint(self.ident()?.0));
+        }
         if !or_replace && self.word("DATABASE") {
             let if_not_exists = self.if_not_exists();
             return Ok(Statement::CreateDatabase { name: self.ident()?.0, if_not_exists });

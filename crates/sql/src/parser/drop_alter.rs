@@ -26,6 +26,10 @@ impl Reader<'_> {
 
     pub(super) fn drop(&mut self) -> Read<Statement> {
         self.expect_word("DROP")?;
+        if self.word("SAVEPOINT") {
+            let if_exists = self.if_exists();
+            return Ok(Statement::DropSavepoint { name: self.ident()?.0, if_exists });
+        }
         let Some(kind) = self.object_kind() else {
             for what in ["INDEX", "FUNCTION", "TYPE", "SEQUENCE", "ROLE", "USER", "TRIGGER", "EXTENSION", "OWNED"] {
                 if self.peek_word(what) {

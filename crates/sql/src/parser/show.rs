@@ -15,6 +15,9 @@ impl Reader<'_> {
         if self.word("CHECKPOINTS") {
             return Ok(Statement::Show(Show::Checkpoints));
         }
+        if self.word("SAVEPOINTS") {
+            return Ok(Statement::Show(Show::Savepoints));
+        }
         if self.word("SUBSCRIPTIONS") {
             return Ok(Statement::Show(Show::Subscriptions));
         }
