@@ -86,6 +86,21 @@ impl DataDirectory {
         DataDirectory::open(path)
     }
 
+    /// What tells this data directory from every other one, over all of its life. `random` is used when it has nothing yet.
+    /// Errors: `53100`, `58030`.
+    pub fn identity(&self, random: u64) -> Result<String> {
+        let path = self.path.join("ID");
+        match fs::read_to_string(&path) {
+            Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_string()),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io_error("read", &path, &e)),
+            _ => {
+                let id = format!("{random:016x}");
+                write_durably(&path, format!("{id}\n").as_bytes())?;
+                Ok(id)
+            }
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use checkpoint::Log;
 use checkpoint::crash;
 use checkpoint::door::Door;
 use checkpoint::fsck::{self, CheckpointLine};
@@ -178,6 +179,9 @@ pub enum ToKeeper {
 /// The coordinator's own part of a manifest.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Coordinated {
+    /// The data directory whose checkpoint it is.
+    #[serde(default)]
+    pub origin: String,
     pub sources: Vec<SourceState>,
     pub sides: Vec<KeptSide>,
     /// By sink that delivers exactly once what tells apart what it publishes: of all that a checkpoint has ever held, because
@@ -252,6 +256,7 @@ impl Keeper {
         clock: Arc<Clock>,
         sinks: Arc<Sinks>,
         depot: Arc<Depot>,
+        log: Arc<Log>,
     ) -> Result<Arc<Keeper>> {
         let (sender, receiver) = unbounded();
         let shown: Arc<Mutex<Vec<CheckpointStatus>>> = Arc::default();
@@ -262,7 +267,7 @@ impl Keeper {
             let _ = tell.send(ToKeeper::Sink(sink, done));
         }));
         let (door, found) = (Arc::clone(&kept.door), kept.newest.clone());
-        let thread = KeeperThread::new(kept, clock, Arc::clone(&sinks), depot, Arc::clone(&shown));
+        let thread = KeeperThread::new(kept, clock, Arc::clone(&sinks), depot, log, Arc::clone(&shown));
         let thread = std::thread::Builder::new()
             .name("keeper".into())
             .spawn(move || thread.run(&receiver))
@@ -425,6 +430,9 @@ struct KeeperThread {
     /// See [`Coordinated`].
     identities: BTreeMap<u32, String>,
     depot: Arc<Depot>,
+    log: Arc<Log>,
+    /// The log says where checkpoints are.
+    noted: bool,
 }
 
 impl KeeperThread {
@@ -433,15 +441,30 @@ impl KeeperThread {
         clock: Arc<Clock>,
         sinks: Arc<Sinks>,
         depot: Arc<Depot>,
+        log: Arc<Log>,
         shown: Arc<Mutex<Vec<CheckpointStatus>>>,
     ) -> KeeperThread {
+        // A start notes what it has found.
+        let noted = kept.newest.is_some();
         let sides = kept.newest.as_ref().map(|found| found.coordinated.sides.clone()).unwrap_or_default();
         let left = kept.newest.as_ref().filter(|found| !found.committed);
         let uncommitted = left.iter().flat_map(|found| &found.manifest.sinks).map(|s| s.sink).collect();
         let identities = kept.newest.as_ref().map(|found| found.coordinated.identities.clone()).unwrap_or_default();
         let (under_way, spares) = (None, false);
-        let thread =
-            KeeperThread { kept, clock, sinks, shown, under_way, sides, spares, uncommitted, identities, depot };
+        let thread = KeeperThread {
+            kept,
+            clock,
+            sinks,
+            shown,
+            under_way,
+            sides,
+            spares,
+            uncommitted,
+            identities,
+            depot,
+            log,
+            noted,
+        };
         let mut shown = None;
         for (_, manifest) in thread.kept.owner.manifests() {
             // A start takes the newest over under a number of its own.
@@ -649,7 +672,8 @@ impl KeeperThread {
         self.identities.extend(sinks.iter().filter_map(identity));
         let identities = self.identities.clone();
         let sources = std::mem::take(&mut under_way.begin.captured.sources);
-        let coordinated = Coordinated { sources, sides, identities };
+        let origin = self.kept.origin.clone();
+        let coordinated = Coordinated { origin, sources, sides, identities };
         let created_us = self.clock.time.now_us();
         let Begin { epoch, now_us, .. } = under_way.begin;
         let manifest = Manifest {
@@ -668,6 +692,14 @@ impl KeeperThread {
         let duration_us = created_us.saturating_sub(now_us);
         info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, "checkpoint is durable");
         crash::point("C9");
+        if !self.noted {
+            // Before anything is published: a start that finds no checkpoint must know that there was one.
+            let noted = crate::record::kept_in(&self.kept.door.place()).and_then(|record| self.log.append(&[&record]));
+            match noted.and_then(|_| self.log.sync()) {
+                Ok(_) => self.noted = true,
+                Err(error) => warn!(%error, "the place of the checkpoints could not be noted in the log"),
+            }
+        }
         let mut committing = HashSet::new();
         for sink in &manifest.sinks {
             if self.sinks.commit(sink.sink, permit, sink.prepared.bytes().to_vec()) {

@@ -22,7 +22,7 @@ use runtime::slot::Shared;
 use runtime::{Budget, Depot, FromSlot, Worker};
 use state::{Pin, Pins, Snapshot, Store};
 use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::checkpoints::{Capture, Keeper};
@@ -129,6 +129,10 @@ struct Recovery {
     jobs: HashMap<RelationId, RestoredJob>,
     /// Sinks that have published and cannot go on.
     stuck: BTreeSet<RelationId>,
+    /// Those of them of which no later start would know otherwise.
+    newly_stuck: Vec<RelationId>,
+    /// Where the log says that checkpoints are kept.
+    kept_in: Option<String>,
 }
 
 impl Engine {
@@ -142,13 +146,23 @@ impl Engine {
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
         let locks: Arc<Locks> = Arc::default();
-        let kept = config.checkpoints.clone().map(|c| Kept::open(&config.data_dir, c)).transpose()?;
+        let open = |c: CheckpointConfig| Kept::open(&config.data_dir, c.clone(), &directory.identity(c.nonce)?);
+        let kept = config.checkpoints.clone().map(open).transpose()?;
         let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
         let reserved = Epoch(first.0 + EPOCH_BLOCK);
         let log = Arc::new(recovered.log);
         log.append(&[&record::reserve_epochs(reserved)?])?;
+        if let Some(kept) = &kept
+            && kept.newest.is_some()
+            && recovered.left.kept_in.as_deref() != Some(kept.door.place().as_str())
+        {
+            log.append(&[&record::kept_in(&kept.door.place())?])?;
+        }
+        if !recovered.left.newly_stuck.is_empty() {
+            log.append(&[&record::stuck(recovered.left.newly_stuck.clone())?])?;
+        }
         log.sync()?;
 
         let budget = Budget::new(config.memory_limit);
@@ -176,7 +190,7 @@ impl Engine {
             .zip(shared.depot.clone())
             .map(|(kept, depot)| {
                 let capture = Capture { sources: Arc::clone(&sources), counter: Arc::clone(&kept.counter) };
-                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot)
+                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot, Arc::clone(&log))
             })
             .transpose()?;
         let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
@@ -280,7 +294,7 @@ impl Engine {
         // Inputs have lower OIDs, except after CREATE OR REPLACE; order by dependence.
         let order = catalog.drop_order(&jobs.iter().map(|r| r.oid).collect::<Vec<_>>());
         jobs.sort_by_key(|r| std::cmp::Reverse(order.iter().position(|oid| *oid == r.oid)));
-        let Recovery { unseen, jobs: mut restored, stuck } = std::mem::take(&mut *self.recovery.lock());
+        let Recovery { unseen, jobs: mut restored, stuck, .. } = std::mem::take(&mut *self.recovery.lock());
         let mut starting = Vec::new();
         if let Some(keeper) = &self.keeper {
             // A sink that begins anew has nothing of that checkpoint to commit.
@@ -896,7 +910,7 @@ fn has_published(sink: &Relation) -> Error {
         SqlState::ObjectNotInPrerequisiteState,
         format!("sink \"{}\" cannot go on where it was without repeating what it has published", sink.name),
     )
-    .with_detail("The last checkpoint does not hold its state.")
+    .with_detail("It may have published what the checkpoint that the server has started from does not know of.")
     .with_hint("Drop the sink and create it again, with another folder if rows must not be repeated.")
 }
 
@@ -947,13 +961,18 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
         if let Some(snapshot) = record.catalog_snapshot {
             catalog = snapshot;
         }
+        since.stuck.extend(record.stuck);
+        if let Some(place) = record.kept_in {
+            since.kept_in = Some(place);
+        }
         for (relation, epoch) in record.merged {
             since.merged.insert(relation, epoch);
         }
         for change in &record.catalog {
             catalog.apply(change)?;
             for relation in shapes(change) {
-                changed.insert(relation, record.epoch);
+                let newest = changed.entry(relation).or_default();
+                *newest = record.epoch.max(*newest);
             }
             if record.epoch > until {
                 since.altered.extend(shapes(change));
@@ -1017,14 +1036,28 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
             *newest = (*newest).max(*epoch);
         }
         changed.retain(|relation, _| catalog.relation(*relation).is_some());
-        rewrite(log, &catalog, &tables, reserved, &since.started, changed)?
+        rewrite(log, &catalog, &tables, reserved, &since, changed)?
     } else {
         log
     };
-    let stuck =
-        |sink: &RelationId| !jobs.contains_key(sink) && checkpoint.is_some_and(|c| c.has_published(*sink, &since));
-    let stuck = catalog.relations().map(|r| r.oid).filter(stuck).collect();
-    Ok(Recovered { log, catalog, tables, reserved, left: Recovery { unseen, jobs, stuck } })
+    // Checkpoints that are gone, or are looked for in another place, knew what sinks have published.
+    let lost = checkpoint.is_none() && since.kept_in.is_some();
+    if let (true, Some(place)) = (lost, &since.kept_in) {
+        warn!(place, "no checkpoint is found, though the log says where they are kept");
+    }
+    let is_stuck = |relation: &&Arc<Relation>| {
+        let sink = relation.oid;
+        let published = match checkpoint {
+            Some(found) => found.has_published(sink, &since),
+            None => since.started.contains_key(&sink) && (lost || since.stuck.contains(&sink)),
+        };
+        relation.kind() == RelationKind::Sink && !jobs.contains_key(&sink) && published
+    };
+    let stuck: BTreeSet<RelationId> = catalog.relations().filter(is_stuck).map(|r| r.oid).collect();
+    let lasting = lost || checkpoint.is_some_and(|c| c.rewound);
+    let newly_stuck = stuck.iter().filter(|sink| lasting && !since.stuck.contains(sink)).copied().collect();
+    let left = Recovery { unseen, jobs, stuck, newly_stuck, kept_in: since.kept_in };
+    Ok(Recovered { log, catalog, tables, reserved, left })
 }
 
 /// Relations whose rows are something else after this change.
@@ -1075,12 +1108,14 @@ fn rewrite(
     catalog: &Catalog,
     tables: &HashMap<RelationId, Arc<Table>>,
     reserved: Epoch,
-    started: &HashMap<RelationId, Epoch>,
+    since: &Since,
     changed: HashMap<RelationId, Epoch>,
 ) -> Result<Log> {
     let merged = record::merged(changed.into_iter().collect());
-    let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved), merged];
-    let started = started.iter().map(|(job, first)| record::job_started(*job, *first));
+    let stuck = record::stuck(since.stuck.iter().copied().collect());
+    let head = [record::catalog_snapshot(catalog), record::reserve_epochs(reserved), merged, stuck];
+    let head = head.into_iter().chain(since.kept_in.iter().map(|place| record::kept_in(place)));
+    let started = since.started.iter().map(|(job, first)| record::job_started(*job, *first));
     let mut scans = Vec::new();
     for (relation, table) in tables {
         scans.push((*relation, table.store.snapshot(Epoch(1))?.scan(None, 65_536)?));
@@ -1088,5 +1123,5 @@ fn rewrite(
     let rows = scans
         .into_iter()
         .flat_map(|(relation, scan)| scan.map(move |batch| record::rows(relation, ChangeBatch::insert(batch?))));
-    log.rewrite(head.into_iter().chain(started).chain(rows))
+    log.rewrite(head.chain(started).chain(rows))
 }

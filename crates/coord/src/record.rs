@@ -31,6 +31,12 @@ struct Header {
     /// In a rewritten log: up to which epoch the changes of a relation are not told apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     merged: Vec<(RelationId, Epoch)>,
+    /// Where checkpoints are kept: there is one there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kept_in: Option<String>,
+    /// Sinks that may have published what no checkpoint that is gone on from knows of. They stay stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stuck: Vec<RelationId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,6 +58,8 @@ pub struct Record {
     pub sink_started: Option<RelationId>,
     pub job_started: Option<(RelationId, Epoch)>,
     pub merged: Vec<(RelationId, Epoch)>,
+    pub kept_in: Option<String>,
+    pub stuck: Vec<RelationId>,
     /// That a transaction has joined.
     pub epoch: Epoch,
 }
@@ -87,6 +95,8 @@ fn empty() -> Header {
         sink_started: None,
         job_started: None,
         merged: Vec::new(),
+        kept_in: None,
+        stuck: Vec::new(),
     }
 }
 
@@ -118,6 +128,16 @@ pub fn job_started(job: RelationId, first: Epoch) -> Result<Vec<u8>> {
 pub fn merged(mut relations: Vec<(RelationId, Epoch)>) -> Result<Vec<u8>> {
     relations.sort_unstable();
     outside(&Header { merged: relations, ..empty() })
+}
+
+/// A record that says: checkpoints are kept there, and there is one.
+pub fn kept_in(place: &str) -> Result<Vec<u8>> {
+    outside(&Header { kept_in: Some(place.to_string()), ..empty() })
+}
+
+/// A record that says: these sinks may have published what cannot be gone on from, and stay stopped until they are dropped.
+pub fn stuck(sinks: Vec<RelationId>) -> Result<Vec<u8>> {
+    outside(&Header { stuck: sinks, ..empty() })
 }
 
 /// A record of no epoch.
@@ -183,6 +203,8 @@ fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
         sink_started: header.sink_started,
         job_started: header.job_started,
         merged: header.merged,
+        kept_in: header.kept_in,
+        stuck: header.stuck,
         epoch: Epoch(u64::from_le_bytes(*epoch)),
         ..Record::default()
     };

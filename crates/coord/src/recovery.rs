@@ -32,6 +32,8 @@ pub struct Kept {
     /// Numbers the segments of the generation.
     pub counter: Arc<AtomicU64>,
     pub owner: Owner,
+    /// Tells the data directory from every other one.
+    pub origin: String,
 }
 
 /// The newest checkpoint.
@@ -55,6 +57,10 @@ pub struct Since {
     pub started: HashMap<RelationId, Epoch>,
     /// By relation, the newest epoch whose changes the log does not tell apart from earlier ones any more.
     pub merged: HashMap<RelationId, Epoch>,
+    /// Where the last checkpoint was made.
+    pub kept_in: Option<String>,
+    /// Sinks that stay stopped, because they may have published what no checkpoint knows of.
+    pub stuck: BTreeSet<RelationId>,
 }
 
 /// A job that goes on.
@@ -126,7 +132,7 @@ pub fn port_watermarks(watermarks: &[Vec<i64>]) -> Vec<PortWatermark> {
 impl Found {
     /// Whether a sink that does not go on may have published already: then it cannot begin anew without repeating it.
     pub fn has_published(&self, sink: RelationId, since: &Since) -> bool {
-        if self.rewound {
+        if self.rewound || since.stuck.contains(&sink) {
             return since.started.contains_key(&sink) || self.coordinated.identities.contains_key(&sink.0);
         }
         let begun_after = since.started.get(&sink).is_some_and(|first| *first > self.manifest.epoch);
@@ -147,7 +153,8 @@ impl Found {
         let mut left: Vec<(RelationId, &JobState, ProcessPlan)> = Vec::new();
         for job in &self.manifest.jobs {
             let relation = RelationId(job.job.0);
-            if self.rewound && self.manifest.sinks.iter().any(|s| s.sink == relation) {
+            let delivers = self.manifest.sinks.iter().any(|s| s.sink == relation);
+            if delivers && (self.rewound || since.stuck.contains(&relation)) {
                 // What it has published since would come again.
                 continue;
             }
@@ -236,39 +243,39 @@ impl Found {
     }
 }
 
-/// Refuses a store whose checkpoints this data directory cannot have written: taking them over would end another server's, and
-/// clear away what it needs. Errors: `55000`; `XX001`, `58030` it cannot be told.
-fn check_origin(store: &Arc<dyn Store>, rest: Arc<ThreadRest>, nonce: u64, log_folder: &Path) -> Result<()> {
-    let door = Door::new(Arc::clone(store), rest, nonce);
-    let newest =
-        checkpoint::fsck::checkpoints(&door)?.into_iter().filter(|c| c.savepoint.is_none()).map(|c| c.epoch).max();
-    let Some(newest) = newest else { return Ok(()) };
-    let mut reserved = Epoch(0);
-    checkpoint::Log::look(log_folder, |bytes| {
-        reserved = reserved.max(crate::record::decode_catalog(bytes)?.reserved_epochs.unwrap_or_default());
-        Ok(())
+/// Refuses checkpoints that another data directory has written: taking them over would show its rows, and clear away what it
+/// needs. Nothing is changed. Errors: `55000`; `58030`, `42501` the store does not answer. What is damaged is for later to say.
+fn check_origin(door: &Door, origin: &str) -> Result<()> {
+    let lines = checkpoint::fsck::checkpoints(door).or_else(|e| match e.state() {
+        SqlState::DataCorrupted => Ok(Vec::new()),
+        _ => Err(e),
     })?;
-    if newest < reserved {
-        return Ok(());
+    for line in lines.iter().filter(|line| line.damage.is_none()) {
+        let manifest = checkpoint::fsck::manifest_of(door, line)?;
+        let written: Coordinated = serde_json::from_value(manifest.coordinator).unwrap_or_default();
+        if !written.origin.is_empty() && written.origin != origin {
+            let message = format!("the checkpoints in {} are of another data directory", door.place());
+            return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+                .with_detail(format!("They are of {}; this one is {origin}.", written.origin))
+                .with_hint(
+                    "Choose another checkpoint_url, or start the server on the data directory that wrote them.",
+                ));
+        }
     }
-    let message = format!("the checkpoints in {} are of another data directory", door.place());
-    Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
-        .with_detail(format!("Their newest epoch is {newest}; this one has used those below {reserved}."))
-        .with_hint("Choose another checkpoint_url, or start the server on the data directory that wrote them."))
+    Ok(())
 }
 
 impl Kept {
     /// Opens the store below the data directory as a new generation, and finds the newest checkpoint.
-    pub fn open(data_dir: &Path, config: CheckpointConfig) -> Result<Kept> {
+    /// `origin` tells the data directory from every other one.
+    pub fn open(data_dir: &Path, config: CheckpointConfig, origin: &str) -> Result<Kept> {
         let nonce = config.nonce;
         let store: Arc<dyn Store> = match &config.store {
-            Some(store) => {
-                check_origin(store, Arc::new(ThreadRest::seeded(nonce)), nonce, &data_dir.join("log"))?;
-                Arc::clone(store)
-            }
+            Some(store) => Arc::clone(store),
             None => Arc::new(LocalStore::open(&data_dir.join("checkpoints"))?),
         };
         let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);
+        check_origin(&door, origin)?;
         door.probe()?;
         let latest = checkpoint::fsck::checkpoints(&door)?.into_iter().rfind(|c| c.savepoint.is_none());
         let (owner, newest) = match &config.savepoint {
@@ -285,6 +292,6 @@ impl Kept {
             Ok(Found { manifest, coordinated: Arc::new(coordinated), permit, committed, rewound })
         });
         let (newest, door) = (newest.transpose()?, Arc::new(owner.door().clone()));
-        Ok(Kept { config, door, newest, counter: Arc::default(), owner })
+        Ok(Kept { config, door, newest, counter: Arc::default(), owner, origin: origin.to_string() })
     }
 }

@@ -38,6 +38,8 @@ struct LogFound {
     bytes: u64,
     /// The newest epoch of a transaction.
     epoch: Epoch,
+    /// Where checkpoints were last made.
+    kept_in: Option<String>,
 }
 
 impl Offline {
@@ -53,6 +55,7 @@ impl Offline {
             for change in &record.catalog {
                 catalog.apply(change)?;
             }
+            log.kept_in = record.kept_in.or(log.kept_in.take());
             log.records += 1;
             log.epoch = log.epoch.max(record.epoch);
             Ok(())
@@ -107,6 +110,10 @@ pub fn check(config: &Config, repair_orphans: bool) -> Result<bool> {
     println!("log {}: {} records, {} bytes, newest epoch {}: whole", log.place, log.records, log.bytes, log.epoch);
     let report = fsck::fsck(&offline.door)?;
     println!("{report}");
+    if let Some(place) = log.kept_in.as_ref().filter(|_| report.records.is_none()) {
+        println!("MISSING: the log says that there are checkpoints in {place}, and none is found in {}", report.place);
+        return Ok(false);
+    }
     if repair_orphans && report.is_whole() {
         let swept = fsck::repair_orphans(&offline.door)?;
         println!("removed {} orphans, {} bytes", swept.objects, swept.bytes);

@@ -23,6 +23,13 @@ fn append(path: &Path, numbers: std::ops::Range<i64>) {
     }
 }
 
+/// Status and SQLSTATE of a job.
+async fn status(s: &mut coord::Session, name: &str) -> [String; 2] {
+    let jobs = rows(s, "SHOW JOBS").await;
+    let job = jobs.iter().find(|row| row[1].ends_with(name)).unwrap_or_else(|| panic!("no job {name}"));
+    [job[3].clone(), job[7].clone()]
+}
+
 /// Waits until the query answers so.
 async fn wait_for(s: &mut coord::Session, query: &str, expected: &str) {
     for _ in 0..500 {
@@ -71,6 +78,7 @@ async fn a_start_goes_back_to_a_savepoint() {
     assert!(refused.hint().unwrap().contains("SAVEPOINT name"));
     ok(&mut s, "ROLLBACK").await;
     // More of everything, and checkpoints enough that only the name keeps the first.
+    ok(&mut s, &sink.replace("SINK o", "SINK younger").replace("/out'", "/younger'")).await;
     append(&input, 100..300);
     wait_for(&mut s, "SELECT n::text FROM sums", "300").await;
     for k in 2..6 {
@@ -91,12 +99,22 @@ async fn a_start_goes_back_to_a_savepoint() {
     // Tables keep all of their rows, and their views count them.
     assert_eq!(rows(&mut s, "SELECT n::text FROM rows_of_t").await, [["5"]]);
     // What the sink has published since would come twice.
-    let jobs = rows(&mut s, "SHOW JOBS").await;
-    let sink = jobs.iter().find(|row| row[1].ends_with(".o")).unwrap();
-    assert_eq!((sink[3].as_str(), sink[7].as_str()), ("failed", "55000"));
-    ok(&mut s, "CHECKPOINT").await;
+    assert_eq!(status(&mut s, ".o").await, ["failed", "55000"]);
+    assert_eq!(status(&mut s, ".younger").await, ["failed", "55000"]);
     drop(s);
     instance.close().await;
+    // Also after starts that come before the next checkpoint, with the name and without.
+    for from in [None, Some("early"), None] {
+        let instance = open_from(&data, 2, from);
+        let mut s = instance.session();
+        wait_for(&mut s, "SELECT s::text FROM sums", &expected.to_string()).await;
+        assert_eq!(status(&mut s, ".o").await, ["failed", "55000"], "{from:?}");
+        if from.is_some() {
+            ok(&mut s, "CHECKPOINT").await;
+        }
+        drop(s);
+        instance.close().await;
+    }
 
     // From now on that is the truth, without the savepoint too.
     let instance = open_from(&data, 1, None);
@@ -146,4 +164,34 @@ async fn a_durable_read_shows_what_a_checkpoint_holds() {
     assert_eq!(run(&mut s, "CREATE SAVEPOINT a").await.err().unwrap().state(), SqlState::ObjectNotInPrerequisiteState);
     drop(s);
     instance.close().await;
+}
+
+/// A sink that has published does not begin anew because its checkpoints are looked for in the wrong place.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_checkpoints_a_sink_that_has_published_stays_stopped() {
+    let folder = scratch();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    let instance = open_from(&data, 2, None);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int) APPEND ONLY").await;
+    let sink = format!(
+        "CREATE SINK o FROM t WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN ENCODE JSON",
+        out.display()
+    );
+    ok(&mut s, &sink).await;
+    ok(&mut s, "INSERT INTO t VALUES (1), (2)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    drop(s);
+    instance.close().await;
+    std::fs::rename(data.join("checkpoints"), folder.path().join("elsewhere")).unwrap();
+    for _ in 0..2 {
+        let instance = open_from(&data, 1, None);
+        let mut s = instance.session();
+        assert_eq!(status(&mut s, ".o").await, ["failed", "55000"]);
+        ok(&mut s, "CHECKPOINT").await;
+        drop(s);
+        instance.close().await;
+    }
+    let published = std::fs::read_dir(&out).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count();
+    assert_eq!(published, 1);
 }

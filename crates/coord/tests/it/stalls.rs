@@ -257,6 +257,11 @@ async fn checkpoints_of_another_data_directory_are_refused() {
     ok(&mut s, "INSERT INTO t VALUES (1)").await;
     ok(&mut s, "CHECKPOINT").await;
     let before = disk.objects.names();
+    // One that has run for long with checkpoints of its own.
+    let second = Instance::with(keeping(&folder.path().join("second"), 1, 64), Arc::new(Threads::default()));
+    ok(&mut second.session(), "CREATE TABLE t (k int)").await;
+    ok(&mut second.session(), "CHECKPOINT").await;
+    second.close().await;
     let mut config = keeping(&folder.path().join("second"), 1, 64);
     config.checkpoints.as_mut().unwrap().store = Some(Arc::clone(&disk) as Arc<dyn Store>);
     let refused = coord::Engine::open(config).err().unwrap();

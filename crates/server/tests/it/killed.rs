@@ -175,6 +175,18 @@ impl Load {
     }
 }
 
+/// Reads the total all the time, beside whoever writes, until the server is dead. Returns how often.
+fn watch_total(client: Client) -> tokio::task::JoinHandle<usize> {
+    tokio::spawn(async move {
+        let mut reads = 0;
+        while let Ok(row) = client.query_one("SELECT total::text FROM total", &[]).await {
+            assert_eq!(row.get::<_, String>(0), "0");
+            reads += 1;
+        }
+        reads
+    })
+}
+
 /// How often each id stands in the published files. What is staged does not count.
 fn published(folder: &Path) -> BTreeMap<usize, usize> {
     let mut seen = BTreeMap::new();
@@ -208,11 +220,13 @@ async fn a_killed_server_loses_nothing_and_repeats_nothing() {
     for round in 0..rounds {
         load.what = format!("seed {seed}, kill {round}");
         let client = server.client().await;
+        let reader = watch_total(server.client().await);
         for _ in 0..1 + load.rng.below(6) {
             load.work(&client).await.unwrap();
             tokio::time::sleep(Duration::from_millis(load.rng.below(150))).await;
         }
         server.kill();
+        load.reads += reader.await.unwrap();
         load.inspect();
         server = Server::start_on(&load.data, 1 + load.rng.below(3) as usize, INTERVAL);
     }
@@ -247,6 +261,7 @@ async fn a_server_that_dies_at_a_crash_point_loses_nothing_and_repeats_nothing()
             Ok(mut dying) => {
                 let mut waited = Duration::ZERO;
                 let mut client = Some(dying.client().await);
+                let reader = watch_total(dying.client().await);
                 while reached.is_none() && waited < REACHED_MAX {
                     if let Some(alive) = &client
                         && load.work(alive).await.is_err()
@@ -257,6 +272,8 @@ async fn a_server_that_dies_at_a_crash_point_loses_nothing_and_repeats_nothing()
                     waited += LOOK;
                     reached = dying.ended();
                 }
+                dying.kill();
+                load.reads += reader.await.unwrap();
             }
         }
         let signal = reached.unwrap_or_else(|| panic!("{}: not reached", load.what)).signal();
