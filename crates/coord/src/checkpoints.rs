@@ -1,29 +1,30 @@
 //! Checkpoints: when one is due, what it waits for, and how it becomes durable.
 //!
-//! The clock cuts an epoch and says which jobs belong to its checkpoint; the keeper, a thread of its own, waits until every
+//! The clock cuts an epoch and says which jobs belong to its checkpoint; the keeper, a service of its own, waits until every
 //! slot has stored its share and every sink that delivers exactly once has prepared, writes the manifest, claims the epoch,
 //! lets the sinks commit, and clears away what no kept checkpoint needs. Nothing of this holds up the flow.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use checkpoint::door::Door;
 use checkpoint::manifest::{JobState, Manifest, PartRef, PreparedSink, SegmentRef};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SlotId, TaskId};
 use parking_lot::Mutex;
 use plan::ProcessPlan;
 use runtime::depot::{bytes_of, new_name, put_segment};
-use runtime::{DeploymentId, Depot, StoredState};
+use runtime::service::wait_for_message;
+use runtime::{DeploymentId, Depot, Join, Service, Stepped, StoredState};
 use serde::{Deserialize, Serialize};
 use state::Snapshot;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::clock::{Clock, Event};
+use crate::execution::Execution;
 use crate::recovery::{Found, Kept, port_watermarks};
 use crate::sinks::{Done, Sinks};
 use crate::sources::{SourceState, Sources};
@@ -123,7 +124,7 @@ pub struct Begin {
     pub captured: Captured,
 }
 
-/// To the keeper's thread.
+/// To the keeper's service.
 pub enum ToKeeper {
     Begin(Box<Begin>),
     Stored {
@@ -201,7 +202,7 @@ impl Capture {
 /// The keeper's face.
 pub struct Keeper {
     sender: Sender<ToKeeper>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    join: Mutex<Option<Join>>,
     capture: Mutex<Option<Capture>>,
     sinks: Arc<Sinks>,
     interval_us: Arc<AtomicI64>,
@@ -212,8 +213,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the thread.
+    /// Lets the service work.
     pub fn start(
+        execution: &dyn Execution,
         kept: Kept,
         capture: Capture,
         clock: Arc<Clock>,
@@ -229,14 +231,11 @@ impl Keeper {
             let _ = tell.send(ToKeeper::Sink(sink, done));
         }));
         let (door, found) = (Arc::clone(&kept.door), kept.newest.clone());
-        let thread = KeeperThread::new(kept, clock, Arc::clone(&sinks), depot, Arc::clone(&shown));
-        let thread = std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || thread.run(&receiver))
-            .map_err(|e| Error::internal(format!("cannot start the thread of checkpoints: {e}")))?;
+        let service = KeeperService::new(kept, clock, Arc::clone(&sinks), depot, Arc::clone(&shown), receiver);
+        let join = execution.start_service(Box::new(service))?;
         Ok(Arc::new(Keeper {
             sender,
-            thread: Mutex::new(Some(thread)),
+            join: Mutex::new(Some(join)),
             capture: Mutex::new(Some(capture)),
             sinks,
             interval_us: Arc::new(AtomicI64::new(interval_us)),
@@ -307,11 +306,12 @@ impl Keeper {
         self.shown.lock().clone()
     }
 
-    /// Ends the thread; a checkpoint that is not durable yet will not be.
+    /// Ends the service; a checkpoint that is not durable yet will not be.
     pub fn stop(&self) {
         let _ = self.sender.send(ToKeeper::Stop);
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        let join = self.join.lock().take();
+        if let Some(join) = join {
+            join();
         }
     }
 }
@@ -339,11 +339,14 @@ impl UnderWay {
     }
 }
 
-struct KeeperThread {
+struct KeeperService {
+    messages: Receiver<ToKeeper>,
     kept: Kept,
     clock: Arc<Clock>,
     sinks: Arc<Sinks>,
     shown: Arc<Mutex<Vec<CheckpointStatus>>>,
+    /// Nothing was done yet.
+    resumes: bool,
     under_way: Option<UnderWay>,
     /// Side tables as last stored.
     sides: Vec<KeptSide>,
@@ -356,29 +359,68 @@ struct KeeperThread {
     depot: Arc<Depot>,
 }
 
-impl KeeperThread {
+impl Service for KeeperService {
+    fn name(&self) -> String {
+        "keeper".into()
+    }
+
+    fn step(&mut self) -> Stepped {
+        if self.resumes {
+            self.resumes = false;
+            self.note_committed();
+            return Stepped::Worked;
+        }
+        match self.messages.try_recv() {
+            Ok(ToKeeper::Stop) | Err(TryRecvError::Disconnected) => Stepped::Ended,
+            Err(TryRecvError::Empty) => Stepped::Idle,
+            Ok(message) => {
+                self.take(message);
+                self.go_on();
+                Stepped::Worked
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        wait_for_message(&self.messages, None);
+    }
+}
+
+impl KeeperService {
     fn new(
         kept: Kept,
         clock: Arc<Clock>,
         sinks: Arc<Sinks>,
         depot: Arc<Depot>,
         shown: Arc<Mutex<Vec<CheckpointStatus>>>,
-    ) -> KeeperThread {
+        messages: Receiver<ToKeeper>,
+    ) -> KeeperService {
         let sides = kept.newest.as_ref().map(|found| found.coordinated.sides.clone()).unwrap_or_default();
         let left = kept.newest.as_ref().filter(|found| !found.committed);
         let uncommitted = left.iter().flat_map(|found| &found.manifest.sinks).map(|s| s.sink).collect();
         let identities = kept.newest.as_ref().map(|found| found.coordinated.identities.clone()).unwrap_or_default();
-        let (under_way, spares) = (None, false);
-        let thread =
-            KeeperThread { kept, clock, sinks, shown, under_way, sides, spares, uncommitted, identities, depot };
+        let service = KeeperService {
+            messages,
+            kept,
+            clock,
+            sinks,
+            shown,
+            resumes: true,
+            under_way: None,
+            sides,
+            spares: false,
+            uncommitted,
+            identities,
+            depot,
+        };
         let mut shown = None;
-        for (_, manifest) in thread.kept.owner.manifests() {
+        for (_, manifest) in service.kept.owner.manifests() {
             // A start takes the newest over under a number of its own.
             if shown.replace(manifest.epoch) != Some(manifest.epoch) {
-                thread.show(manifest, None, None);
+                service.show(manifest, None, None);
             }
         }
-        thread
+        service
     }
 
     /// Adds a checkpoint to those that are shown.
@@ -396,49 +438,45 @@ impl KeeperThread {
         shown.drain(..gone);
     }
 
-    fn run(mut self, messages: &Receiver<ToKeeper>) {
-        self.note_committed();
-        while let Ok(message) = messages.recv() {
-            match message {
-                ToKeeper::Begin(begin) => self.begin(*begin),
-                ToKeeper::Stored { slot, deployment, epoch, state } => {
-                    if let Some(under_way) = self.under_way.as_mut().filter(|u| u.begin.epoch == epoch) {
-                        under_way.stored.insert((deployment, slot), state);
-                    }
+    fn take(&mut self, message: ToKeeper) {
+        match message {
+            ToKeeper::Begin(begin) => self.begin(*begin),
+            ToKeeper::Stored { slot, deployment, epoch, state } => {
+                if let Some(under_way) = self.under_way.as_mut().filter(|u| u.begin.epoch == epoch) {
+                    under_way.stored.insert((deployment, slot), state);
                 }
-                ToKeeper::Gone(deployment) => {
-                    if let Some(under_way) = &mut self.under_way {
-                        under_way.gone.insert(deployment);
-                        let left = under_way.begin.jobs.iter().find(|job| job.deployment == deployment);
-                        if let (Some(job), Some(committing)) = (left, &mut under_way.committing) {
-                            committing.remove(&job.relation);
-                        }
-                    }
-                }
-                ToKeeper::Sink(sink, done) => {
-                    if let Some(under_way) = &mut self.under_way {
-                        match done {
-                            Done::Prepared(epoch, prepared) if epoch == under_way.begin.epoch => {
-                                under_way.prepared.insert(sink, prepared);
-                            }
-                            Done::Committed(epoch) if epoch == under_way.begin.epoch => {
-                                if let Some(committing) = &mut under_way.committing {
-                                    committing.remove(&sink);
-                                }
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-                ToKeeper::Spare => self.spares = true,
-                ToKeeper::Resumed(sink) => {
-                    if self.uncommitted.remove(&sink) {
-                        self.note_committed();
-                    }
-                }
-                ToKeeper::Stop => return,
             }
-            self.go_on();
+            ToKeeper::Gone(deployment) => {
+                if let Some(under_way) = &mut self.under_way {
+                    under_way.gone.insert(deployment);
+                    let left = under_way.begin.jobs.iter().find(|job| job.deployment == deployment);
+                    if let (Some(job), Some(committing)) = (left, &mut under_way.committing) {
+                        committing.remove(&job.relation);
+                    }
+                }
+            }
+            ToKeeper::Sink(sink, done) => {
+                if let Some(under_way) = &mut self.under_way {
+                    match done {
+                        Done::Prepared(epoch, prepared) if epoch == under_way.begin.epoch => {
+                            under_way.prepared.insert(sink, prepared);
+                        }
+                        Done::Committed(epoch) if epoch == under_way.begin.epoch => {
+                            if let Some(committing) = &mut under_way.committing {
+                                committing.remove(&sink);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            ToKeeper::Spare => self.spares = true,
+            ToKeeper::Resumed(sink) => {
+                if self.uncommitted.remove(&sink) {
+                    self.note_committed();
+                }
+            }
+            ToKeeper::Stop => {}
         }
     }
 

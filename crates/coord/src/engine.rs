@@ -59,7 +59,7 @@ pub struct EngineConfig {
 }
 
 /// How checkpoints are taken.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct CheckpointConfig {
     /// The first epoch after so long is made durable; `None`: only when a statement says so.
     pub interval: Option<Duration>,
@@ -67,6 +67,10 @@ pub struct CheckpointConfig {
     pub retained: usize,
     /// Random, so that no two processes write under one name.
     pub nonce: u64,
+    /// Where they are kept; `None`: in a folder of the data directory.
+    pub store: Option<Arc<dyn checkpoint::door::Store>>,
+    /// How the time between two tries passes; `None`: asleep.
+    pub rest: Option<Arc<dyn checkpoint::door::Rest>>,
 }
 
 /// A standing query, lowered and ready to deploy once its object has an OID.
@@ -115,6 +119,23 @@ pub struct Engine {
     directory: Mutex<Option<DataDirectory>>,
 }
 
+/// Restored jobs that are starting.
+struct Recovering {
+    starting: Vec<(Arc<Relation>, BTreeSet<RelationId>, oneshot::Receiver<Result<Started>>)>,
+    outcomes: Vec<(Arc<Relation>, BTreeSet<RelationId>, Result<Started>)>,
+    unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
+}
+
+impl Recovering {
+    /// Waits until each has started or cannot.
+    async fn started(&mut self) {
+        for (relation, inputs, started) in self.starting.drain(..) {
+            let started = started.await.unwrap_or_else(|_| Err(crate::clock::shutting_down()));
+            self.outcomes.push((relation, inputs, started));
+        }
+    }
+}
+
 /// What is left to do after the log was read.
 #[derive(Default)]
 struct Recovery {
@@ -136,7 +157,7 @@ impl Engine {
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
         let directory = DataDirectory::open(&config.data_dir)?;
         let locks: Arc<Locks> = Arc::default();
-        let kept = config.checkpoints.map(|c| Kept::open(&config.data_dir, c)).transpose()?;
+        let kept = config.checkpoints.clone().map(|c| Kept::open(&config.data_dir, c)).transpose()?;
         let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
@@ -159,18 +180,22 @@ impl Engine {
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let mut shared = Shared::new(budget.clone(), config.batch_rows);
         if let Some(kept) = &kept {
-            shared.depot = Some(Depot::start(Arc::clone(&kept.door), Arc::clone(&kept.counter), Arc::clone(&reports))?);
+            let (door, counter) = (Arc::clone(&kept.door), Arc::clone(&kept.counter));
+            let (depot, service) = Depot::new(door, counter, Arc::clone(&reports));
+            depot.started(execution.start_service(Box::new(service))?);
+            shared.depot = Some(depot);
         }
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
-        let sources = Arc::new(Sources::new(Arc::clone(&clock), shared.clone()));
-        let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
+        let sources = Arc::new(Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone()));
+        let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
+        let sinks = Arc::new(sinks);
 
         let keeper = kept
             .zip(shared.depot.clone())
             .map(|(kept, depot)| {
                 let capture = Capture { sources: Arc::clone(&sources), counter: Arc::clone(&kept.counter) };
-                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot)
+                Keeper::start(&*execution, kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot)
             })
             .transpose()?;
         let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
@@ -263,8 +288,21 @@ impl Engine {
     }
 
     /// Starts every view and sink of the catalog again. Those whose state is in the last checkpoint go on from it, and have
-    /// started when this returns; the others read their inputs, each once these are up to date.
+    /// started when this returns; the others read their inputs, each once these are up to date. Called on a runtime.
     pub fn recover_jobs(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
+        let mut recovering = self.begin_recovery(replanner);
+        futures::executor::block_on(recovering.started());
+        self.finish_recovery(recovering);
+    }
+
+    /// The same for a caller that lets the engine's parts work meanwhile.
+    pub async fn recover(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
+        let mut recovering = self.begin_recovery(replanner);
+        recovering.started().await;
+        self.finish_recovery(recovering);
+    }
+
+    fn begin_recovery(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) -> Recovering {
         let catalog = self.catalog();
         let mut jobs: Vec<Arc<Relation>> = catalog
             .relations()
@@ -320,9 +358,13 @@ impl Engine {
                 }
             }
         }
+        Recovering { starting, outcomes: Vec::new(), unseen }
+    }
+
+    fn finish_recovery(self: &Arc<Self>, recovering: Recovering) {
+        let Recovering { outcomes, unseen, .. } = recovering;
         let mut subscribed = Vec::new();
-        for (relation, inputs, started) in starting {
-            let started = futures::executor::block_on(started).unwrap_or_else(|_| Err(crate::clock::shutting_down()));
+        for (relation, inputs, started) in outcomes {
             match started {
                 Ok(_) => subscribed.push((relation, inputs)),
                 Err(error) => self.cannot_start(&relation, error),

@@ -1,5 +1,5 @@
 //! How the parts of an engine that work by themselves get to run: as threads, or stepped by a test in an order drawn from
-//! its seed. Sources and sinks have threads of their own either way, because they wait for the outside world.
+//! its seed.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,13 +8,13 @@ use crossbeam_channel::Receiver;
 use flow::{Error, Result};
 use parking_lot::Mutex;
 use runtime::slot::{Reports, Shared};
-use runtime::{ThreadWorker, Wire, Worker};
+use runtime::{Join, Service, ThreadWorker, Wire, Worker};
 use tracing::error;
 
 use crate::backfill::Backfill;
 use crate::clock::{ClockLoop, Event};
 
-/// Lets slots, clock and feeders run.
+/// Lets slots, clock, feeders and services run.
 pub trait Execution: Send + Sync {
     /// Makes the slots; what they report goes to `reports`.
     fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>>;
@@ -25,11 +25,14 @@ pub trait Execution: Send + Sync {
     /// Lets a back-fill feed.
     fn start_feeder(&self, feeder: Backfill) -> Result<()>;
 
-    /// Ends everything after [`Event::Shutdown`] was sent.
+    /// Lets a reader of a source, the writer of a sink, the depot or the keeper of checkpoints work.
+    fn start_service(&self, service: Box<dyn Service>) -> Result<Join>;
+
+    /// Ends slots and clock after [`Event::Shutdown`] was sent.
     fn stop(&self);
 }
 
-/// A thread for each slot, for the clock and for each feeder.
+/// A thread for each slot, for the clock, for each feeder and each service.
 #[derive(Default)]
 pub struct Threads {
     wire: Option<Arc<dyn Wire>>,
@@ -69,6 +72,19 @@ impl Execution for Threads {
             })
             .map(|_| ())
             .map_err(|e| Error::internal(format!("cannot start a back-fill thread: {e}")))
+    }
+
+    fn start_service(&self, service: Box<dyn Service>) -> Result<Join> {
+        let name = service.name();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || runtime::service::run(service))
+            .map_err(|e| Error::internal(format!("cannot start the thread \"{name}\": {e}")))?;
+        Ok(Box::new(move || {
+            if thread.join().is_err() {
+                error!("the thread \"{name}\" failed");
+            }
+        }))
     }
 
     fn stop(&self) {

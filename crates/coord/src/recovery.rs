@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use catalog::{Catalog, Definition, RelationKind};
 use checkpoint::CommitPermit;
-use checkpoint::door::{Door, ThreadRest};
+use checkpoint::door::{Door, Rest, Store, ThreadRest};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, Manifest, PortWatermark, SegmentRef};
 use checkpoint::owner::{Checkpoint, Owner};
@@ -222,11 +222,19 @@ impl Found {
 }
 
 impl Kept {
-    /// Opens the store below the data directory as a new generation, and finds the newest checkpoint.
+    /// Opens the store as a new generation, and finds the newest checkpoint. Without one of its own it is a folder below the
+    /// data directory.
     pub fn open(data_dir: &Path, config: CheckpointConfig) -> Result<Kept> {
         let nonce = config.nonce;
-        let store = LocalStore::open(&data_dir.join("checkpoints"))?;
-        let door = Door::new(Arc::new(store), Arc::new(ThreadRest::seeded(nonce)), nonce);
+        let store: Arc<dyn Store> = match &config.store {
+            Some(store) => Arc::clone(store),
+            None => Arc::new(LocalStore::open(&data_dir.join("checkpoints"))?),
+        };
+        let rest: Arc<dyn Rest> = match &config.rest {
+            Some(rest) => Arc::clone(rest),
+            None => Arc::new(ThreadRest::seeded(nonce)),
+        };
+        let door = Door::new(store, rest, nonce);
         door.probe()?;
         let (owner, newest) = Owner::open(&door, None)?;
         let newest = newest.map(|Checkpoint { manifest, permit, committed }| -> Result<Found> {

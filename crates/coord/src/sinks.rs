@@ -1,4 +1,4 @@
-//! Sinks: one thread each puts the slots' shares of an epoch together and writes whole epochs.
+//! Sinks: one service each puts the slots' shares of an epoch together and writes whole epochs.
 //!
 //! Law: a writer sees the changes of an epoch only after those of every earlier one, and `finish_epoch` only when every
 //! slot has delivered. A sink is never waited for: what it cannot take yet waits in a bounded backlog, and past the bound
@@ -7,18 +7,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use checkpoint::CommitPermit;
 use connect::SinkWriter;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId, SqlState};
 use parking_lot::Mutex;
-use runtime::{FromSlot, Tick};
+use runtime::service::wait_for_message;
+use runtime::{FromSlot, Join, Service, Stepped, Tick};
 use tracing::warn;
 
 use crate::clock::{Clock, Event};
+use crate::execution::Execution;
 use crate::time::Time;
 
 /// Bytes that may wait for a slow sink.
@@ -54,12 +55,12 @@ pub type Tell = Arc<dyn Fn(RelationId, Done) + Send + Sync>;
 /// One running sink.
 struct Running {
     sender: Sender<ToSink>,
-    thread: Option<JoinHandle<()>>,
+    join: Join,
     shared: Arc<SinkShared>,
     identity: Option<String>,
 }
 
-/// What a sink's thread tells about itself.
+/// What a sink's service tells about itself.
 struct SinkShared {
     backlog: AtomicUsize,
     published: AtomicU64,
@@ -98,6 +99,7 @@ pub struct SinkStatus {
 
 /// All running sinks.
 pub struct Sinks {
+    execution: Arc<dyn Execution>,
     clock: Arc<Clock>,
     time: Time,
     slots: usize,
@@ -108,8 +110,9 @@ pub struct Sinks {
 }
 
 impl Sinks {
-    pub fn new(clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
-        Sinks { clock, time, slots, prepare_at: Arc::default(), tell: Mutex::default(), running: Mutex::default() }
+    pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
+        let (prepare_at, tell, running) = (Arc::default(), Mutex::default(), Mutex::default());
+        Sinks { execution, clock, time, slots, prepare_at, tell, running }
     }
 
     /// Whoever keeps checkpoints is told what sinks have done for them from now on.
@@ -134,40 +137,32 @@ impl Sinks {
         self.running.lock().get(&relation)?.identity.clone()
     }
 
-    /// Starts the thread that writes sink `relation`. With an identity it delivers exactly once.
+    /// Starts the service that writes sink `relation`. With an identity it delivers exactly once.
     pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, identity: Option<String>) -> Result<()> {
-        let (sender, receiver) = unbounded();
+        let (sender, inbox) = unbounded();
         let shared = Arc::new(SinkShared {
             backlog: AtomicUsize::new(0),
             published: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             all: Arc::clone(&self.clock.sink_backlog),
         });
-        let thread = SinkThread {
+        let service = SinkService {
+            relation,
+            inbox,
+            clock: Arc::clone(&self.clock),
             writer,
             shared: Arc::clone(&shared),
             time: self.time.clone(),
             finished: vec![None; self.slots],
             waiting: BTreeMap::new(),
             prepare: self.tell.lock().clone().filter(|_| identity.is_some()).map(|tell| Prepare {
-                relation,
                 at: Arc::clone(&self.prepare_at),
                 prepared: Epoch(0),
                 tell,
             }),
         };
-        let clock = Arc::clone(&self.clock);
-        let handle = std::thread::Builder::new()
-            .name(format!("sink-{relation}"))
-            .spawn(move || {
-                runtime::stand_back();
-                if let Err(error) = thread.run(&receiver) {
-                    warn!(relation = relation.0, %error, "sink stopped");
-                    clock.send(Event::StopJob { relation, error });
-                }
-            })
-            .map_err(|e| Error::internal(format!("cannot start a sink thread: {e}")))?;
-        self.running.lock().insert(relation, Running { sender, thread: Some(handle), shared, identity });
+        let join = self.execution.start_service(Box::new(service))?;
+        self.running.lock().insert(relation, Running { sender, join, shared, identity });
         Ok(())
     }
 
@@ -175,9 +170,9 @@ impl Sinks {
     pub fn deliver(&self, message: FromSlot) {
         let FromSlot::Deliver { slot, sink, tick, changes, .. } = message else { return };
         let running = self.running.lock();
-        let Some(sink_thread) = running.get(&sink) else { return };
+        let Some(running_sink) = running.get(&sink) else { return };
         let bytes = changes.as_ref().map_or(0, ChangeBatch::bytes);
-        let backlog = sink_thread.shared.add(bytes);
+        let backlog = running_sink.shared.add(bytes);
         if backlog > BACKLOG_BYTES_MAX {
             let error = Error::new(SqlState::OutOfMemory, "the sink does not keep up")
                 .with_detail(format!(
@@ -188,8 +183,8 @@ impl Sinks {
                 .with_hint("Drop the sink and create it again on a faster target.");
             self.clock.send(Event::StopJob { relation: sink, error });
         }
-        // The thread ends early only after an error, which it has reported.
-        let _ = sink_thread.sender.send(ToSink::Rows { slot, tick, changes });
+        // The service ends early only after an error, which it has reported.
+        let _ = running_sink.sender.send(ToSink::Rows { slot, tick, changes });
     }
 
     pub fn status(&self, relation: RelationId) -> Option<SinkStatus> {
@@ -200,14 +195,12 @@ impl Sinks {
         })
     }
 
-    /// Publishes what is finished and ends the thread.
+    /// Publishes what is finished and ends the service.
     pub fn stop(&self, relation: RelationId) {
         let running = self.running.lock().remove(&relation);
-        if let Some(mut running) = running {
+        if let Some(running) = running {
             let _ = running.sender.send(ToSink::Close);
-            if let Some(thread) = running.thread.take() {
-                let _ = thread.join();
-            }
+            (running.join)();
         }
     }
 
@@ -218,7 +211,10 @@ impl Sinks {
     }
 }
 
-struct SinkThread {
+struct SinkService {
+    relation: RelationId,
+    inbox: Receiver<ToSink>,
+    clock: Arc<Clock>,
     writer: Box<dyn SinkWriter>,
     shared: Arc<SinkShared>,
     time: Time,
@@ -231,39 +227,60 @@ struct SinkThread {
 }
 
 struct Prepare {
-    relation: RelationId,
     at: Arc<AtomicU64>,
     prepared: Epoch,
     tell: Tell,
 }
 
-impl SinkThread {
-    fn run(mut self, inbox: &Receiver<ToSink>) -> Result<()> {
-        loop {
-            let message = match self.writer.next_flush_us() {
-                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => {
-                    let wait = at.saturating_sub(self.time.now_us()).max(0) as u64;
-                    inbox.recv_timeout(Duration::from_micros(wait))
-                }
-            };
-            match message {
-                Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
-                Err(RecvTimeoutError::Timeout) => self.writer.flush(self.time.now_us())?,
-                Ok(ToSink::Commit { permit, prepared }) => {
-                    self.writer.commit(&permit, &prepared)?;
-                    if let Some(prepare) = &self.prepare {
-                        (prepare.tell)(prepare.relation, Done::Committed(permit.epoch()));
-                    }
-                }
-                Ok(ToSink::Close) | Err(RecvTimeoutError::Disconnected) => {
-                    self.writer.close()?;
-                    self.publish();
-                    return Ok(());
+impl Service for SinkService {
+    fn name(&self) -> String {
+        format!("sink-{}", self.relation)
+    }
+
+    fn step(&mut self) -> Stepped {
+        self.try_step().unwrap_or_else(|error| {
+            let relation = self.relation;
+            warn!(relation = relation.0, %error, "sink stopped");
+            self.clock.send(Event::StopJob { relation, error });
+            Stepped::Ended
+        })
+    }
+
+    fn wait(&mut self) {
+        let left = |at: i64| Duration::from_micros(at.saturating_sub(self.time.now_us()).max(0) as u64);
+        wait_for_message(&self.inbox, self.writer.next_flush_us().map(left));
+    }
+
+    fn stands_back(&self) -> bool {
+        true
+    }
+}
+
+impl SinkService {
+    fn try_step(&mut self) -> Result<Stepped> {
+        match self.inbox.try_recv() {
+            Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
+            Ok(ToSink::Commit { permit, prepared }) => {
+                self.writer.commit(&permit, &prepared)?;
+                if let Some(prepare) = &self.prepare {
+                    (prepare.tell)(self.relation, Done::Committed(permit.epoch()));
                 }
             }
-            self.publish();
+            Err(TryRecvError::Empty) => {
+                let now_us = self.time.now_us();
+                if self.writer.next_flush_us().is_none_or(|at| at > now_us) {
+                    return Ok(Stepped::Idle);
+                }
+                self.writer.flush(now_us)?;
+            }
+            Ok(ToSink::Close) | Err(TryRecvError::Disconnected) => {
+                self.writer.close()?;
+                self.publish();
+                return Ok(Stepped::Ended);
+            }
         }
+        self.publish();
+        Ok(Stepped::Worked)
     }
 
     fn publish(&self) {
@@ -325,7 +342,7 @@ impl SinkThread {
             self.writer.finish_epoch(at, self.time.now_us())?;
             let prepared = self.writer.prepare(at)?;
             prepare.prepared = at;
-            (prepare.tell)(prepare.relation, Done::Prepared(at, prepared));
+            (prepare.tell)(self.relation, Done::Prepared(at, prepared));
         }
         Ok(())
     }

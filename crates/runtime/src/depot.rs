@@ -1,4 +1,4 @@
-//! Where the state of jobs is stored: one thread of a worker encodes what slots have frozen and puts it into the store.
+//! Where the state of jobs is stored: one service of a worker encodes what slots have frozen and puts it into the store.
 //!
 //! The state of a job on a slot is a chain of segments, each with the changes since the one before. A chain that has grown
 //! to several times its content is replaced by one segment of the content.
@@ -7,8 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
@@ -17,7 +16,7 @@ use checkpoint::door::{Door, PutNew};
 use checkpoint::manifest::{PartRef, SegmentPlace, SegmentRef};
 use checkpoint::names::{ObjectName, SegmentName};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
 use flow::process::StatePart;
 use flow::{ChangeBatch, Error, JobId, Result, SlotId, SqlState, TaskId};
@@ -27,6 +26,7 @@ use plan::Placed;
 use crate::freeze::{Frozen, Seal};
 use crate::message::{DeploymentId, FromSlot, StoredState};
 use crate::parts::merge;
+use crate::service::{Join, Service, Stepped, wait_for_message};
 use crate::slot::Reports;
 
 /// A segment is put into the store when it has so many bytes, though its checkpoint is not whole.
@@ -80,27 +80,36 @@ pub struct Depot {
     /// Bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
     held: Held,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Nothing is stored any more.
+    ended: Arc<AtomicBool>,
+    join: Mutex<Option<Join>>,
 }
 
 impl Depot {
-    /// Starts the thread. `counter` numbers the objects of the door's generation.
-    pub fn start(door: Arc<Door>, counter: Arc<AtomicU64>, reports: Reports) -> Result<Arc<Depot>> {
+    /// The depot, and the service that stores what it takes. `counter` numbers the objects of the door's generation.
+    pub fn new(door: Arc<Door>, counter: Arc<AtomicU64>, reports: Reports) -> (Arc<Depot>, DepotService) {
         let (errands, todo) = unbounded();
-        let waiting: Arc<AtomicUsize> = Arc::default();
-        let stored = Arc::clone(&waiting);
-        let held = Held::default();
-        let in_chains = Arc::clone(&held);
-        let keeper = Keeper { door: Arc::clone(&door), counter, reports, stored, in_chains, instances: HashMap::new() };
-        let thread = std::thread::Builder::new()
-            .name("depot".into())
-            .spawn(move || keeper.run(&todo))
-            .map_err(|e| Error::internal(format!("cannot start the thread that stores state: {e}")))?;
-        Ok(Arc::new(Depot { door, errands, waiting, held, thread: Mutex::new(Some(thread)) }))
+        let (waiting, held, ended) = (Arc::default(), Held::default(), Arc::default());
+        let service = DepotService {
+            door: Arc::clone(&door),
+            counter,
+            reports,
+            todo,
+            stored: Arc::clone(&waiting),
+            in_chains: Arc::clone(&held),
+            ended: Arc::clone(&ended),
+            instances: HashMap::new(),
+        };
+        (Arc::new(Depot { door, errands, waiting, held, ended, join: Mutex::new(None) }), service)
+    }
+
+    /// The service was started; [`stop`](Self::stop) waits for its end.
+    pub fn started(&self, join: Join) {
+        *self.join.lock() = Some(join);
     }
 
     fn send(&self, errand: Errand) {
-        // The thread ends last of all.
+        // The service ends last of all.
         let _ = self.errands.send(errand);
     }
 
@@ -115,8 +124,7 @@ impl Depot {
         if frozen.changes.is_empty() && frozen.seal.is_none() {
             return;
         }
-        let ended = || self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished);
-        while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX && !ended() {
+        while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX && !self.ended.load(Ordering::Relaxed) {
             std::thread::sleep(FULL_WAIT);
         }
         self.waiting.fetch_add(frozen.bytes(), Ordering::Relaxed);
@@ -133,11 +141,12 @@ impl Depot {
         self.held.lock().clone()
     }
 
-    /// Ends the thread. What is not stored yet belongs to no checkpoint.
+    /// Ends the service. What is not stored yet belongs to no checkpoint.
     pub fn stop(&self) {
         self.send(Errand::Stop);
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        let join = self.join.lock().take();
+        if let Some(join) = join {
+            join();
         }
     }
 
@@ -230,53 +239,81 @@ fn shaped(change: ChangeBatch, part: &StatePart) -> Result<ChangeBatch> {
     Ok(ChangeBatch::new(rows, change.diff))
 }
 
-/// One instance as the thread knows it.
+/// One instance as the service knows it.
 struct Kept {
     instance: Instance,
     open: SegmentWriter,
     parts: Vec<PartRef>,
 }
 
-struct Keeper {
+/// Stores what the [`Depot`] takes, in the order in which it came.
+pub struct DepotService {
     door: Arc<Door>,
     counter: Arc<AtomicU64>,
     reports: Reports,
+    todo: Receiver<Errand>,
     /// See [`Depot`].
     stored: Arc<AtomicUsize>,
     in_chains: Held,
+    ended: Arc<AtomicBool>,
     instances: HashMap<(DeploymentId, SlotId), Kept>,
 }
 
-impl Keeper {
-    fn run(mut self, todo: &Receiver<Errand>) {
-        while let Ok(errand) = todo.recv() {
-            match errand {
-                Errand::Open(deployment, instance) => {
-                    self.in_chains.lock().extend(instance.chain.iter().filter_map(name_of));
-                    let kept = Kept { open: SegmentWriter::new(), parts: Vec::new(), instance };
-                    self.instances.insert((deployment, kept.instance.slot), kept);
+impl Service for DepotService {
+    fn name(&self) -> String {
+        "depot".into()
+    }
+
+    fn step(&mut self) -> Stepped {
+        match self.todo.try_recv() {
+            Ok(Errand::Stop) | Err(TryRecvError::Disconnected) => Stepped::Ended,
+            Err(TryRecvError::Empty) => Stepped::Idle,
+            Ok(errand) => {
+                self.run(errand);
+                Stepped::Worked
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        wait_for_message(&self.todo, None);
+    }
+}
+
+impl Drop for DepotService {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+impl DepotService {
+    fn run(&mut self, errand: Errand) {
+        match errand {
+            Errand::Open(deployment, instance) => {
+                self.in_chains.lock().extend(instance.chain.iter().filter_map(name_of));
+                let kept = Kept { open: SegmentWriter::new(), parts: Vec::new(), instance };
+                self.instances.insert((deployment, kept.instance.slot), kept);
+            }
+            Errand::Close(deployment, slot) => {
+                if let Some(kept) = self.instances.remove(&(deployment, slot)) {
+                    self.let_go(&kept.instance.chain);
                 }
-                Errand::Close(deployment, slot) => {
-                    if let Some(kept) = self.instances.remove(&(deployment, slot)) {
-                        self.let_go(&kept.instance.chain);
+            }
+            Errand::Stop => {}
+            Errand::Take(deployment, slot, frozen) => {
+                let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
+                let outcome = self.take(deployment, slot, frozen);
+                self.stored.fetch_sub(bytes, Ordering::Relaxed);
+                match (outcome, epoch) {
+                    (Ok(Some(state)), Some(epoch)) => {
+                        (self.reports)(FromSlot::Stored { slot, deployment, epoch, state });
                     }
-                }
-                Errand::Stop => return,
-                Errand::Take(deployment, slot, frozen) => {
-                    let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
-                    let outcome = self.take(deployment, slot, frozen);
-                    self.stored.fetch_sub(bytes, Ordering::Relaxed);
-                    match (outcome, epoch) {
-                        (Ok(Some(state)), Some(epoch)) => {
-                            (self.reports)(FromSlot::Stored { slot, deployment, epoch, state });
-                        }
-                        (Ok(_), _) => {}
-                        (Err(error), epoch) => {
-                            // What was told is lost to the chain, so it never makes a whole state any more.
-                            self.instances.remove(&(deployment, slot));
-                            let epoch = epoch.unwrap_or_default();
-                            (self.reports)(FromSlot::NotStored { slot, deployment, epoch, error });
-                        }
+                    (Ok(_), _) => {}
+                    (Err(error), epoch) => {
+                        // What was told is lost to the chain, so it never makes a whole state any more.
+                        self.instances.remove(&(deployment, slot));
+                        let epoch = epoch.unwrap_or_default();
+                        (self.reports)(FromSlot::NotStored { slot, deployment, epoch, error });
                     }
                 }
             }

@@ -145,7 +145,7 @@ impl Config {
         }
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
         let retained = self.checkpoints_retained.max(1);
-        Ok(Some(CheckpointConfig { interval: Some(interval), retained, nonce }))
+        Ok(Some(CheckpointConfig { interval: Some(interval), retained, nonce, store: None, rest: None }))
     }
 
     /// The memory limit in bytes.

@@ -61,7 +61,7 @@ pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
 pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     static NONCE: AtomicU64 = AtomicU64::new(1);
     let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
-    let checkpoints = Some(CheckpointConfig { interval: None, retained: 2, nonce });
+    let checkpoints = Some(CheckpointConfig { interval: None, retained: 2, nonce, store: None, rest: None });
     EngineConfig { checkpoints, ..config(folder, slots, batch_rows) }
 }
 
