@@ -121,6 +121,8 @@ pub(crate) struct Driver {
     /// Under a rate limit the splits take turns in being the first.
     round: usize,
     turn: Option<Turn>,
+    /// Nobody has wanted rows since the last portion.
+    unwanted: bool,
     waits: Waits,
 }
 
@@ -137,7 +139,7 @@ struct Turn {
 }
 
 /// What a reader that found nothing to do waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Waits {
     Nothing,
     /// Somebody who wants rows.
@@ -204,6 +206,7 @@ impl Driver {
             pace: None,
             round: 0,
             turn: None,
+            unwanted: false,
             waits: Waits::Nothing,
         })
     }
@@ -309,12 +312,13 @@ impl Driver {
             !state.paused && !state.consumers.is_empty()
         };
         if !wanted {
+            self.unwanted = true;
             return self.idle(Waits::Readers);
         }
         if self.clock.is_full() {
             return self.idle(Waits::Flow);
         }
-        let resumes = std::mem::replace(&mut self.waits, Waits::Nothing) == Waits::Readers;
+        let resumes = std::mem::take(&mut self.unwanted);
         self.turn = Some(turn);
         let now_us = self.clock.time.now_us();
         let due = self.pace.as_mut().map(|pace| {
