@@ -155,24 +155,9 @@ impl Owner {
     /// Errors: `XX001` a checkpoint is missing or damaged, named; nothing was changed then but the generation. `55006` another
     /// process became the owner meanwhile; `42704` there is no such record; `58030`, `42501`.
     pub fn open(door: &Door, asked: Option<u64>) -> Result<(Owner, Option<Checkpoint>)> {
-        let door = Owner::new_generation(door)?;
-        for _ in 0..LOOKS_MAX {
-            let Some((observed, manifest)) = Owner::observe(&door, asked)? else { continue };
-            let record = match protocol::open(door.writer().generation, asked, &observed) {
-                Opening::TakeOver(record) => record,
-                Opening::LookAgain => continue,
-                Opening::Stop(stopped) => return Err(stopped.into()),
-                Opening::Refuse(refusal) => return Err(refusal.into()),
-            };
-            match claim(&door, &record)? {
-                Put::Ours(claimed) => return Ok(Owner::of(door, claimed, manifest)),
-                Put::Taken(stopped @ Stopped::Generation { .. }) => return Err(stopped.into()),
-                Put::Taken(Stopped::Record { .. }) => {}
-            }
-        }
-        Err(Error::new(SqlState::ObjectInUse, "other servers take over the checkpoints all the time")
-            .with_detail(format!("Looked {LOOKS_MAX} times at {}.", door.place()))
-            .with_hint("Stop the other servers."))
+        Owner::take_over(door, asked, |generation, observed, manifest| {
+            Ok((protocol::open(generation, asked, &observed), manifest))
+        })
     }
 
     /// The same from a savepoint: what was made durable after it stays retained, but is not gone on from. Errors: as
@@ -180,14 +165,25 @@ impl Owner {
     pub fn open_savepoint(door: &Door, name: &str) -> Result<(Owner, Option<Checkpoint>)> {
         // Before anybody is shut out.
         let found = read_savepoint(door, name)?.ok_or_else(|| no_savepoint(name))?;
-        let door = Owner::new_generation(door)?;
-        for _ in 0..LOOKS_MAX {
-            let Some((observed, _)) = Owner::observe(&door, None)? else { continue };
-            let (seen, manifest) = match read_manifest(&door, &found.manifest)? {
+        Owner::take_over(door, None, |generation, observed, _| {
+            let (seen, manifest) = match read_manifest(door, &found.manifest)? {
                 Ok(manifest) => (ManifestSeen::Whole, Some(manifest)),
                 Err(seen) => (seen, None),
             };
-            let opening = protocol::open_savepoint(door.writer().generation, &found.manifest, &seen, &observed);
+            Ok((protocol::open_savepoint(generation, &found.manifest, &seen, &observed), manifest))
+        })
+    }
+
+    /// Looks and claims until a first record of a new generation is there. `decide`: that record, and the manifest that it names.
+    fn take_over(
+        door: &Door,
+        asked: Option<u64>,
+        decide: impl Fn(Generation, Observed, Option<Manifest>) -> Result<(Opening, Option<Manifest>)>,
+    ) -> Result<(Owner, Option<Checkpoint>)> {
+        let door = Owner::new_generation(door)?;
+        for _ in 0..LOOKS_MAX {
+            let Some((observed, manifest)) = Owner::observe(&door, asked)? else { continue };
+            let (opening, manifest) = decide(door.writer().generation, observed, manifest)?;
             let record = match opening {
                 Opening::TakeOver(record) => record,
                 Opening::LookAgain => continue,
@@ -201,6 +197,7 @@ impl Owner {
             }
         }
         Err(Error::new(SqlState::ObjectInUse, "other servers take over the checkpoints all the time")
+            .with_detail(format!("Looked {LOOKS_MAX} times at {}.", door.place()))
             .with_hint("Stop the other servers."))
     }
 

@@ -633,13 +633,23 @@ impl ClockLoop {
     }
 
     fn make_durable(&mut self, epoch: Epoch, logged: bool) -> Result<()> {
-        if epoch.next() >= self.reserved {
-            self.reserved = Epoch(epoch.0 + EPOCH_BLOCK);
-            self.log.append(&[&crate::record::reserve_epochs(self.reserved)?])?;
-            self.log.sync()?;
-        } else if logged {
+        // Well before the last number: a disk that is full just then has time to get room again.
+        if epoch.0 + EPOCH_BLOCK / 2 >= self.reserved.0 {
+            match self.reserve(Epoch(epoch.0 + EPOCH_BLOCK)) {
+                Err(cause) if cause.may_pass() && epoch.next() < self.reserved => {}
+                reserved => reserved?,
+            }
+        }
+        if logged {
             self.log.sync()?;
         }
+        Ok(())
+    }
+
+    fn reserve(&mut self, until: Epoch) -> Result<()> {
+        self.log.append(&[&crate::record::reserve_epochs(until)?])?;
+        self.log.sync()?;
+        self.reserved = until;
         Ok(())
     }
 

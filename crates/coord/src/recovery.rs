@@ -250,7 +250,7 @@ fn check_origin(door: &Door, origin: &str) -> Result<()> {
         SqlState::DataCorrupted => Ok(Vec::new()),
         _ => Err(e),
     })?;
-    for line in lines.iter().filter(|line| line.damage.is_none()) {
+    if let Some(line) = lines.iter().rfind(|line| line.damage.is_none()) {
         let manifest = checkpoint::fsck::manifest_of(door, line)?;
         let written: Coordinated = serde_json::from_value(manifest.coordinator).unwrap_or_default();
         if !written.origin.is_empty() && written.origin != origin {
@@ -277,12 +277,15 @@ impl Kept {
         let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);
         check_origin(&door, origin)?;
         door.probe()?;
-        let latest = checkpoint::fsck::checkpoints(&door)?.into_iter().rfind(|c| c.savepoint.is_none());
+        let mut latest = None;
         let (owner, newest) = match &config.savepoint {
-            Some(name) => Owner::open_savepoint(&door, name)?,
+            Some(name) => {
+                let lines = checkpoint::fsck::checkpoints(&door)?;
+                latest = lines.into_iter().rfind(|c| c.savepoint.is_none()).map(|line| line.manifest);
+                Owner::open_savepoint(&door, name)?
+            }
             None => Owner::open(&door, None)?,
         };
-        let latest = latest.map(|line| line.manifest);
         let newest = newest.map(|Checkpoint { manifest, permit, committed }| -> Result<Found> {
             let coordinated = serde_json::from_value(manifest.coordinator.clone()).map_err(|e| {
                 let message = format!("object \"{}\" of a checkpoint cannot be used", manifest.name());

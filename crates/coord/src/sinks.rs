@@ -249,7 +249,9 @@ impl Sinks {
         thread.thread().unpark();
         let mut waited = Duration::ZERO;
         while !thread.is_finished() {
-            if waited >= END_WAIT_MAX || running.shared.given_up.load(Ordering::Relaxed) {
+            // A script ends with its last row written.
+            let patient = self.clock.sources_wait() || waited < END_WAIT_MAX;
+            if !patient || running.shared.given_up.load(Ordering::Relaxed) {
                 warn!(relation = relation.0, "a sink whose target does not answer is left behind");
                 return;
             }

@@ -12,15 +12,12 @@ use checkpoint::manifest::{JobState, SegmentRef};
 use checkpoint::{DataDirectory, Log};
 use chrono::DateTime;
 use coord::record;
+use flow::process::{WATERMARK_END, WATERMARK_START};
 use flow::{Epoch, Error, Result, SqlState, TaskId};
 use plan::ProcessPlan;
 
 use crate::StateCommand;
 use crate::config::Config;
-
-/// Watermarks of inputs that promise nothing, and of those that have ended.
-const NO_WATERMARK: i64 = i64::MIN;
-const ENDED: i64 = i64::MAX;
 
 /// An owned data directory and what is in it.
 struct Offline {
@@ -176,13 +173,13 @@ fn list(offline: &Offline) -> Result<()> {
 
 /// The least promise that a job was given.
 fn watermark(job: &JobState) -> String {
-    let given = job.watermarks.iter().map(|w| w.watermark_us).filter(|us| *us != NO_WATERMARK).min();
+    let given = job.watermarks.iter().map(|w| w.watermark_us).filter(|us| *us != WATERMARK_START).min();
     given.map_or_else(String::new, |us| format!(", watermark {}", time(us)))
 }
 
 fn time(us: i64) -> String {
     match us {
-        ENDED => "ended".to_string(),
+        WATERMARK_END => "ended".to_string(),
         us => DateTime::from_timestamp_micros(us)
             .map_or_else(|| format!("{us} µs"), |at| at.format("%Y-%m-%d %H:%M:%S%.6fZ").to_string()),
     }

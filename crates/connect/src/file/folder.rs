@@ -207,16 +207,14 @@ impl SinkWriter for FolderWriter {
 
     fn finish_epoch(&mut self, epoch: Epoch, now_us: i64) -> Result<()> {
         if let Encoding::Lines(records) = &mut self.encoding {
-            let (files, mut lines, mut away) = (&mut self.files, Vec::new(), false);
+            let (files, mut lines) = (&mut self.files, Vec::new());
             self.rows += records.finish(epoch, now_us, &mut lines, &mut |lines| {
                 files.append("", lines)?;
                 match files.settle() {
                     // What the target does not take waits in memory.
-                    Err(e) if e.may_pass() => away = true,
-                    settled if !away => settled?,
-                    _ => {}
+                    Err(e) if e.may_pass() => Ok(()),
+                    settled => settled,
                 }
-                Ok(())
             })?;
             files.append("", &mut lines)?;
         }

@@ -435,10 +435,6 @@ impl Session {
                 }
                 self.end_implicit(true).await?;
                 let keeper = Arc::clone(self.engine.checkpoints()?);
-                if keeper.savepoints().await?.iter().any(|known| known.savepoint.as_deref() == Some(name)) {
-                    let message = format!("savepoint \"{name}\" already exists");
-                    return Err(Error::new(SqlState::DuplicateObject, message));
-                }
                 let epoch = self.engine.checkpoint().await?;
                 keeper.keep(name).await?;
                 self.written = self.written.max(epoch);

@@ -63,6 +63,10 @@ async fn a_start_goes_back_to_a_savepoint() {
     ok(&mut s, &sink).await;
     ok(&mut s, "INSERT INTO t VALUES (1)").await;
     wait_for(&mut s, "SELECT n::text FROM sums", "100").await;
+    // A job belongs to checkpoints once it has caught up.
+    while status(&mut s, ".o").await[0] != "running" {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     ok(&mut s, "CREATE SAVEPOINT early").await;
     let shown = rows(&mut s, "SHOW SAVEPOINTS").await;
     assert_eq!((shown.len(), shown[0][0].as_str(), shown[0][3].as_str()), (1, "early", "3"));
