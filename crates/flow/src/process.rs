@@ -125,13 +125,13 @@ pub trait ProcessFunction: Send {
 
     /// Appends what has changed in each part (by its index in [`parts`](Self::parts)) since the last call, or since
     /// [`track`](Self::track): the whole state, if it began empty. Called between two epochs, on the thread that runs the
-    /// function, so it is quick: batches are passed on by reference, and what must be copied is in proportion to the change.
+    /// function, so it is quick: batches are passed on by reference, or what must be copied is in proportion to the change.
     /// Batches are in the part's schema; those of one part in the order in which they count.
     fn freeze(&mut self, _out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
         Ok(())
     }
 
-    /// Bytes held only to be told by [`freeze`](Self::freeze): it is called early, between two checkpoints, when they grow.
+    /// About the bytes that [`freeze`](Self::freeze) would tell now: it is called early, between two checkpoints, when they grow.
     fn tracked_bytes(&self) -> usize {
         0
     }

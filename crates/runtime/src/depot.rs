@@ -8,7 +8,7 @@
 //! A full disk, or a store that is away, holds everything up: the same segment is put again and again until it is there. Slots
 //! go on meanwhile, up to a bound of what may wait.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -469,9 +469,14 @@ impl Keeper {
 
     /// Turns what has changed into segments.
     fn encode(&mut self, kept: &mut Kept, frozen: Frozen) -> Result<()> {
+        // Together, so that what comes and goes is not stored, and chunks are not small.
+        let mut by_part: BTreeMap<(usize, usize), Vec<ChangeBatch>> = BTreeMap::new();
         for change in frozen.changes {
+            by_part.entry((change.task, change.part)).or_default().push(change.changes);
+        }
+        for ((task, part), changes) in by_part {
             let Kept { instance, open, parts, .. } = kept;
-            add(open, parts, change.task, &instance.parts[change.task][change.part], change.changes)?;
+            add(open, parts, task, &instance.parts[task][part], changes)?;
             if kept.open.len() >= SEGMENT_BYTES {
                 self.end_segment(kept)?;
             }
@@ -565,7 +570,7 @@ impl Keeper {
         for (task, parts) in kept.instance.parts.iter().enumerate() {
             for part in parts {
                 let rows = content(&self.door, &kept.instance.chain, task, part)?;
-                add(&mut writer, &mut refs, task, part, rows)?;
+                add(&mut writer, &mut refs, task, part, vec![rows])?;
             }
         }
         let mut short = Vec::new();
@@ -621,10 +626,9 @@ fn add(
     refs: &mut Vec<PartRef>,
     task: usize,
     part: &StatePart,
-    changes: ChangeBatch,
+    changes: Vec<ChangeBatch>,
 ) -> Result<()> {
-    // What came and went since the last time need not be stored.
-    let changes = merge(part.kind, &part.schema, vec![changes], false)?;
+    let changes = merge(part.kind, &part.schema, changes, false)?;
     let task = TaskId(task as u32);
     for start in (0..changes.num_rows()).step_by(CHUNK_ROWS) {
         let chunk = changes.slice(start, CHUNK_ROWS.min(changes.num_rows() - start));

@@ -1,13 +1,17 @@
 //! What an operator has yet to tell the checkpoint: the changes of its state since it was last asked.
 //!
-//! The changes are batches that went through the operator anyway, kept by reference. They stay for as long as a checkpoint is
-//! away, so a column that would keep much more alive than its own rows is copied out of what it shares.
+//! [`Tracked`] has them as batches that went through the operator anyway, kept by reference. They stay for as long as a checkpoint
+//! is away, so a column that would keep much more alive than its own rows is copied out of what it shares.
+//!
+//! [`TrackedRows`] has only the numbers of the rows that changed, so that what comes and goes between two checkpoints is never
+//! told.
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use flow::{ChangeBatch, Diff, Error, Result, SqlState};
 use state::owned;
 
+use super::cells::Bits;
 use super::emit::{check_types, record};
 
 /// Nothing is kept, and nothing costs, until [`start`](Self::start).
@@ -55,6 +59,67 @@ impl Tracked {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+/// Which of numbered rows have another weight than the checkpoint knows. Nothing is kept, and nothing costs, until
+/// [`start`](Self::start).
+#[derive(Default)]
+pub struct TrackedRows {
+    on: bool,
+    /// By number: the weight that the checkpoint knows.
+    told: Vec<i64>,
+    changed: Bits,
+    /// The changed ones, once each.
+    list: Vec<u32>,
+}
+
+impl TrackedRows {
+    /// The checkpoint knows these weights, by number.
+    pub fn start(&mut self, told: Vec<i64>) {
+        self.on = true;
+        self.told = told;
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The weight of a row may have changed.
+    #[inline(always)]
+    pub fn mark(&mut self, row: u32) {
+        if self.on && !self.changed.get(row as usize) {
+            self.changed.set(row as usize, true);
+            self.list.push(row);
+        }
+    }
+
+    pub fn told(&self, row: u32) -> i64 {
+        self.told.get(row as usize).copied().unwrap_or(0)
+    }
+
+    /// The checkpoint is told of this weight.
+    pub fn tell(&mut self, row: u32, weight: i64) {
+        if row as usize >= self.told.len() {
+            self.told.resize(row as usize + 1, 0);
+        }
+        self.told[row as usize] = weight;
+    }
+
+    /// The marked rows, some of which may not be there any more. They are not marked any longer.
+    pub fn take(&mut self) -> Vec<u32> {
+        let list = std::mem::take(&mut self.list);
+        list.iter().for_each(|row| self.changed.set(*row as usize, false));
+        list
+    }
+
+    /// How many rows are marked.
+    pub fn marked(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.told.capacity() * 8 + self.changed.bytes() + self.list.capacity() * 4
     }
 }
 

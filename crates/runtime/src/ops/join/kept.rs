@@ -15,20 +15,196 @@ use plan::ChangeKind;
 use super::side::{Side, out_of_range};
 use super::{Join, LEFT};
 use crate::ops::emit::record;
-use crate::ops::row_table::NONE;
-use crate::ops::tracked::{check_restored, damaged};
+use crate::ops::row_table::{NONE, RowTable};
+use crate::ops::tracked::{TrackedRows, check_restored, damaged};
 
-/// The schema in which a side is told.
-pub fn told_schema(side: &Side) -> Result<SchemaRef> {
-    let fields = side.schema.fields();
-    if !side.stored {
-        return Ok(Arc::new(side.schema.project(&side.key_columns)?));
+/// Rows of a batch that is told, at most.
+const CHUNK: usize = 1 << 16;
+
+/// What checkpoints know of a side, and what they have yet to be told.
+pub struct Kept {
+    /// In which a side is told.
+    schema: SchemaRef,
+    /// Whether having a match is all that counts, because none is taken back.
+    matched_or_not: bool,
+    /// By row; by key where only the rows of a key are counted. Says no more than that changes are to be told, for a side that
+    /// [only grows](Side::only_grows).
+    pub rows: TrackedRows,
+    /// By row, where rows are told with their matches: the number that checkpoints know.
+    degrees: Vec<i64>,
+    /// Of a side that only grows, the first row that they do not know.
+    from: usize,
+    /// Rows that they know and that are not there any more.
+    gone: Vec<ChangeBatch>,
+    gone_bytes: usize,
+}
+
+impl Kept {
+    /// What is told with `schema` to nobody yet.
+    pub fn new(schema: SchemaRef, matched_or_not: bool) -> Kept {
+        let rows = TrackedRows::default();
+        Kept { schema, matched_or_not, rows, degrees: Vec::new(), from: 0, gone: Vec::new(), gone_bytes: 0 }
     }
-    if !side.keeps_degrees {
-        return Ok(Arc::clone(&side.schema));
+
+    fn note_gone(&mut self, rows: &[u32], columns: Vec<ArrayRef>) -> Result<()> {
+        let weights = rows.iter().map(|row| -self.rows.told(*row)).collect();
+        let gone = ChangeBatch::new(record(&self.schema, columns, rows.len())?, Diff::from_weights(weights));
+        self.gone_bytes += gone.bytes();
+        self.gone.push(gone);
+        rows.iter().for_each(|row| self.rows.tell(*row, 0));
+        Ok(())
     }
-    let matches = Arc::new(Field::new("matches", DataType::Int64, false));
-    Ok(Arc::new(Schema::new(fields.iter().cloned().chain([matches]).collect::<Vec<_>>())))
+
+    /// Those of `rows` that checkpoints know.
+    fn known(&self, rows: &[u32]) -> Vec<u32> {
+        rows.iter().copied().filter(|row| self.rows.told(*row) != 0).collect()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.rows.bytes() + self.degrees.capacity() * 8 + self.gone_bytes
+    }
+}
+
+/// Rows that have changed, with what is to be added to their weights, and the matches that they are told with.
+#[derive(Default)]
+struct Changed {
+    rows: Vec<u32>,
+    weights: Vec<i64>,
+    degrees: Vec<i64>,
+}
+
+impl Side {
+    /// Sets the schema in which the side is told; `matches` is of what kind its matches are.
+    pub fn will_be_told(&mut self, matches: ChangeKind) -> Result<()> {
+        let degrees = self.keeps_degrees.then(|| Arc::new(Field::new("matches", DataType::Int64, false)));
+        let schema = match self.stored {
+            true => Schema::new(self.schema.fields().iter().cloned().chain(degrees).collect::<Vec<_>>()),
+            false => self.schema.project(&self.key_columns)?,
+        };
+        self.kept = Kept::new(Arc::new(schema), matches == ChangeKind::AppendOnly);
+        Ok(())
+    }
+
+    /// From now on, what changes is to be told. What is there is known.
+    pub fn track(&mut self) {
+        if self.only_grows() {
+            self.kept.from = self.rows.size();
+            self.kept.rows.start(Vec::new());
+            return;
+        }
+        self.kept.rows.start(if self.stored { self.weights.clone() } else { self.totals.clone() });
+        if self.keeps_degrees {
+            self.kept.degrees = (0..self.weights.len()).map(|row| self.told_degree(row)).collect();
+        }
+    }
+
+    /// The number of matches of a row, as it is told.
+    fn told_degree(&self, row: usize) -> i64 {
+        let degree = self.degrees[row];
+        if self.kept.matched_or_not { degree.min(1) } else { degree }
+    }
+
+    /// Rows are about to go: notes what checkpoints know of them.
+    pub fn bury(&mut self, rows: &[u32]) -> Result<()> {
+        let known = self.kept.known(rows);
+        if known.is_empty() {
+            return Ok(());
+        }
+        let mut columns = self.rows.gather_all(&known)?;
+        if self.keeps_degrees {
+            let degrees = Int64Array::from_iter_values(known.iter().map(|row| self.kept.degrees[*row as usize]));
+            columns.push(Arc::new(degrees));
+        }
+        self.kept.note_gone(&known, columns)
+    }
+
+    /// The same of keys, where only the rows of each are counted; `all` are the join keys.
+    pub fn bury_keys(&mut self, all: &RowTable, keys: &[u32]) -> Result<()> {
+        let known = self.kept.known(keys);
+        if known.is_empty() {
+            return Ok(());
+        }
+        self.kept.note_gone(&known, all.gather_all(&known)?)
+    }
+
+    /// Tells what has changed since the last time; `keys` are the join keys.
+    pub fn tell(&mut self, keys: &RowTable, mut out: impl FnMut(ChangeBatch)) -> Result<()> {
+        if !self.kept.rows.is_on() {
+            return Ok(());
+        }
+        self.kept.gone_bytes = 0;
+        self.kept.gone.drain(..).for_each(&mut out);
+        let changed = match (self.only_grows(), self.keeps_degrees) {
+            (true, _) => self.new_rows(),
+            (false, true) => self.changed_matches(),
+            (false, false) => self.changed_weights()?,
+        };
+        let table = if self.stored { &self.rows } else { keys };
+        for start in (0..changed.rows.len()).step_by(CHUNK) {
+            let range = start..changed.rows.len().min(start + CHUNK);
+            let mut columns = table.gather_all(&changed.rows[range.clone()])?;
+            if self.keeps_degrees {
+                columns.push(Arc::new(Int64Array::from(changed.degrees[range.clone()].to_vec())));
+            }
+            let diff = Diff::from_weights(changed.weights[range.clone()].to_vec());
+            out(ChangeBatch::new(record(&self.kept.schema, columns, range.len())?, diff));
+        }
+        Ok(())
+    }
+
+    fn new_rows(&mut self) -> Changed {
+        let (from, to) = (self.kept.from, self.rows.size());
+        self.kept.from = to;
+        Changed {
+            rows: (from as u32..to as u32).collect(),
+            weights: self.weights[from..to].to_vec(),
+            degrees: Vec::new(),
+        }
+    }
+
+    fn changed_weights(&mut self) -> Result<Changed> {
+        let weights = if self.stored { &self.weights } else { &self.totals };
+        let mut changed = Changed::default();
+        for row in self.kept.rows.take() {
+            let (was, is) = (self.kept.rows.told(row), weights[row as usize]);
+            if was != is {
+                changed.rows.push(row);
+                changed.weights.push(is.checked_sub(was).ok_or_else(out_of_range)?);
+                self.kept.rows.tell(row, is);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn changed_matches(&mut self) -> Changed {
+        let mut changed = Changed::default();
+        self.kept.degrees.resize(self.weights.len(), 0);
+        for row in self.kept.rows.take() {
+            let r = row as usize;
+            let was = (self.kept.degrees[r], self.kept.rows.told(row));
+            let is = (self.told_degree(r), self.weights[r]);
+            if was != is {
+                for (degree, weight) in [(was.0, -was.1), is].into_iter().filter(|(_, weight)| *weight != 0) {
+                    changed.rows.push(row);
+                    changed.degrees.push(degree);
+                    changed.weights.push(weight);
+                }
+                self.kept.degrees[r] = is.0;
+                self.kept.rows.tell(row, is.1);
+            }
+        }
+        changed
+    }
+
+    /// About the bytes that the next [`tell`](Self::tell) makes.
+    pub fn untold_bytes(&self, keys: &RowTable) -> usize {
+        let rows = match self.only_grows() && self.kept.rows.is_on() {
+            true => self.rows.size() - self.kept.from,
+            false => self.kept.rows.marked(),
+        };
+        let table = if self.stored { &self.rows } else { keys };
+        self.kept.gone_bytes + rows * (table.bytes() / table.size().max(1))
+    }
 }
 
 impl Join {
@@ -42,83 +218,17 @@ impl Join {
             };
             let columns =
                 if side.stored { (0..side.schema.fields().len()).collect() } else { side.key_columns.clone() };
-            let schema = Arc::clone(&self.told[port]);
+            let schema = Arc::clone(&side.kept.schema);
             StatePart { name: names[port].into(), schema, kind: PartKind::Counted, port, columns }
         };
         vec![part(0), part(1)]
     }
 
-    /// Tells a batch of input, but for a side whose rows are told with their matches at the epoch's end.
-    pub(super) fn tell_input(&mut self, port: usize, batch: &ChangeBatch) -> Result<()> {
-        let side = &self.sides[port];
-        if !self.tracked.is_on() || side.keeps_degrees {
-            return Ok(());
-        }
-        let columns = batch.rows.columns();
-        let keys = || side.key_columns.iter().map(|n| Arc::clone(&columns[*n])).collect::<Vec<_>>();
-        let columns = if side.stored { columns.to_vec() } else { keys() };
-        self.tracked.push(port, &self.told[port], &columns, batch.num_rows(), batch.diff.clone())
-    }
-
-    /// The number of matches as it is told. Whether there are any is all that counts if none is taken back.
-    fn told_degree(&self, port: usize, degree: i64) -> i64 {
-        match self.sides[1 - port].kind {
-            ChangeKind::AppendOnly => degree.min(1),
-            ChangeKind::Retract => degree,
-        }
-    }
-
-    /// Tells how the epoch has changed the rows of a side with their matches. Called before the side settles.
-    pub(super) fn tell_changed(&mut self, port: usize) -> Result<()> {
-        let side = &self.sides[port];
-        if !self.tracked.is_on() || !side.keeps_degrees {
-            return Ok(());
-        }
-        let (mut rows, mut degrees, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for before in &side.changed {
-            let row = before.row as usize;
-            let was = (self.told_degree(port, before.degree), before.weight);
-            let is = (self.told_degree(port, side.degrees[row]), side.weights[row]);
-            if was != is {
-                for (degree, weight) in [(was.0, -was.1), is].into_iter().filter(|(_, weight)| *weight != 0) {
-                    rows.push(before.row);
-                    degrees.push(degree);
-                    weights.push(weight);
-                }
-            }
-        }
-        self.tell_rows(port, &rows, Some(&degrees), &weights)
-    }
-
-    /// Tells that rows are about to be forgotten.
-    pub(super) fn tell_over(&mut self, port: usize, rows: &[u32]) -> Result<()> {
-        if !self.tracked.is_on() {
-            return Ok(());
-        }
-        let side = &self.sides[port];
-        let weights: Vec<i64> = rows.iter().map(|row| -side.weights[*row as usize]).collect();
-        let degree = |row: &u32| self.told_degree(port, side.degrees[*row as usize]);
-        let degrees: Option<Vec<i64>> = side.keeps_degrees.then(|| rows.iter().map(degree).collect());
-        self.tell_rows(port, rows, degrees.as_deref(), &weights)
-    }
-
-    fn tell_rows(&mut self, port: usize, rows: &[u32], degrees: Option<&[i64]>, weights: &[i64]) -> Result<()> {
-        for start in (0..rows.len()).step_by(self.batch_rows) {
-            let range = start..rows.len().min(start + self.batch_rows);
-            let mut columns = self.sides[port].rows.gather_all(&rows[range.clone()])?;
-            columns.extend(degrees.map(|d| Arc::new(Int64Array::from(d[range.clone()].to_vec())) as ArrayRef));
-            let diff = Diff::from_weights(weights[range.clone()].to_vec());
-            self.tracked.push(port, &self.told[port], &columns, range.len(), diff)?;
-        }
-        Ok(())
-    }
-
     /// Takes rows of a side back.
     pub(super) fn restore_rows(&mut self, port: usize, batch: &ChangeBatch) -> Result<()> {
-        let schema = self.told.get(port).ok_or_else(|| Error::internal("a join has two sides"))?;
-        check_restored(batch, schema)?;
+        let side = self.sides.get(port).ok_or_else(|| Error::internal("a join has two sides"))?;
+        check_restored(batch, &side.kept.schema)?;
         let (rows, columns) = (batch.num_rows(), batch.rows.columns());
-        let side = &self.sides[port];
         let width = side.schema.fields().len();
         let keys: Vec<ArrayRef> = match side.stored {
             true => side.key_columns.iter().map(|n| Arc::clone(&columns[*n])).collect(),
@@ -147,8 +257,7 @@ impl Join {
             }
         }
         // What is restored has been so before.
-        side.settle();
-        Ok(())
+        side.settle()
     }
 
     /// Counts the matches of rows that were told without. Both sides are complete.

@@ -32,10 +32,8 @@ use super::aggregate::check_append_only;
 use super::cells::BatchColumn;
 use super::emit::{Outbox, check_types, record};
 use super::row_table::{NONE, RowTable};
-use super::tracked::Tracked;
 use super::{OpContext, changelog_violation};
 use condition::Condition;
-use kept::told_schema;
 use side::Side;
 
 const LEFT: usize = 0;
@@ -79,9 +77,6 @@ pub struct Join {
     /// The join keys of both sides, numbered once.
     keys: RowTable,
     sides: [Side; 2],
-    tracked: Tracked,
-    /// By port, in what schema a checkpoint is told of the side.
-    told: [SchemaRef; 2],
     schema: SchemaRef,
     outbox: Outbox,
     batch_rows: usize,
@@ -145,7 +140,10 @@ impl Join {
         for n in 0..2 {
             sides[n].keeps_degrees = sides[n].counts_degrees && expires[1 - n].is_some() && !together;
         }
-        let told = [told_schema(&sides[0])?, told_schema(&sides[1])?];
+        for n in 0..2 {
+            let matches = sides[1 - n].kind;
+            sides[n].will_be_told(matches)?;
+        }
         let null_aware = null_aware.then_some(NullAware { rows: 0, nulls: 0, settled: RightSide::Empty });
         Ok(Join {
             kind: *kind,
@@ -155,8 +153,6 @@ impl Join {
             condition,
             null_aware,
             sides,
-            tracked: Tracked::default(),
-            told,
             outbox: Outbox::new(schema.clone(), ctx.batch_rows),
             schema,
             batch_rows: ctx.batch_rows.max(1),
@@ -453,16 +449,19 @@ impl Join {
     }
 
     /// Frees the keys under which the epoch left nothing.
-    fn drop_empty_keys(&mut self) {
+    fn drop_empty_keys(&mut self) -> Result<()> {
         let mut keys = std::mem::take(&mut self.sides[0].maybe_empty);
         keys.append(&mut self.sides[1].maybe_empty);
         keys.sort_unstable();
         keys.dedup();
-        for key in keys {
-            if self.sides.iter().all(|side| side.lacks(key)) {
-                self.keys.remove(key);
-            }
+        keys.retain(|key| self.sides.iter().all(|side| side.lacks(*key)));
+        for side in self.sides.iter_mut().filter(|side| !side.stored) {
+            side.bury_keys(&self.keys, &keys)?;
         }
+        for key in keys {
+            self.keys.remove(key);
+        }
+        Ok(())
     }
 }
 
@@ -495,7 +494,6 @@ impl ProcessFunction for Join {
             }
         };
         self.touched += batch.num_rows() as u64;
-        self.tell_input(port, &batch)?;
         let key_columns = self.sides[port].key_columns.iter();
         let keys: Vec<ArrayRef> = key_columns.map(|n| Arc::clone(batch.rows.column(*n))).collect();
         self.number_keys(&keys, batch.num_rows())?;
@@ -513,8 +511,7 @@ impl ProcessFunction for Join {
         if !self.half() || self.condition.is_some() {
             self.probe(port, &batch, out)?;
         }
-        self.sides[port].sweep();
-        Ok(())
+        self.sides[port].sweep()
     }
 
     fn finish_epoch(&mut self, _epoch: Epoch, out: &mut dyn Collector) -> Result<()> {
@@ -530,8 +527,7 @@ impl ProcessFunction for Join {
             }
         }
         for port in 0..2 {
-            self.tell_changed(port)?;
-            self.sides[port].settle();
+            self.sides[port].settle()?;
         }
         if let Some(aware) = &mut self.null_aware {
             aware.settled = aware.now();
@@ -543,11 +539,9 @@ impl ProcessFunction for Join {
             let own = together || side.kind == ChangeKind::Retract;
             let own_us = if own { self.watermarks[port] } else { i64::MAX };
             let over = side.take_over(self.watermarks[1 - port].min(own_us))?;
-            self.tell_over(port, &over)?;
-            self.sides[port].forget(&over);
+            self.sides[port].forget(&over)?;
         }
-        self.drop_empty_keys();
-        Ok(())
+        self.drop_empty_keys()
     }
 
     fn on_watermark(&mut self, port: usize, watermark_us: i64) -> Result<()> {
@@ -560,16 +554,18 @@ impl ProcessFunction for Join {
     }
 
     fn track(&mut self) {
-        self.tracked.start();
+        self.sides.iter_mut().for_each(Side::track);
     }
 
     fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
-        self.tracked.tell(out);
+        for (port, side) in self.sides.iter_mut().enumerate() {
+            side.tell(&self.keys, |changes| out.push((port, changes)))?;
+        }
         Ok(())
     }
 
     fn tracked_bytes(&self) -> usize {
-        self.tracked.bytes()
+        self.sides.iter().map(|side| side.untold_bytes(&self.keys)).sum()
     }
 
     fn restore(&mut self, part: usize, rows: ChangeBatch) -> Result<()> {
@@ -587,7 +583,7 @@ impl ProcessFunction for Join {
     }
 
     fn state_bytes(&self) -> usize {
-        self.tracked.bytes() + self.keys.bytes() + self.sides.iter().map(Side::bytes).sum::<usize>()
+        self.keys.bytes() + self.sides.iter().map(Side::bytes).sum::<usize>()
     }
 
     fn rows_touched(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! One input of a join as state: its rows with their weights, chained by join key.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
@@ -9,6 +10,7 @@ use flow::{Diff, Error, Result, SqlState};
 use plan::ChangeKind;
 use plan::stream::TimeColumn;
 
+use super::kept::Kept;
 use crate::ops::cells::{BatchColumn, Bits};
 use crate::ops::row_table::{NONE, RowTable};
 
@@ -61,7 +63,7 @@ pub struct Side {
     /// By key: the first row of its chain.
     heads: Vec<u32>,
     /// By key: sum of the weights.
-    totals: Vec<i64>,
+    pub(super) totals: Vec<i64>,
     /// Rows whose weight is below zero for the moment.
     pub negative: usize,
     /// Rows that this epoch changed, if preserved; `before_at` finds a row's entry.
@@ -81,6 +83,8 @@ pub struct Side {
     /// When rows can be forgotten, and the rows by 2^[`PANE_BITS`] microseconds of that time.
     pub expires: Option<TimeColumn>,
     panes: BTreeMap<i64, Vec<u32>>,
+    /// What checkpoints know.
+    pub kept: Kept,
 }
 
 /// Rows are forgotten about 65 ms of event time at a time.
@@ -105,6 +109,7 @@ impl Side {
             (ChangeKind::Retract, false) => Find::Index,
         };
         let rows = RowTable::new(schema.fields().iter().map(|f| f.data_type()), find == Find::Index);
+        let kept = Kept::new(Arc::clone(&schema), false);
         Side {
             schema,
             key_columns,
@@ -135,6 +140,7 @@ impl Side {
             fresh: Vec::new(),
             expires,
             panes: BTreeMap::new(),
+            kept,
         }
     }
 
@@ -184,8 +190,14 @@ impl Side {
         Ok(over)
     }
 
+    /// Whether a row that came stays as it is for ever, so that rows are in the order in which they came.
+    pub fn only_grows(&self) -> bool {
+        self.find == Find::Never && self.stored && !self.keeps_degrees
+    }
+
     /// Forgets rows whose time is over. They leave no trace in the output.
-    pub fn forget(&mut self, rows: &[u32]) {
+    pub fn forget(&mut self, rows: &[u32]) -> Result<()> {
+        self.bury(rows)?;
         for row in rows {
             if self.counts_totals {
                 // Rows of the other side under this key are over with it.
@@ -195,6 +207,7 @@ impl Side {
             self.weights[*row as usize] = 0;
             self.remove(*row);
         }
+        Ok(())
     }
 
     /// Makes room for keys `0 .. size`.
@@ -241,6 +254,9 @@ impl Side {
             *total = total.checked_add(diff.weight(i)).ok_or_else(out_of_range)?;
             if *total == 0 {
                 self.maybe_empty.push(*key);
+            }
+            if !self.stored {
+                self.kept.rows.mark(*key);
             }
         }
         Ok(())
@@ -350,6 +366,9 @@ impl Side {
         if self.preserved {
             self.note(row);
         }
+        if !self.only_grows() {
+            self.kept.rows.mark(row);
+        }
         let slot = &mut self.weights[row as usize];
         let before = *slot;
         let after = before.checked_add(weight).ok_or_else(out_of_range)?;
@@ -375,6 +394,9 @@ impl Side {
     /// Adds `weight` to the number of matches of `row`.
     pub fn add_degree(&mut self, row: u32, weight: i64) -> Result<()> {
         self.note(row);
+        if self.keeps_degrees {
+            self.kept.rows.mark(row);
+        }
         let degree = &mut self.degrees[row as usize];
         *degree = degree.checked_add(weight).ok_or_else(out_of_range)?;
         Ok(())
@@ -389,23 +411,29 @@ impl Side {
     }
 
     /// Ends a batch: rows that are gone leave, unless the epoch's end still needs them.
-    pub fn sweep(&mut self) {
+    pub fn sweep(&mut self) -> Result<()> {
         let mut zeroed = std::mem::take(&mut self.zeroed);
         if !zeroed.is_empty() {
             zeroed.sort_unstable();
             zeroed.dedup();
+            zeroed.retain(|row| self.weights[*row as usize] == 0);
+            self.bury(&zeroed)?;
             for row in zeroed.drain(..) {
-                if self.weights[row as usize] == 0 {
-                    self.remove(row);
-                }
+                self.remove(row);
             }
         }
         self.zeroed = zeroed;
+        Ok(())
     }
 
     /// Ends the epoch: forgets what was before it, and rows that are gone leave.
-    pub fn settle(&mut self) {
+    pub fn settle(&mut self) -> Result<()> {
         let mut changed = std::mem::take(&mut self.changed);
+        if self.kept.rows.is_on() {
+            let gone = changed.iter().map(|before| before.row).filter(|row| self.weights[*row as usize] == 0);
+            let gone: Vec<u32> = gone.collect();
+            self.bury(&gone)?;
+        }
         for before in changed.drain(..) {
             self.before_at[before.row as usize] = NONE;
             if self.weights[before.row as usize] == 0 {
@@ -416,6 +444,7 @@ impl Side {
         for (key, _) in self.changed_keys.drain(..) {
             self.is_changed_key.set(key as usize, false);
         }
+        Ok(())
     }
 
     fn remove(&mut self, row: u32) {
@@ -439,6 +468,6 @@ impl Side {
             + self.degrees.capacity() * 8
             + (self.keys.capacity() + self.next.capacity() + self.prev.capacity() + self.before_at.capacity()) * 4;
         let panes = self.panes.values().map(|p| 64 + p.capacity() * 4).sum::<usize>();
-        self.rows.bytes() + per_row + panes + self.heads.capacity() * 4 + self.totals.capacity() * 8
+        self.rows.bytes() + self.kept.bytes() + per_row + panes + self.heads.capacity() * 4 + self.totals.capacity() * 8
     }
 }

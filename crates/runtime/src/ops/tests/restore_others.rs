@@ -684,6 +684,42 @@ fn what_is_over_leaves_the_checkpoint() {
     }
 }
 
+/// A checkpoint costs what is left at its end, not what came and went before it.
+#[test]
+fn a_join_does_not_tell_what_came_and_went() {
+    let told_rows = |function: &mut dyn ProcessFunction| {
+        let mut told = Vec::new();
+        function.freeze(&mut told).unwrap();
+        told.iter().map(|(_, change)| change.num_rows()).sum::<usize>()
+    };
+    for expires in [false, true] {
+        let (join, sides, pairs) = full_join(expires);
+        let mut function = starter(&join, &sides, &pairs, 8192)(1).remove(0);
+        function.track();
+        let mut most = 0;
+        for epoch in 1..=50 {
+            let new = rows((epoch - 1) * 1000, epoch * 1000);
+            let old = if expires { vec![] } else { rows((epoch - 2).max(0) * 1000, (epoch - 1) * 1000) };
+            let gone = old.into_iter().map(|(row, _)| (row, -1));
+            // Rows are taken back on the left alone.
+            for (port, side) in sides.iter().enumerate().take(if expires { 2 } else { 1 }) {
+                let changes: Vec<(Row, i64)> = new.iter().cloned().chain(gone.clone()).collect();
+                function.process(port, batch(side, &changes), &mut Vec::new()).unwrap();
+                if expires {
+                    function.on_watermark(port, epoch * 10 * STEP_US).unwrap();
+                }
+            }
+            function.finish_epoch(Epoch(epoch as u64), &mut Vec::new()).unwrap();
+            most = most.max(function.tracked_bytes());
+        }
+        // About a pane of an epoch's rows stays in each side.
+        let told = told_rows(&mut *function);
+        assert!((1..=4000).contains(&told), "{told} rows of 100,000, expires: {expires}");
+        assert!(most < 4 << 20, "{most} bytes");
+        assert_eq!(told_rows(&mut *function), 0);
+    }
+}
+
 #[test]
 fn damaged_state_is_refused() {
     let (join, sides, pairs) = full_join(false);
