@@ -191,6 +191,22 @@ impl Catalog {
         Ok(Planned::change(CatalogChange::SetReading { relation: relation.oid, rate_limit, paused }))
     }
 
+    /// Plans `ALTER kind name SET PARALLELISM n`, of a materialized view or a sink.
+    pub fn plan_set_parallelism(
+        &self,
+        scope: &Scope,
+        kind: RelationKind,
+        parts: &[&str],
+        if_exists: bool,
+        parallelism: Option<u32>,
+    ) -> Result<Planned> {
+        match self.alter_target(scope, kind, parts, if_exists)? {
+            Err(skipped) => Ok(skipped),
+            Ok(relation) if relation.parallelism() == parallelism => Ok(Planned::default()),
+            Ok(relation) => Ok(Planned::change(CatalogChange::SetParallelism { relation: relation.oid, parallelism })),
+        }
+    }
+
     /// Plans `ALTER SCHEMA name RENAME TO new`.
     pub fn plan_rename_schema(&self, database: &str, name: &str, new: &str) -> Result<Planned> {
         let schema = self.schema(database, name).ok_or_else(|| self.undefined_schema(database, name))?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::relation::Relation;
 
 /// The encoding that this build writes; it reads this one and all before it.
-pub const CHANGE_VERSION: u32 = 3;
+pub const CHANGE_VERSION: u32 = 4;
 
 /// One database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +110,11 @@ pub enum CatalogChange {
         relation: RelationId,
         rate_limit: Option<u64>,
         paused: Option<BTreeMap<String, u64>>,
+    },
+    /// Over how many slots a materialized view or a sink is computed; `None`: over all of them.
+    SetParallelism {
+        relation: RelationId,
+        parallelism: Option<u32>,
     },
     /// `None` takes the comment away.
     Comment {

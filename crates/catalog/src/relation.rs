@@ -116,6 +116,9 @@ pub struct Query {
     /// Of a materialized view: for how many microseconds its changes are kept for `SUBSCRIBE … AS OF EPOCH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_retention_us: Option<i64>,
+    /// Of a materialized view: over how many slots it is computed; all of them by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<u32>,
 }
 
 /// What an INSERT does with a key that is there already.
@@ -291,6 +294,9 @@ pub struct Sink {
     pub into: Option<RelationId>,
     #[serde(default)]
     pub connector: Connector,
+    /// Over how many slots it is computed; all of them by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<u32>,
 }
 
 /// What a relation was declared as. Its variant is the relation's kind.
@@ -409,6 +415,15 @@ impl Relation {
     pub fn change_retention_us(&self) -> Option<i64> {
         match &self.definition {
             Definition::MaterializedView(query) => query.change_retention_us,
+            _ => None,
+        }
+    }
+
+    /// Over how many slots this materialized view or sink is to be computed; `None`: over all of them.
+    pub fn parallelism(&self) -> Option<u32> {
+        match &self.definition {
+            Definition::MaterializedView(query) => query.parallelism,
+            Definition::Sink(sink) => sink.parallelism,
             _ => None,
         }
     }

@@ -470,6 +470,17 @@ impl Catalog {
                 };
                 (source.rate_limit, source.paused) = (*rate_limit, paused.clone());
             }
+            CatalogChange::SetParallelism { relation, parallelism } => {
+                let found = next
+                    .relations
+                    .get_mut(relation)
+                    .ok_or_else(|| misfit(format!("relation {relation} does not exist")))?;
+                match &mut Arc::make_mut(found).definition {
+                    Definition::MaterializedView(query) => query.parallelism = *parallelism,
+                    Definition::Sink(sink) => sink.parallelism = *parallelism,
+                    _ => return Err(misfit(format!("relation {relation} has no parallelism"))),
+                }
+            }
             CatalogChange::Comment { about, text } => {
                 next.comments.retain(|(a, _)| a != about);
                 if let Some(text) = text {

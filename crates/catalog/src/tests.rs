@@ -88,6 +88,7 @@ fn query() -> Query {
         references: BTreeMap::from([("t".to_string(), RelationId(16_384))]),
         emit_on_close: false,
         change_retention_us: None,
+        parallelism: None,
     }
 }
 
@@ -427,7 +428,7 @@ fn damaged_or_newer_records_are_refused() {
         assert_eq!(Catalog::decode(bytes).unwrap_err().state().code(), "XX001");
     }
     let newer = CatalogChange::decode(b"{\"version\":99,\"body\":{}}").unwrap_err();
-    assert_eq!(newer.message(), "catalog change has version 99, but this server reads versions up to 3");
+    assert_eq!(newer.message(), "catalog change has version 99, but this server reads versions up to 4");
     let mut catalog = Catalog::new();
     let misfit = CatalogChange::Drop { relations: vec![RelationId(7)], schemas: vec![], databases: vec![] };
     assert_eq!(catalog.apply(&misfit).unwrap_err().state().code(), "XX000");

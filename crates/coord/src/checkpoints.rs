@@ -133,6 +133,8 @@ pub struct KeptJob {
     pub relation: RelationId,
     pub incarnation: Epoch,
     pub plan: Arc<ProcessPlan>,
+    /// On how many slots it has state. Every slot says when it has stored it.
+    pub parallelism: usize,
     pub is_view: bool,
 }
 
@@ -651,13 +653,13 @@ impl KeeperThread {
         let (sides, side_bytes) = self.store_sides(&mut under_way.begin.captured)?;
         let mut jobs = Vec::new();
         for job in under_way.jobs() {
-            let slots = (0..under_way.begin.slots).map(|n| SlotId(n as u16));
+            let slots = (0..job.parallelism).map(|n| SlotId(n as u16));
             let states: Vec<&StoredState> =
                 slots.filter_map(|slot| under_way.stored.get(&(job.deployment, slot))).collect();
             jobs.push(JobState {
                 job: JobId(job.relation.0),
                 incarnation: job.incarnation.0,
-                slots: under_way.begin.slots as u32,
+                slots: job.parallelism as u32,
                 plan: serde_json::to_string(&*job.plan).map_err(|e| Error::internal(format!("store a plan: {e}")))?,
                 watermarks: states.first().map(|s| port_watermarks(&s.watermarks)).unwrap_or_default(),
                 segments: states.iter().flat_map(|s| s.chain.iter().cloned()).collect(),

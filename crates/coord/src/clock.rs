@@ -4,11 +4,14 @@
 //! before anything of it reaches a slot. Rows enter the flow only after the log is synced. An epoch is complete when every
 //! attached job has finished it on every slot; completed epochs only grow.
 
+mod rescale;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use catalog::Catalog;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +21,7 @@ use runtime::{DeploymentId, FromSlot, Restore, Tick, ToSlot, Worker};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
+use self::rescale::Rescales;
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
 use crate::job::{JobBoard, JobState, Phase};
@@ -50,6 +54,13 @@ pub enum Event {
     Input,
     FromSlot(FromSlot),
     Deploy(Deploy),
+    /// Move a running job to another number of slots. Answered when it has finished an epoch there; `catalog` knows the names.
+    Rescale {
+        relation: RelationId,
+        parallelism: usize,
+        catalog: Catalog,
+        reply: oneshot::Sender<Result<()>>,
+    },
     Remove {
         relations: Vec<RelationId>,
         reply: oneshot::Sender<()>,
@@ -83,6 +94,8 @@ pub struct Deploy {
     pub is_view: bool,
     /// Whether checkpoints keep the job's state.
     pub kept: bool,
+    /// On how many slots it works.
+    pub parallelism: usize,
     /// What the job goes on from, instead of what its inputs hold.
     pub restore: Option<Restored>,
     /// Called on the clock thread once the first epoch is known: what feeds the back-fill, if one is needed. The feeder
@@ -339,6 +352,7 @@ pub struct ClockLoop {
     deliver: Box<dyn Fn(FromSlot) + Send>,
     on_complete: Box<dyn Fn(Epoch) + Send>,
     checkpoints: Option<Schedule>,
+    rescales: Rescales,
     stopped: bool,
 }
 
@@ -373,6 +387,7 @@ impl ClockLoop {
             deliver,
             on_complete,
             checkpoints,
+            rescales: Rescales::default(),
             stopped: false,
         }
     }
@@ -398,6 +413,9 @@ impl ClockLoop {
 
     /// How long nothing can become due; `None` for ever.
     fn wait(&self) -> Option<Duration> {
+        if self.rescales.hold_cuts() {
+            return None;
+        }
         let now = self.time.now_us();
         let checkpoint = self.checkpoints.as_ref().and_then(Schedule::due_us);
         let mut due = self.timers().chain(self.clock.next_idle_us()).chain(checkpoint).min();
@@ -463,6 +481,7 @@ impl ClockLoop {
             Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
             Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
             Event::FromSlot(FromSlot::Stored { slot, deployment, epoch, state }) => {
+                self.note_stored(slot, deployment, epoch, &state);
                 self.tell(ToKeeper::Stored { slot, deployment, epoch, state });
             }
             Event::FromSlot(FromSlot::NotStored { deployment, error, .. }) => self.unkeep(deployment, error),
@@ -473,6 +492,7 @@ impl ClockLoop {
                         if let Some(schedule) = &mut self.checkpoints {
                             schedule.refuse(&cause);
                         }
+                        self.give_up_rescale(None, &cause);
                         self.clock.stalls.set(Waiting::State, cause);
                     }
                     None => drop(self.clock.stalls.clear(Waiting::State)),
@@ -498,12 +518,12 @@ impl ClockLoop {
                 }
             }
             Event::Deploy(deploy) => {
-                // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
-                // snapshot.
-                if self.has_input() {
-                    self.cut_epoch(self.time.now_us());
+                if let Some(deploy) = self.rescales.defer(deploy) {
+                    self.start_deploy(deploy);
                 }
-                self.deploy(deploy);
+            }
+            Event::Rescale { relation, parallelism, catalog, reply } => {
+                self.rescale(relation, parallelism, catalog, reply);
             }
             Event::Remove { relations, reply } => {
                 for relation in relations {
@@ -534,6 +554,9 @@ impl ClockLoop {
 
     /// Cuts the open epoch if there is a reason to and room for it.
     pub fn try_cut(&mut self) {
+        if self.rescales.hold_cuts() {
+            return;
+        }
         let now = self.time.now_us();
         let checkpoint_due = self.checkpoints.as_mut().is_some_and(|schedule| schedule.is_due(now));
         let timer_due = checkpoint_due || self.timers().chain(self.clock.next_idle_us()).any(|at| at <= now);
@@ -569,7 +592,8 @@ impl ClockLoop {
         let epoch = self.cut;
         if let Err(failed) = self.make_durable(epoch, pending.logged) {
             error!(error = %failed, "the log cannot be written; refusing all writes");
-            self.clock.durable.send_modify(|d| d.failed = Some(failed));
+            self.clock.durable.send_modify(|d| d.failed = Some(failed.clone()));
+            self.give_up_rescale(None, &failed);
             return;
         }
         self.clock.durable.send_modify(|d| d.epoch = epoch);
@@ -600,9 +624,11 @@ impl ClockLoop {
             relation: j.relation,
             incarnation: j.incarnation,
             plan: Arc::clone(&j.plan),
+            parallelism: j.parallelism,
             is_view: j.is_view,
         });
         let begin = Begin { epoch, now_us, jobs: jobs.collect(), slots: self.worker.slots(), captured };
+        let kept: Vec<DeploymentId> = begin.jobs.iter().map(|job| job.deployment).collect();
         if let Some(schedule) = &mut self.checkpoints {
             schedule.begin();
             (schedule.prepare)(epoch);
@@ -610,6 +636,7 @@ impl ClockLoop {
         checkpoint::crash::point("C0");
         self.worker.broadcast(&ToSlot::Checkpoint { epoch });
         self.tell(ToKeeper::Begin(Box::new(begin)));
+        self.rescale_with(epoch, &kept);
     }
 
     fn tell(&self, message: ToKeeper) {
@@ -623,6 +650,7 @@ impl ClockLoop {
     /// because what it would deliver could never be published.
     fn unkeep(&mut self, deployment: DeploymentId, error: Error) {
         warn!(deployment = deployment.0, %error, "the state of a job could not be stored");
+        self.give_up_rescale(Some(deployment), &error);
         match self.jobs.get_mut(&deployment) {
             Some(job) if job.is_view => {
                 job.kept = false;
@@ -679,9 +707,17 @@ impl ClockLoop {
         Ok(())
     }
 
+    fn start_deploy(&mut self, deploy: Deploy) {
+        // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
+        // snapshot.
+        if self.has_input() {
+            self.cut_epoch(self.time.now_us());
+        }
+        self.deploy(deploy);
+    }
+
     fn deploy(&mut self, deploy: Deploy) {
-        let deployment = DeploymentId(self.next_deployment);
-        self.next_deployment += 1;
+        let deployment = self.new_deployment();
         // Epochs up to `cut` have left; the job lives from the open one on.
         let open = self.cut.next();
         let now_us = self.stamp(self.time.now_us());
@@ -692,6 +728,7 @@ impl ClockLoop {
         let (plan, slots) = (Arc::clone(&deploy.plan), self.worker.slots());
         let mut job = JobState::new(deployment, deploy.relation, plan, deploy.inputs, deploy.is_view, open, slots);
         job.kept = deploy.kept && self.checkpoints.is_some();
+        job.parallelism = deploy.parallelism;
         job.incarnation = deploy.restore.as_ref().map_or(open, |restored| restored.incarnation);
         if let Some((_, cause)) = broken {
             self.clock.board.set(&job, Phase::Failed(upstream_failed(&cause)));
@@ -713,7 +750,8 @@ impl ClockLoop {
         let first = if backfills { started.first } else { Tick::end_of(open) };
         job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
         let restore = deploy.restore.map(|restored| restored.state);
-        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, first, kept: job.kept, restore });
+        let spread = self.spread(&job);
+        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, spread, first, kept: job.kept, restore });
         self.clock.board.set(&job, job.phase.clone());
         if !backfills {
             // Nothing to catch up with: the job is complete up to the cut by having seen nothing.
@@ -736,6 +774,9 @@ impl ClockLoop {
             self.worker.broadcast(&ToSlot::Remove { deployment });
             self.jobs.remove(&deployment);
             self.tell(ToKeeper::Gone(deployment));
+            let cause = Error::new(flow::SqlState::UndefinedObject, "the job was dropped");
+            self.give_up_rescale(Some(deployment), &cause);
+            self.has_moved(relation, Some(&cause));
         }
         self.clock.board.forget(relation);
         self.worker.shared().stores.remove(relation);
@@ -751,6 +792,8 @@ impl ClockLoop {
         }
         self.worker.broadcast(&ToSlot::Remove { deployment });
         self.worker.shared().stores.remove(job.relation);
+        self.give_up_rescale(Some(deployment), &error);
+        self.has_moved(job.relation, Some(&error));
         self.clock.board.set(&job, Phase::Failed(error.clone()));
         // Before a later epoch is complete without the job.
         self.clock.feeds.end(job.relation, Why::Failed(error.clone()), self.clock.completed());
@@ -797,17 +840,26 @@ impl ClockLoop {
         });
         let completed = self.clock.completed();
         // A job becomes readable when it has finished what is visible.
-        for job in self.jobs.values_mut() {
+        let is_ready = |job: &&JobState| {
             // Before its first epoch is visible the view would show nothing.
             let ready = job.finished_epoch().is_some_and(|done| done >= completed && completed >= job.first);
-            if !matches!(job.phase, Phase::Running) && ready && (job.attached || !job.is_view) {
+            !matches!(job.phase, Phase::Running) && ready && (job.attached || !job.is_view)
+        };
+        let ready: Vec<_> = self.jobs.values().filter(is_ready).map(|j| (j.deployment, j.relation)).collect();
+        for (deployment, relation) in &ready {
+            self.has_moved(*relation, None);
+            if let Some(job) = self.jobs.get_mut(deployment) {
                 job.phase = Phase::Running;
-                info!(relation = job.relation.0, epoch = completed.0, "job is up to date");
+                info!(relation = relation.0, epoch = completed.0, "job is up to date");
                 self.clock.board.set(job, Phase::Running);
             }
         }
         if advanced {
             (self.on_complete)(completed);
+        }
+        self.tidy_after_rescale();
+        if !ready.is_empty() {
+            self.go_on_after_rescale();
         }
     }
 }

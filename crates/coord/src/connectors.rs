@@ -94,28 +94,60 @@ pub fn take_watermark_options(options: &mut Vec<(String, String)>) -> Result<(Op
 }
 
 /// The options of `CREATE MATERIALIZED VIEW … WITH (…)`.
-static VIEW_OPTIONS: &[OptionSpec] = &[OptionSpec {
-    name: "change_retention",
-    values: "0, or a time from 1ms to 24h",
-    default: Some("0"),
-    required: false,
-    meaning: "For so long changes are kept for SUBSCRIBE … AS OF EPOCH.",
-}];
+static VIEW_OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "change_retention",
+        values: "0, or a time from 1ms to 24h",
+        default: Some("0"),
+        required: false,
+        meaning: "For so long changes are kept for SUBSCRIBE … AS OF EPOCH.",
+    },
+    PARALLELISM,
+];
 
-/// The change retention of a materialized view in microseconds.
-pub fn view_options(options: &[(String, String)]) -> Result<Option<i64>> {
+const PARALLELISM: OptionSpec = OptionSpec {
+    name: "parallelism",
+    values: "a number from 1 to that of the slots",
+    default: None,
+    required: false,
+    meaning: "Over so many slots the query is computed; without it over all of them.",
+};
+
+static PARALLELISM_OPTIONS: &[OptionSpec] = &[PARALLELISM];
+
+/// Sets what the options of a materialized view say: how long its changes are kept, and its parallelism.
+pub fn set_view_options(query: &mut catalog::Query, options: &[(String, String)]) -> Result<()> {
     let options = Options::new(options.iter().map(|(k, v)| (k, v)))?;
     let reader = OptionReader::new("a materialized view", &options, VIEW_OPTIONS)?;
-    match reader.text("change_retention").trim() {
-        "0" | "0s" => Ok(None),
-        _ => Ok(Some(reader.duration("change_retention")?.as_micros() as i64)),
-    }
+    query.change_retention_us = match reader.text("change_retention").trim() {
+        "0" | "0s" => None,
+        _ => Some(reader.duration("change_retention")?.as_micros() as i64),
+    };
+    query.parallelism = parallelism(&reader)?;
+    Ok(())
+}
+
+fn parallelism(reader: &OptionReader<'_>) -> Result<Option<u32>> {
+    let given = reader.given(PARALLELISM.name).map(|_| reader.number(PARALLELISM.name, 1, u64::from(u32::MAX)));
+    Ok(given.transpose()?.map(|n| n as u32))
+}
+
+/// Takes the parallelism out of the options of a sink; the others are its connector's.
+pub fn take_parallelism(options: &mut Vec<(String, String)>) -> Result<Option<u32>> {
+    let own = Options::new(options.iter().filter(|(name, _)| name == PARALLELISM.name).map(|(k, v)| (k, v)))?;
+    options.retain(|(name, _)| name != PARALLELISM.name);
+    parallelism(&OptionReader::new("a sink", &own, PARALLELISM_OPTIONS)?)
 }
 
 /// The options of a materialized view as they are written.
 pub fn view_option_texts(query: &catalog::Query) -> Vec<(String, String)> {
     let text = |us: i64| ("change_retention".to_string(), format!("{} ms", us / 1_000));
-    query.change_retention_us.map(text).into_iter().collect()
+    query.change_retention_us.map(text).into_iter().chain(parallelism_text(query.parallelism)).collect()
+}
+
+/// A parallelism as an option is written.
+pub fn parallelism_text(parallelism: Option<u32>) -> Option<(String, String)> {
+    parallelism.map(|n| (PARALLELISM.name.to_string(), n.to_string()))
 }
 
 /// The options of a watermark as they are written.

@@ -595,6 +595,7 @@ impl Engine {
             inputs: inputs.iter().copied().collect(),
             is_view,
             kept,
+            parallelism: self.parallelism(relation.parallelism()),
             restore: restore.map(|r| r.restored),
             start: Box::new(move |started| engine.start_backfill(oid, started, &wanted)),
             reply,
@@ -624,6 +625,39 @@ impl Engine {
     pub async fn checkpoint(&self) -> Result<Epoch> {
         let (reply, answer) = oneshot::channel();
         self.clock.send(Event::Checkpoint { reply });
+        answer.await.map_err(|_| crate::clock::shutting_down())?
+    }
+
+    /// Refuses a parallelism that there are not enough slots for. Errors: `53400`.
+    pub fn check_parallelism(&self, wanted: Option<u32>) -> Result<()> {
+        let slots = self.config.slots;
+        match wanted.filter(|wanted| *wanted as usize > slots) {
+            None => Ok(()),
+            Some(wanted) => {
+                let message = format!("parallelism {wanted} needs {wanted} slots, and the server has {slots}");
+                Err(Error::new(SqlState::ConfigurationLimitExceeded, message)
+                    .with_hint("Start the server with more slots (--slots), or ask for less."))
+            }
+        }
+    }
+
+    /// On how many slots a job works that wants so many.
+    fn parallelism(&self, wanted: Option<u32>) -> usize {
+        wanted.map_or(self.config.slots, |wanted| (wanted as usize).clamp(1, self.config.slots))
+    }
+
+    /// Moves the state of a running job to another number of slots, by way of a checkpoint, and waits until it has shown an epoch
+    /// there. Writers wait meanwhile, readers do not. Errors: `55000` the job does not keep up, or checkpoints do not hold its
+    /// state; `53100`, `58030` its state cannot be stored.
+    pub async fn set_parallelism(&self, relation: RelationId, wanted: Option<u32>) -> Result<()> {
+        self.wait_ready(relation).await?;
+        // Those that read it may have to move with it. One that has stopped does not.
+        for (reader, _) in self.clock.board.all().iter().filter(|(_, job)| job.inputs.contains(&relation)) {
+            let _ = self.wait_ready(*reader).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        let parallelism = self.parallelism(wanted);
+        self.clock.send(Event::Rescale { relation, parallelism, catalog: self.catalog(), reply });
         answer.await.map_err(|_| crate::clock::shutting_down())?
     }
 

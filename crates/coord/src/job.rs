@@ -49,6 +49,8 @@ pub struct JobState {
     /// The first epoch that it has shown, over all restarts from its own state.
     pub incarnation: Epoch,
     pub plan: Arc<ProcessPlan>,
+    /// On how many slots it works, the first ones. All of them finish its ticks.
+    pub parallelism: usize,
     /// The newest tick that each slot has finished.
     slots: Vec<Option<Tick>>,
     /// Something changed since the board was last told.
@@ -76,6 +78,7 @@ impl JobState {
             kept: false,
             incarnation: first,
             plan,
+            parallelism: slots,
             slots: vec![None; slots],
             news: false,
         }
@@ -120,6 +123,8 @@ pub struct JobStatus {
     pub incarnation: Epoch,
     /// Rows fed and rows to feed of a back-fill.
     pub backfill: Option<(u64, u64)>,
+    /// On how many slots it works; `None` while it does not.
+    pub parallelism: Option<usize>,
 }
 
 /// The status of every job, shared between the clock and its readers.
@@ -160,8 +165,12 @@ impl JobBoard {
                 is_view: job.is_view,
                 incarnation: job.incarnation,
                 backfill: None,
+                parallelism: None,
             });
+            entry.parallelism = (!matches!(phase, Phase::Failed(_))).then_some(job.parallelism);
             entry.deployment = job.deployment;
+            entry.inputs.clone_from(&job.inputs);
+            entry.is_view = job.is_view;
             entry.incarnation = job.incarnation;
             entry.phase = phase.clone();
             entry.finished = job.finished_tick();
@@ -201,8 +210,15 @@ impl JobBoard {
             is_view: true,
             incarnation: Epoch(0),
             backfill: None,
+            parallelism: None,
         };
-        self.jobs.write().entry(relation).or_insert(fresh).phase = phase;
+        let mut jobs = self.jobs.write();
+        let entry = jobs.entry(relation).or_insert(fresh);
+        if matches!(phase, Phase::Failed(_)) {
+            entry.parallelism = None;
+        }
+        entry.phase = phase;
+        drop(jobs);
         self.changed.notify_waiters();
     }
 

@@ -124,7 +124,7 @@ impl Restore {
     }
 }
 
-/// Fills a new function with the rows of its slot. With another parallelism than before they are also what its slot stores
+/// Fills a new function with the rows of its slot, which is `place.0` of the `place.1` that the job works on. With another parallelism than before they are also what its slot stores
 /// first: nothing of what the old slots have stored is only its own.
 pub fn restore(
     function: &mut dyn ProcessFunction,
@@ -136,7 +136,7 @@ pub fn restore(
 ) -> Result<Vec<FrozenChange>> {
     let mut anew = Vec::new();
     let parts = function.parts();
-    if parts.is_empty() {
+    if parts.is_empty() || place.0.0 as usize >= place.1 {
         return Ok(anew);
     }
     let depot = shared.depot.as_ref().ok_or_else(|| Error::internal("a job is restored where nothing is kept"))?;

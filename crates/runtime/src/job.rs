@@ -10,11 +10,12 @@ use arrow::array::{ArrayRef, UInt32Array};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
 use flow::process::{StatePart, WATERMARK_END, WATERMARK_START};
 use flow::{ChangeBatch, Error, ProcessFunction, RelationId, Result, SlotId, TaskId};
-use plan::{Exchange, ProcessPlan, TaskOp};
+use plan::process::{Input, Task};
+use plan::{Exchange, Placed, ProcessPlan, TaskOp};
 
 use crate::depot::Instance;
 use crate::freeze::{Freezing, Frozen};
-use crate::message::{DeploymentId, Restore, Tick};
+use crate::message::{DeploymentId, Restore, Spread, Tick};
 use crate::ops::{self, OpContext};
 use crate::slot::Shared;
 use crate::terminal;
@@ -148,7 +149,66 @@ impl Port {
 struct Output {
     task: usize,
     port: usize,
-    exchange: Exchange,
+    route: Route,
+}
+
+/// How rows come from one task to the next.
+#[derive(Clone, Debug, PartialEq)]
+enum Route {
+    /// They stay on their slot.
+    Forward,
+    /// Each slot's rows go to one of those that the job works on.
+    Fold,
+    /// To the first slot.
+    Gather,
+    /// To every slot that the job works on.
+    Broadcast,
+    /// By these columns.
+    Hash(Vec<usize>),
+}
+
+/// The routes of a job's rows, by task and port.
+pub struct Wiring(Vec<Vec<Route>>);
+
+impl Wiring {
+    /// For a job that is spread over some of `slots` slots. Errors: `XX000` the plan is not in order.
+    pub fn new(plan: &ProcessPlan, spread: &Spread, slots: usize) -> Result<Wiring> {
+        let few = spread.parallelism < slots;
+        let route = |task: usize, input: &Input| -> Result<Route> {
+            let from = input.from.0 as usize;
+            let upstream = plan.tasks.get(from).filter(|_| from < task);
+            let upstream = upstream.ok_or_else(|| Error::internal("plan is not in order"))?;
+            if slots == 1 {
+                // One slot needs no exchange at all.
+                return Ok(Route::Forward);
+            }
+            Ok(match (&input.exchange, &upstream.op) {
+                (Exchange::Gather, _) => Route::Gather,
+                (Exchange::Broadcast, _) => Route::Broadcast,
+                (Exchange::Hash(columns), _) => Route::Hash(columns.clone()),
+                (Exchange::Forward, TaskOp::Relation { relation, .. }) => match &input.placed {
+                    Placed::Hash(columns) if few || spread.elsewhere.contains(relation) => Route::Hash(columns.clone()),
+                    _ if few => Route::Fold,
+                    _ => Route::Forward,
+                },
+                (Exchange::Forward, _) => Route::Forward,
+            })
+        };
+        let routes = |(n, task): (usize, &Task)| task.inputs.iter().map(|input| route(n, input)).collect();
+        Ok(Wiring(plan.tasks.iter().enumerate().map(routes).collect::<Result<_>>()?))
+    }
+
+    /// The level of each task: how many exchanges lie before it on its longest path.
+    pub fn levels(&self, plan: &ProcessPlan) -> Vec<usize> {
+        let mut levels = vec![0; plan.tasks.len()];
+        for (i, task) in plan.tasks.iter().enumerate() {
+            for (input, route) in task.inputs.iter().zip(&self.0[i]) {
+                let step = usize::from(*route != Route::Forward);
+                levels[i] = levels[i].max(levels[input.from.0 as usize] + step);
+            }
+        }
+        levels
+    }
 }
 
 /// The instance of a deployment on one slot, as its slot sees it.
@@ -174,6 +234,7 @@ pub struct Job {
 pub struct Machine {
     slot: usize,
     slots: usize,
+    parallelism: usize,
     tasks: Vec<TaskInstance>,
     levels: Vec<VecDeque<Work>>,
     queued: Arc<QueueBytes>,
@@ -186,6 +247,8 @@ pub struct Machine {
 /// What a job on one slot starts from, beside its plan.
 pub struct Start<'a> {
     pub first: Tick,
+    pub parallelism: usize,
+    pub wiring: &'a Wiring,
     /// Whether checkpoints keep its state.
     pub kept: bool,
     pub restore: Option<&'a Restore>,
@@ -202,19 +265,6 @@ pub struct Leaf {
     pub follows_view: bool,
 }
 
-/// The level of each task: how many exchanges lie before it on its longest path.
-pub fn levels(plan: &ProcessPlan) -> Vec<usize> {
-    let mut levels = vec![0; plan.tasks.len()];
-    for (i, task) in plan.tasks.iter().enumerate() {
-        for input in &task.inputs {
-            let step = usize::from(input.exchange != Exchange::Forward);
-            let from = levels.get(input.from.0 as usize).copied().unwrap_or(0);
-            levels[i] = levels[i].max(from + step);
-        }
-    }
-    levels
-}
-
 impl Job {
     /// Instantiates every task of `plan` for `slot`. `is_view` says which relations a job of this worker maintains.
     #[allow(clippy::too_many_arguments)]
@@ -228,8 +278,9 @@ impl Job {
         queued: Arc<QueueBytes>,
         is_view: impl Fn(RelationId) -> bool,
     ) -> Result<Job> {
-        let task_levels = levels(plan);
-        let context = OpContext { slot, slots, batch_rows: shared.batch_rows };
+        let task_levels = start.wiring.levels(plan);
+        let parallelism = start.parallelism;
+        let context = OpContext { slot, slots: parallelism, batch_rows: shared.batch_rows };
         let mut tasks: Vec<TaskInstance> = Vec::with_capacity(plan.tasks.len());
         let mut leaves = Vec::new();
         let mut end = None;
@@ -240,13 +291,10 @@ impl Job {
             let mut ports = Vec::new();
             for (port, input) in task.inputs.iter().enumerate() {
                 let from = input.from.0 as usize;
-                let upstream =
-                    plan.tasks.get(from).filter(|_| from < i).ok_or_else(|| Error::internal("plan is not in order"))?;
-                schemas.push(Arc::clone(&upstream.schema));
-                // One slot needs no exchange at all.
-                let exchange = if slots == 1 { Exchange::Forward } else { input.exchange.clone() };
-                ports.push(Port::new(if exchange == Exchange::Forward { 1 } else { slots }));
-                tasks[from].outputs.push(Output { task: i, port, exchange });
+                schemas.push(Arc::clone(&plan.tasks[from].schema));
+                let route = start.wiring.0[i][port].clone();
+                ports.push(Port::new(if route == Route::Forward { 1 } else { slots }));
+                tasks[from].outputs.push(Output { task: i, port, route });
             }
             let mut function = match &task.op {
                 TaskOp::Relation { relation, columns } => {
@@ -273,7 +321,7 @@ impl Job {
             if let Some(function) = &mut function {
                 if let Some(restore) = start.restore {
                     let watermarks = restore.watermarks.get(i).map_or(&[][..], Vec::as_slice);
-                    let place = (slot, slots);
+                    let place = (slot, parallelism);
                     anew.extend(crate::freeze::restore(function.as_mut(), i, task, restore, place, shared)?);
                     function.restored(watermarks, restore.now_us)?;
                     for (port, watermark_us) in ports.iter_mut().zip(watermarks) {
@@ -299,16 +347,15 @@ impl Job {
         let level_count = task_levels.iter().max().map_or(1, |l| l + 1);
         let freezing = start.kept.then(|| Freezing::new(Arc::clone(&shared.freeze_at), plan.tasks.len()));
         if let (true, Some(depot)) = (start.kept, &shared.depot) {
-            let own = start.restore.and_then(|r| r.own_chain(slot, slots));
-            depot.open(
-                deployment,
-                Instance { job: plan.job, slot, slots, parts, chain: own.unwrap_or_default().to_vec() },
-            );
+            let own = start.restore.and_then(|r| r.own_chain(slot, parallelism));
+            let chain = own.unwrap_or_default().to_vec();
+            depot.open(deployment, Instance { job: plan.job, slot, slots: parallelism, parts, chain });
             depot.take(deployment, slot, Frozen { changes: anew, seal: None });
         }
         let machine = Box::new(Machine {
             slot: slot.0 as usize,
             slots,
+            parallelism,
             tasks,
             levels: (0..level_count).map(|_| VecDeque::new()).collect(),
             queued: Arc::clone(&queued),
@@ -543,8 +590,8 @@ impl Machine {
         if task + 1 == self.tasks.len() {
             out.push(Outgoing::Finished { tick, now_us, watermark_us });
         }
-        for Output { task, port, exchange } in outputs {
-            if exchange == Exchange::Forward {
+        for Output { task, port, route } in outputs {
+            if route == Route::Forward {
                 let kind = WorkKind::Barrier { then: None, now_us, watermark_us };
                 // Through `run`, because another port of that task may still be in an earlier tick.
                 self.run(Work { task, port, tick, kind }, out)?;
@@ -588,21 +635,25 @@ impl Machine {
         for (n, output) in outputs.into_iter().enumerate() {
             let batches = if n == last { emitted.take() } else { emitted.clone() }.unwrap_or_default();
             for changes in batches {
-                let Output { task, port, exchange } = &output;
-                match exchange {
-                    Exchange::Forward => {
+                let Output { task, port, route } = &output;
+                match route {
+                    Route::Forward => {
                         let work = Work { task: *task, port: *port, tick, kind: WorkKind::Rows(changes) };
                         self.run(work, out)?;
                     }
-                    Exchange::Gather => out.push(Outgoing::Rows { slot: 0, task: *task, port: *port, tick, changes }),
-                    Exchange::Broadcast => {
-                        for slot in 0..self.slots {
+                    Route::Fold => {
+                        let slot = self.slot % self.parallelism;
+                        out.push(Outgoing::Rows { slot, task: *task, port: *port, tick, changes });
+                    }
+                    Route::Gather => out.push(Outgoing::Rows { slot: 0, task: *task, port: *port, tick, changes }),
+                    Route::Broadcast => {
+                        for slot in 0..self.parallelism {
                             let changes = changes.clone();
                             out.push(Outgoing::Rows { slot, task: *task, port: *port, tick, changes });
                         }
                     }
-                    Exchange::Hash(columns) => {
-                        for (slot, changes) in partition(&changes, columns, self.slots)? {
+                    Route::Hash(columns) => {
+                        for (slot, changes) in partition(&changes, columns, self.parallelism)? {
                             out.push(Outgoing::Rows { slot, task: *task, port: *port, tick, changes });
                         }
                     }
@@ -615,6 +666,9 @@ impl Machine {
 
 /// Splits `changes` by the slot that owns each row's key; slots without rows are left out.
 pub fn partition(changes: &ChangeBatch, columns: &[usize], slots: usize) -> Result<Vec<(usize, ChangeBatch)>> {
+    if slots == 1 {
+        return Ok(vec![(0, changes.clone())]);
+    }
     let keys: Vec<ArrayRef> = columns.iter().map(|c| Arc::clone(changes.rows.column(*c))).collect();
     let hashes = hash_columns(&keys, changes.num_rows())?;
     let mut indices: Vec<Vec<u32>> = vec![Vec::new(); slots];

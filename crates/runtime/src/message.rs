@@ -53,6 +53,15 @@ pub struct Restore {
     pub now_us: i64,
 }
 
+/// Over which slots a job works.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The job's parallelism: it works on so many slots, the first ones. The others hand on what reaches them.
+    pub parallelism: usize,
+    /// Those of its inputs that are views of another parallelism than there are slots: their rows do not lie where their keys say.
+    pub elsewhere: Vec<RelationId>,
+}
+
 /// From the coordinator, or from another slot, to a slot. Messages of one sender arrive in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToSlot {
@@ -61,6 +70,7 @@ pub enum ToSlot {
     Deploy {
         deployment: DeploymentId,
         plan: Arc<ProcessPlan>,
+        spread: Spread,
         first: Tick,
         kept: bool,
         restore: Option<Arc<Restore>>,

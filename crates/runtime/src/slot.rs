@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use crate::background::{Background, Lent};
 use crate::budget::Budget;
 use crate::depot::Depot;
-use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Start, Work, WorkKind, levels, task_id};
+use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Start, Wiring, Work, WorkKind, task_id};
 use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
 use crate::terminal::Stores;
 use crate::worker::Outbox;
@@ -185,8 +185,15 @@ impl Slot {
 
     fn receive(&mut self, message: ToSlot) {
         match message {
-            ToSlot::Deploy { deployment, plan, first, kept, restore } => {
-                self.deploy(deployment, &plan, &Start { first, kept, restore: restore.as_deref() });
+            ToSlot::Deploy { deployment, plan, spread, first, kept, restore } => {
+                self.newest = Some(deployment);
+                let wiring = match Wiring::new(&plan, &spread, self.peers.len()) {
+                    Ok(wiring) => wiring,
+                    Err(error) => return self.cannot_deploy(deployment, error),
+                };
+                let (parallelism, restore) = (spread.parallelism, restore.as_deref());
+                let start = Start { first, parallelism, wiring: &wiring, kept, restore };
+                self.deploy(deployment, &plan, &start);
             }
             ToSlot::Checkpoint { epoch } => self.shared.freeze_at.store(epoch.0, Ordering::Release),
             ToSlot::Remove { deployment } => self.remove(deployment),
@@ -269,10 +276,9 @@ impl Slot {
     }
 
     fn deploy(&mut self, deployment: DeploymentId, plan: &plan::ProcessPlan, start: &Start<'_>) {
-        self.newest = Some(deployment);
         let slots = self.peers.len();
         let queued = Arc::clone(self.shared.queues.lock().entry(deployment).or_insert_with(|| {
-            let levels = levels(plan).into_iter().max().map_or(1, |l| l + 1);
+            let levels = start.wiring.levels(plan).into_iter().max().map_or(1, |l| l + 1);
             Arc::new(QueueBytes::new(slots, levels))
         }));
         let views: Vec<RelationId> = self
@@ -298,11 +304,13 @@ impl Slot {
                     self.receive(message);
                 }
             }
-            Err(error) => {
-                self.early.remove(&deployment);
-                (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
-            }
+            Err(error) => self.cannot_deploy(deployment, error),
         }
+    }
+
+    fn cannot_deploy(&mut self, deployment: DeploymentId, error: flow::Error) {
+        self.early.remove(&deployment);
+        (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
     }
 
     fn remove(&mut self, deployment: DeploymentId) {

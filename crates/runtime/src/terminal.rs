@@ -42,6 +42,15 @@ impl Stores {
         Ok(store)
     }
 
+    /// Puts an empty store in the place of a relation's, for another deployment of the same job that goes on after `epoch`; see
+    /// [`Store::successor`].
+    pub fn succeed(&self, relation: RelationId, epoch: Epoch) {
+        let mut stores = self.0.write();
+        if let Some(store) = stores.get_mut(&relation) {
+            *store = store.successor(epoch);
+        }
+    }
+
     /// Forgets a store; readers that hold it keep it.
     pub fn remove(&self, relation: RelationId) {
         self.0.write().remove(&relation);

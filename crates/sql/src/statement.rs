@@ -368,6 +368,8 @@ pub enum AlterAction {
     Resume,
     /// SET (name = value, …), of a source.
     SetOptions(Options),
+    /// SET PARALLELISM n, of a materialized view or a sink; `None` is DEFAULT.
+    SetParallelism(Option<u32>),
     /// RESET (name, …), of a source.
     ResetOptions(Vec<String>),
 }

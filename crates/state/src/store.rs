@@ -7,6 +7,7 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use flow::hash::{VNODES, hash_columns};
 use flow::{ChangeBatch, Epoch, Error, Result};
+use parking_lot::RwLock;
 
 use crate::block::ALIVE;
 use crate::changes::ChangeLog;
@@ -49,6 +50,8 @@ pub struct Store {
     pub(crate) shards: Box<[Shard]>,
     /// Of [`apply`](Self::apply).
     pub(crate) changes: Arc<ChangeLog>,
+    /// What is read up to an epoch, instead of this store.
+    before: RwLock<Option<(Epoch, Arc<Store>)>>,
 }
 
 impl Store {
@@ -66,7 +69,22 @@ impl Store {
         }
         let layout = Arc::new(Layout::new(schema, identity)?);
         let shards = (0..shards).map(|_| Shard::new(Arc::clone(&layout))).collect();
-        Ok(Arc::new(Store { layout, shards, changes: Arc::default() }))
+        Ok(Arc::new(Store { layout, shards, changes: Arc::default(), before: RwLock::default() }))
+    }
+
+    /// An empty store of the same shape, to whose shards the rows as of the end of `epoch` will be brought otherwise than they
+    /// are here. Readers up to that epoch still read this store; who reads a later one finds it complete by then. Whoever
+    /// follows this store follows that one: the changes go on where these end.
+    pub fn successor(self: &Arc<Self>, epoch: Epoch) -> Arc<Store> {
+        let shards = self.shards.iter().map(|_| Shard::new(Arc::clone(&self.layout))).collect();
+        let (layout, changes) = (Arc::clone(&self.layout), Arc::clone(&self.changes));
+        Arc::new(Store { layout, shards, changes, before: RwLock::new(Some((epoch, Arc::clone(self)))) })
+    }
+
+    /// Lets the predecessor go: nobody will read up to its last epoch any more.
+    pub fn forget_before(&self) {
+        let before = self.before.write().take();
+        drop(before);
     }
 
     pub fn schema(&self) -> &SchemaRef {
@@ -140,6 +158,11 @@ impl Store {
     /// which is consistent only while nobody writes. Refused with `55000` when versions that such a reader needs may be
     /// gone already.
     pub fn snapshot(self: &Arc<Self>, epoch: Epoch) -> Result<Snapshot> {
+        if let Some((until, before)) = &*self.before.read()
+            && epoch <= *until
+        {
+            return before.snapshot(epoch);
+        }
         // `ALIVE` itself would hide the rows that are alive.
         let epoch = epoch.0.min(ALIVE - 1);
         let lists = self.shards.iter().map(|s| s.current()).collect();

@@ -549,6 +549,7 @@ impl Session {
             references,
             emit_on_close: false,
             change_retention_us: None,
+            parallelism: None,
         };
         Ok(PlannedQuery { query: plan, stored, depends_on: definition.relations })
     }
@@ -586,10 +587,10 @@ impl Session {
         scope: &Scope,
         parsed: &Parsed,
     ) -> Result<()> {
-        let change_retention_us = crate::connectors::view_options(&create.options)?;
         let mut query = self.plan_stored_query(&create.query, catalog, scope, &parsed.source, true)?;
         query.stored.emit_on_close = create.emit_on_close;
-        query.stored.change_retention_us = change_retention_us;
+        crate::connectors::set_view_options(&mut query.stored, &create.options)?;
+        self.engine.check_parallelism(query.stored.parallelism)?;
         let columns = query.query.view_columns(&create.columns)?;
         let new = NewRelation {
             name: &parts(&create.name),
@@ -659,7 +660,10 @@ impl Session {
         let output = query.query.view_columns(&[])?;
         let mut columns = catalog_columns(&output);
         let mut depends_on = query.depends_on.clone();
-        let connector = connector(&create.options, &create.format);
+        let mut options = create.options.clone();
+        let parallelism = crate::connectors::take_parallelism(&mut options)?;
+        self.engine.check_parallelism(parallelism)?;
+        let connector = connector(&options, &create.format);
         let into = match &create.into {
             None => None,
             Some(name) => {
@@ -679,7 +683,7 @@ impl Session {
             SinkFrom::Relation(_) if query.depends_on.len() == 1 => SinkInput::Relation(query.depends_on[0]),
             _ => SinkInput::Query(query.stored),
         };
-        let sink = Sink { input, into: into.as_ref().map(|t| t.oid), connector: connector.clone() };
+        let sink = Sink { input, into: into.as_ref().map(|t| t.oid), connector: connector.clone(), parallelism };
         let new = NewRelation {
             name: &parts(&create.name),
             owner: &self.user,
@@ -843,6 +847,15 @@ impl Session {
                     Ok(())
                 })?
             }
+            (AlterAction::SetParallelism(parallelism), kind) => {
+                self.engine.check_parallelism(*parallelism)?;
+                let kind = relation_kind(kind)?;
+                let planned = catalog.plan_set_parallelism(scope, kind, &name, alter.if_exists, *parallelism)?;
+                if let Some(CatalogChange::SetParallelism { relation, .. }) = &planned.change {
+                    self.engine.set_parallelism(*relation, *parallelism).await?;
+                }
+                planned
+            }
             (AlterAction::ResetOptions(names), _) => {
                 if let Some(option) = names.iter().find(|name| *name != crate::connectors::RATE_LIMIT) {
                     return Err(fixed_option(option));
@@ -873,11 +886,11 @@ impl Session {
     }
 }
 
-/// Whether a statement changes how a source is read.
-fn sets_reading(statement: &Statement) -> bool {
-    use AlterAction::{Pause, ResetOptions, Resume, SetOptions};
+/// Whether a statement changes how a source is read or a job is spread.
+fn sets_running(statement: &Statement) -> bool {
+    use AlterAction::{Pause, ResetOptions, Resume, SetOptions, SetParallelism};
     let Statement::Alter(alter) = statement else { return false };
-    alter.actions.iter().any(|a| matches!(a, Pause | Resume | SetOptions(_) | ResetOptions(_)))
+    alter.actions.iter().any(|a| matches!(a, Pause | Resume | SetOptions(_) | ResetOptions(_) | SetParallelism(_)))
 }
 
 fn fixed_option(name: &str) -> Error {
@@ -891,7 +904,7 @@ fn transactional(statement: &Statement) -> bool {
     match statement {
         Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
         Statement::Drop(drop) => !matches!(drop.kind, ObjectKind::Source | ObjectKind::Sink | ObjectKind::Database),
-        statement if sets_reading(statement) => false,
+        statement if sets_running(statement) => false,
         Statement::CreateTable(create) => !create.or_replace,
         Statement::CreateView(create) => !(create.materialized && create.or_replace),
         _ => true,

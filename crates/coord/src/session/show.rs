@@ -58,7 +58,18 @@ impl Session {
             }
             Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
             Show::Jobs => {
-                text_columns(&["id", "name", "kind", "status", "progress", "epoch", "lag", "sqlstate", "error"])
+                text_columns(&[
+                    "id",
+                    "name",
+                    "kind",
+                    "status",
+                    "progress",
+                    "epoch",
+                    "lag",
+                    "sqlstate",
+                    "error",
+                    "parallelism",
+                ])
             }
         }
     }
@@ -180,6 +191,7 @@ impl Session {
                                 Some(detail) => format!("{} ({detail})", e.message()),
                                 None => e.message().to_string(),
                             }),
+                            job.parallelism.map(|n| n.to_string()),
                         ]
                     })
                     .collect())
@@ -419,7 +431,9 @@ pub fn create_statement(
                 }
             };
             let into = sink.into.and_then(name_of);
-            create_sink_text(&name, into.as_ref(), &from, &options(&sink.connector), format(&sink.connector).as_ref())
+            let mut options = options(&sink.connector);
+            options.extend(crate::connectors::parallelism_text(sink.parallelism));
+            create_sink_text(&name, into.as_ref(), &from, &options, format(&sink.connector).as_ref())
         }
     })
 }

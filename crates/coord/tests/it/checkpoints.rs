@@ -196,7 +196,7 @@ async fn sources_go_on_from_their_positions() {
 }
 
 /// Rows of all published files of a folder, sorted.
-fn published(folder: &Path) -> Vec<String> {
+pub fn published(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let files = entries.map(|e| e.unwrap().path()).filter(|p| p.is_file());
     let mut lines: Vec<String> = files

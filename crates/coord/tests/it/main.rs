@@ -8,6 +8,7 @@ mod isolation;
 mod messages;
 mod nexmark;
 mod pages;
+mod parallelism;
 mod processing_time;
 mod random_views;
 mod recovery;

@@ -1,5 +1,6 @@
 //! `sql-tests/**/*.slt`: each file as batch, then its queries as standing views fed in a seeded order, then the same with a
-//! checkpoint every few steps and restarts at another parallelism that lose everything since the last one.
+//! checkpoint every few steps, views that move to another parallelism, and restarts with other slots that lose everything since the
+//! last one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
 use catalog::{OnConflict, Relation, RelationKind};
 use coord::execution::{Execution, Threads};
+use coord::job::Phase;
 use coord::session::Session;
 use coord::session::show::create_statement;
 use coord::table::WriteSet;
@@ -268,6 +270,24 @@ fn found(instance: &Instance, contents: &Contents) -> Vec<Arc<Relation>> {
     contents.tables.iter().map(|(r, _)| named(r)).collect()
 }
 
+/// Moves one of the views to another parallelism, unless it has stopped.
+async fn rescale(instance: &Instance, session: &mut Session, slots: usize, rng: &mut Rng) -> Option<String> {
+    let catalog = instance.engine.catalog();
+    let views: Vec<_> = catalog.relations().filter(|r| r.kind() == RelationKind::MaterializedView).collect();
+    let view = views.get(rng.below(views.len()))?;
+    instance.engine.wait_ready(view.oid).await.ok()?;
+    let alter = format!(
+        "ALTER MATERIALIZED VIEW \"{}\".\"{}\" SET PARALLELISM {}",
+        view.schema,
+        view.name,
+        1 + rng.below(slots)
+    );
+    let error = run(session, &alter).await.err()?;
+    // It may stop meanwhile, or a view that reads it.
+    let stopped = instance.engine.clock.board.all().iter().any(|(_, job)| matches!(job.phase, Phase::Failed(_)));
+    (!stopped).then(|| format!("{alter}: {error} {:?}", error.detail()))
+}
+
 /// Creates the tables and views of `contents` in a new engine and feeds it; returns what went wrong.
 async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool, seed: u64, life: Life) -> Vec<String> {
     let mut rng = Rng::new(seed);
@@ -310,6 +330,9 @@ async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool,
             instance = Instance::with(how(slots), Arc::new(Threads::default()));
             session = instance.session();
             relations = found(&instance, contents);
+        }
+        if restarts && rng.below(5) == 0 {
+            problems.extend(rescale(&instance, &mut session, slots, &mut rng).await);
         }
         match step {
             Step::Insert { table, rows } => {

@@ -115,6 +115,26 @@ impl Reader<'_> {
                 AlterAction::Resume
             });
         }
+        if self.words(&["SET", "PARALLELISM"]) {
+            if !matches!(kind, ObjectKind::MaterializedView | ObjectKind::Sink) {
+                return self.refuse(
+                    &format!("a {kind} has no parallelism"),
+                    "Materialized views and sinks have: ALTER MATERIALIZED VIEW … SET PARALLELISM n.",
+                );
+            }
+            if !self.parser.consume_token(&Token::Eq) {
+                self.word("TO");
+            }
+            if self.word("DEFAULT") {
+                return Ok(AlterAction::SetParallelism(None));
+            }
+            let Token::Number(digits, _) = self.parser.peek_token_ref().token.clone() else { return self.fail() };
+            let Some(parallelism) = digits.parse().ok().filter(|n| *n > 0) else {
+                return self.refuse("the parallelism must be a number from 1 on", "It is the number of slots to work on.");
+            };
+            self.parser.next_token();
+            return Ok(AlterAction::SetParallelism(Some(parallelism)));
+        }
         let option_list = |reader: &Self| reader.parser.peek_nth_token_ref(1).token == Token::LParen;
         if kind == ObjectKind::Source && self.peek_word("SET") && option_list(self) {
             self.expect_word("SET")?;
