@@ -7,6 +7,7 @@ use crate::create::{check_columns, check_schema_name, duplicate_relation};
 use crate::names;
 use crate::relation::{Definition, Relation, RelationKind, Source};
 use crate::resolve::{Scope, undefined_database};
+use crate::settings;
 use crate::snapshot::{Catalog, Notice, Planned};
 
 /// What a `COMMENT ON` names; names are folded, relations of one to three parts.
@@ -205,6 +206,22 @@ impl Catalog {
             Ok(relation) if relation.parallelism() == parallelism => Ok(Planned::default()),
             Ok(relation) => Ok(Planned::change(CatalogChange::SetParallelism { relation: relation.oid, parallelism })),
         }
+    }
+
+    /// Plans `ALTER SYSTEM SET name = value`, or RESET; the value is checked already. Errors: `42704` there is no such setting,
+    /// `55P02` it is not one of the whole server.
+    pub fn plan_set_system(&self, name: &str, value: Option<&str>) -> Result<Planned> {
+        let setting = settings::find(name).ok_or_else(|| settings::unknown(name))?;
+        if setting.name != settings::CHECKPOINT_INTERVAL {
+            let message = format!("parameter \"{}\" cannot be changed by ALTER SYSTEM", setting.name);
+            return Err(Error::new(SqlState::CantChangeRuntimeParam, message)
+                .with_hint("SET changes it for a session, unless it is fixed; conf/millstream.yaml holds what the server starts with."));
+        }
+        if self.system(setting.name) == value {
+            return Ok(Planned::default());
+        }
+        let (name, value) = (setting.name.to_string(), value.map(str::to_string));
+        Ok(Planned::change(CatalogChange::SetSystem { name, value }))
     }
 
     /// Plans `ALTER SCHEMA name RENAME TO new`.

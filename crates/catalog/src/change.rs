@@ -116,6 +116,11 @@ pub enum CatalogChange {
         relation: RelationId,
         parallelism: Option<u32>,
     },
+    /// A setting of the whole server; `None` goes back to its configuration.
+    SetSystem {
+        name: String,
+        value: Option<String>,
+    },
     /// `None` takes the comment away.
     Comment {
         about: Commented,

@@ -56,6 +56,9 @@ pub struct Setting {
     pub read_only: bool,
 }
 
+/// How often checkpoints are taken: the one setting of the whole server that can be changed.
+pub const CHECKPOINT_INTERVAL: &str = "checkpoint_interval";
+
 /// The PostgreSQL version that Millstream speaks for.
 pub const SERVER_VERSION: &str = "15.0";
 /// The same as a number, as `server_version_num` has it.
@@ -125,6 +128,13 @@ pub const SETTINGS: &[Setting] = &[
     )),
     setting("bytea_output", "hex", Kind::Enum(&["hex", "escape"]), STATEMENT, "Text form of bytea values."),
     setting("check_function_bodies", "on", ON_OFF, STATEMENT, "Checks function bodies at CREATE FUNCTION."),
+    fixed(setting(
+        CHECKPOINT_INTERVAL,
+        "10s",
+        Kind::Milliseconds,
+        STREAMING,
+        "How often the state of views and sinks is made durable; ALTER SYSTEM sets it.",
+    )),
     reported(setting("client_encoding", "UTF8", Kind::Encoding, LOCALE, "Character set of the client; only UTF8.")),
     setting(
         "client_min_messages",
@@ -467,7 +477,7 @@ fn is_custom_name(name: &str) -> bool {
     name.contains('.') && name.len() <= names::MAX_IDENTIFIER_BYTES * 2 && name.split('.').all(word)
 }
 
-fn unknown(name: &str) -> Error {
+pub(crate) fn unknown(name: &str) -> Error {
     let error = Error::new(
         SqlState::UndefinedObject,
         format!("unrecognized configuration parameter \"{}\"", names::truncate_identifier(name)),

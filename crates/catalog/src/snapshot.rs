@@ -79,6 +79,9 @@ struct State {
     relations: BTreeMap<RelationId, Arc<Relation>>,
     /// Pairs, because JSON has no maps with structured keys.
     comments: Vec<(Commented, String)>,
+    /// What `ALTER SYSTEM` has set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    system: BTreeMap<String, String>,
     /// database → schema → name → OID; derived from `relations`.
     #[serde(skip)]
     by_name: BTreeMap<String, BTreeMap<String, BTreeMap<String, RelationId>>>,
@@ -230,6 +233,7 @@ impl Catalog {
                 databases: BTreeMap::from([(database.name.clone(), database)]),
                 relations: BTreeMap::new(),
                 comments: Vec::new(),
+                system: BTreeMap::new(),
                 by_name: BTreeMap::new(),
                 readers: BTreeMap::new(),
             }),
@@ -481,6 +485,12 @@ impl Catalog {
                     _ => return Err(misfit(format!("relation {relation} has no parallelism"))),
                 }
             }
+            CatalogChange::SetSystem { name, value: Some(value) } => {
+                next.system.insert(name.clone(), value.clone());
+            }
+            CatalogChange::SetSystem { name, value: None } => {
+                next.system.remove(name);
+            }
             CatalogChange::Comment { about, text } => {
                 next.comments.retain(|(a, _)| a != about);
                 if let Some(text) = text {
@@ -490,6 +500,11 @@ impl Catalog {
             }
         }
         Ok(())
+    }
+
+    /// What `ALTER SYSTEM` has set a setting to.
+    pub fn system(&self, name: &str) -> Option<&str> {
+        self.state.system.get(name).map(String::as_str)
     }
 
     /// Every role, by name.

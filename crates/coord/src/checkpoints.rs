@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use checkpoint::Log;
 use checkpoint::crash;
@@ -262,7 +262,7 @@ impl Keeper {
     ) -> Result<Arc<Keeper>> {
         let (sender, receiver) = unbounded();
         let shown: Arc<Mutex<Vec<CheckpointStatus>>> = Arc::default();
-        let interval_us = kept.config.interval.map_or(0, |interval| interval.as_micros() as i64);
+        let interval_us = in_us(kept.config.interval);
         let tell = sender.clone();
         sinks.report_to(Arc::new(move |sink, done| {
             // Ends after the sinks.
@@ -301,6 +301,16 @@ impl Keeper {
             under_way: false,
             changed_us: None,
         })
+    }
+
+    /// Takes a checkpoint so often from now on; `None`: only when asked for.
+    pub fn set_interval(&self, interval: Option<Duration>) {
+        self.interval_us.store(in_us(interval), Ordering::Relaxed);
+    }
+
+    /// How often checkpoints are taken, in microseconds; 0: only when asked for.
+    pub fn interval_us(&self) -> i64 {
+        self.interval_us.load(Ordering::Relaxed)
     }
 
     /// Greater than every one before, of any start.
@@ -379,6 +389,10 @@ impl Keeper {
             let _ = thread.join();
         }
     }
+}
+
+fn in_us(interval: Option<Duration>) -> i64 {
+    interval.map_or(0, |interval| interval.as_micros() as i64)
 }
 
 /// A checkpoint under way.

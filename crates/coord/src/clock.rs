@@ -751,7 +751,14 @@ impl ClockLoop {
         job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
         let restore = deploy.restore.map(|restored| restored.state);
         let spread = self.spread(&job);
-        self.worker.broadcast(&ToSlot::Deploy { deployment, plan: deploy.plan, spread, first, kept: job.kept, restore });
+        self.worker.broadcast(&ToSlot::Deploy {
+            deployment,
+            plan: deploy.plan,
+            spread,
+            first,
+            kept: job.kept,
+            restore,
+        });
         self.clock.board.set(&job, job.phase.clone());
         if !backfills {
             // Nothing to catch up with: the job is complete up to the cut by having seen nothing.

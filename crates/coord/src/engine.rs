@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use catalog::settings::CHECKPOINT_INTERVAL;
 use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SideKind};
 use checkpoint::{DataDirectory, Log};
 use connect::sink::Delivery;
@@ -56,6 +57,17 @@ pub struct EngineConfig {
     pub time: Time,
     /// Where state is kept over restarts; `None`: nowhere, everything is made anew from its inputs.
     pub checkpoints: Option<CheckpointConfig>,
+}
+
+/// The shortest time between two checkpoints.
+const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(250);
+
+/// Reads how often checkpoints are taken. Errors: `22023`.
+pub fn checkpoint_interval(text: &str) -> Result<Duration> {
+    connect::options::parse_duration(text.trim()).filter(|i| *i >= CHECKPOINT_INTERVAL_MIN).ok_or_else(|| {
+        let message = format!("invalid value for {CHECKPOINT_INTERVAL}: \"{text}\"");
+        Error::new(SqlState::InvalidParameterValue, message).with_hint("Write a time from 250ms to 24h.")
+    })
 }
 
 /// How checkpoints are taken.
@@ -147,8 +159,11 @@ impl Engine {
         let directory = DataDirectory::open(&config.data_dir)?;
         let locks: Arc<Locks> = Arc::default();
         let open = |c: CheckpointConfig| Kept::open(&config.data_dir, c.clone(), &directory.identity(c.nonce)?);
-        let kept = config.checkpoints.clone().map(open).transpose()?;
+        let mut kept = config.checkpoints.clone().map(open).transpose()?;
         let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
+        if let (Some(kept), Some(interval)) = (&mut kept, recovered.catalog.system(CHECKPOINT_INTERVAL)) {
+            kept.config.interval = Some(checkpoint_interval(interval)?);
+        }
         // Everything recovered belongs to an epoch before the first one.
         let first = recovered.reserved.max(Epoch(2));
         let reserved = Epoch(first.0 + EPOCH_BLOCK);
@@ -692,6 +707,17 @@ impl Engine {
             Some(cause) => format!("stalled: {}", cause.message()),
             None => job.phase.name().to_string(),
         }
+    }
+
+    /// Brings what `ALTER SYSTEM` has set into force.
+    pub fn apply_system(&self, catalog: &Catalog) {
+        let Some(keeper) = &self.keeper else { return };
+        let configured = self.config.checkpoints.as_ref().and_then(|c| c.interval);
+        // It was checked before it was logged.
+        let set = catalog.system(CHECKPOINT_INTERVAL).and_then(|text| checkpoint_interval(text).ok());
+        keeper.set_interval(set.or(configured));
+        // The clock waits as long as it knows.
+        self.clock.send(Event::Input);
     }
 
     /// What keeps checkpoints, if anything does.

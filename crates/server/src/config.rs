@@ -18,9 +18,6 @@ use crate::ServerArgs;
 /// Where the file is looked for when no flag names one.
 const DEFAULT_FILE: &str = "conf/millstream.yaml";
 
-/// Checkpoints are taken no more often.
-const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(250);
-
 /// A sink is waited for no less.
 const CHECKPOINT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
@@ -160,14 +157,8 @@ impl Config {
         if text.eq_ignore_ascii_case("off") {
             return Ok(None);
         }
-        let bad = || {
-            let message = format!("invalid value for checkpoint_interval: \"{text}\"");
-            Error::new(SqlState::InvalidParameterValue, message).with_hint("Write a time from 250ms to 24h, or off.")
-        };
-        let interval = connect::options::parse_duration(text).ok_or_else(bad)?;
-        if interval < CHECKPOINT_INTERVAL_MIN {
-            return Err(bad());
-        }
+        let interval = coord::engine::checkpoint_interval(text)
+            .map_err(|bad| bad.with_hint("Write a time from 250ms to 24h, or off."))?;
         let timeout =
             connect::options::parse_duration(&self.checkpoint_timeout).filter(|t| *t >= CHECKPOINT_TIMEOUT_MIN);
         let timeout = timeout.ok_or_else(|| {

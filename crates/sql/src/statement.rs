@@ -90,6 +90,8 @@ pub enum Statement {
     },
     Drop(Drop),
     Alter(Alter),
+    /// ALTER SYSTEM SET name …, or RESET name: a value for the whole server.
+    AlterSystem(Set),
     Comment(Comment),
 
     Show(Show),
@@ -731,6 +733,7 @@ impl Statement {
                 ObjectKind::Schema => "ALTER SCHEMA",
                 ObjectKind::Database => "ALTER DATABASE",
             },
+            Statement::AlterSystem(_) => "ALTER SYSTEM",
             Statement::Comment(_) => "COMMENT",
             Statement::Show(_) => "SHOW",
             Statement::Set(_) | Statement::SetTransaction { .. } => "SET",

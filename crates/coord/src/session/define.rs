@@ -15,7 +15,7 @@ use futures::TryStreamExt;
 use sql::planner::Settings;
 use sql::statement::{
     Alter, AlterAction, ColumnDefinition, CreateSink, CreateSource, CreateTable, CreateTableAs, CreateView, Drop, Name,
-    ObjectKind, Options, Parsed, Query, SinkFrom, Statement, WatermarkDefinition,
+    ObjectKind, Options, Parsed, Query, Set, SetValue, SinkFrom, Statement, WatermarkDefinition,
 };
 use sql::{Planner, QueryPlan};
 
@@ -140,6 +140,7 @@ impl Session {
             }
             Statement::Drop(drop) => self.drop_objects(drop, &catalog, &scope).await?,
             Statement::Alter(alter) => self.alter(alter, &catalog, &scope, parsed).await?,
+            Statement::AlterSystem(set) => self.alter_system(set, &catalog)?,
             Statement::Comment(comment) => self.comment(comment, &catalog, &scope)?,
             other => return Err(Error::unsupported(format!("{} is not supported", other.tag()))),
         }
@@ -871,6 +872,20 @@ impl Session {
         Ok(())
     }
 
+    fn alter_system(&mut self, set: &Set, catalog: &Catalog) -> Result<()> {
+        let value = match &set.value {
+            SetValue::Default => None,
+            SetValue::Values(values) => Some(values.join(", ")),
+        };
+        let planned = catalog.plan_set_system(&set.name, value.as_deref())?;
+        self.engine.checkpoints()?;
+        if let Some(value) = &value {
+            crate::engine::checkpoint_interval(value)?;
+        }
+        self.carry_out(planned)?;
+        Ok(())
+    }
+
     fn comment(&mut self, comment: &sql::statement::Comment, catalog: &Catalog, scope: &Scope) -> Result<()> {
         use catalog::ObjectRef;
         let name = parts(&comment.name);
@@ -903,6 +918,7 @@ fn fixed_option(name: &str) -> Error {
 fn transactional(statement: &Statement) -> bool {
     match statement {
         Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
+        Statement::AlterSystem(_) => false,
         Statement::Drop(drop) => !matches!(drop.kind, ObjectKind::Source | ObjectKind::Sink | ObjectKind::Database),
         statement if sets_running(statement) => false,
         Statement::CreateTable(create) => !create.or_replace,

@@ -144,6 +144,9 @@ impl PrivateCatalog {
         if self.changes.iter().any(|change| matches!(change, CatalogChange::SetReading { .. })) {
             engine.sources.set_reading(&self.catalog, None);
         }
+        if self.changes.iter().any(|change| matches!(change, CatalogChange::SetSystem { .. })) {
+            engine.apply_system(&self.catalog);
+        }
         self.holds.iter().for_each(|hold| hold.kept.store(true, Ordering::Relaxed));
     }
 

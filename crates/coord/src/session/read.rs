@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use catalog::Catalog;
+use catalog::settings::CHECKPOINT_INTERVAL;
 use datafusion::common::ScalarValue;
 use datafusion::execution::context::SessionState;
 use flow::{Epoch, Error, RelationId, Result, SqlState};
@@ -78,8 +79,17 @@ impl Session {
         Settings::at(self.time_zone(), self.engine.config.time.now_us())
     }
 
+    /// The session's settings with those of the whole server as they are now.
+    pub(super) fn shown_settings(&self) -> catalog::Settings {
+        let mut settings = self.settings.clone();
+        let interval_us = self.engine.keeper().map_or(0, |keeper| keeper.interval_us());
+        // A fixed setting takes a default, whatever it is.
+        let _ = settings.set_default(CHECKPOINT_INTERVAL, &format!("{}ms", interval_us / 1000));
+        settings
+    }
+
     pub(super) fn system_catalog(&self, catalog: &Catalog) -> SystemCatalog {
-        let settings = Arc::new(self.settings.clone());
+        let settings = Arc::new(self.shown_settings());
         let status = EngineStatus {
             engine: Arc::clone(&self.engine),
             settings: Arc::clone(&settings),

@@ -57,20 +57,18 @@ impl Session {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
             }
             Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
-            Show::Jobs => {
-                text_columns(&[
-                    "id",
-                    "name",
-                    "kind",
-                    "status",
-                    "progress",
-                    "epoch",
-                    "lag",
-                    "sqlstate",
-                    "error",
-                    "parallelism",
-                ])
-            }
+            Show::Jobs => text_columns(&[
+                "id",
+                "name",
+                "kind",
+                "status",
+                "progress",
+                "epoch",
+                "lag",
+                "sqlstate",
+                "error",
+                "parallelism",
+            ]),
         }
     }
 
@@ -86,10 +84,12 @@ impl Session {
         let scope = self.scope();
         let text = |s: &str| Some(s.to_string());
         match show {
-            Show::Setting(name) => Ok(vec![vec![text(self.settings.get(name)?)]]),
-            Show::All => {
-                Ok(self.settings.all().map(|(s, value)| vec![text(s.name), text(value), text(s.description)]).collect())
-            }
+            Show::Setting(name) => Ok(vec![vec![text(self.shown_settings().get(name)?)]]),
+            Show::All => Ok(self
+                .shown_settings()
+                .all()
+                .map(|(s, value)| vec![text(s.name), text(value), text(s.description)])
+                .collect()),
             Show::Objects { kind, schema, like } => {
                 let matches = |name: &str| like.as_deref().is_none_or(|pattern| is_like(name, pattern));
                 let kind = match kind {

@@ -182,6 +182,7 @@ impl Session {
                 | Statement::CreateDatabase { .. }
                 | Statement::Drop(_)
                 | Statement::Alter(_)
+                | Statement::AlterSystem(_)
                 | Statement::Comment(_)
         ) || matches!(statement, Statement::Copy(c) if c.direction == sql::statement::CopyDirection::FromStdin);
         if read_only && writes {

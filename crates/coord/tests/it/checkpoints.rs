@@ -7,7 +7,7 @@ use coord::execution::Threads;
 use coord::session::Session;
 use flow::Epoch;
 
-use crate::harness::{Instance, Rng, keeping, ok, rows, run, scratch, seed};
+use crate::harness::{Instance, Rng, keeping, ok, rows, run, scratch, seed, state_of};
 
 fn open(folder: &Path, slots: usize) -> Instance {
     Instance::with(keeping(folder, slots, 32), Arc::new(Threads::default()))
@@ -403,5 +403,60 @@ async fn a_sink_that_cannot_go_on_repeats_nothing() {
     ok(&mut s, "INSERT INTO t VALUES (9, 1)").await;
     ok(&mut s, "CHECKPOINT").await;
     assert_eq!(published(&folder.path().join("again")).len(), 6);
+    instance.close().await;
+}
+
+/// How often checkpoints are taken is set while the server runs, and stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_interval_is_the_servers() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM t").await;
+    // Checkpoints only when a statement says so.
+    assert_eq!(rows(&mut s, "SHOW checkpoint_interval").await, [["0"]]);
+    ok(&mut s, "INSERT INTO t VALUES (1)").await;
+    assert!(rows(&mut s, "SHOW CHECKPOINTS").await.is_empty());
+    for (statement, state) in [
+        ("ALTER SYSTEM SET checkpoint_interval = '100ms'", "22023"),
+        ("ALTER SYSTEM SET checkpoint_interval = 'soon'", "22023"),
+        ("ALTER SYSTEM SET checkpoint_interval = 'off'", "22023"),
+        ("ALTER SYSTEM SET work_mem = '4MB'", "55P02"),
+        ("ALTER SYSTEM SET chekpoint_interval = '1s'", "42704"),
+        ("ALTER SYSTEM SET checkpoint_interval", "42601"),
+        ("ALTER SYSTEM RESET ALL", "0A000"),
+        ("SET checkpoint_interval = '1s'", "55P02"),
+    ] {
+        assert_eq!(state_of(&mut s, statement).await, state, "{statement}");
+    }
+    ok(&mut s, "BEGIN").await;
+    assert_eq!(state_of(&mut s, "ALTER SYSTEM SET checkpoint_interval = '1s'").await, "25001");
+    ok(&mut s, "ROLLBACK").await;
+    ok(&mut s, "ALTER SYSTEM SET checkpoint_interval TO '250ms'").await;
+    let mut waited = 0;
+    while rows(&mut s, "SHOW CHECKPOINTS").await.is_empty() {
+        waited += 1;
+        assert!(waited < 1000, "no checkpoint without being asked");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let shown = "SELECT setting, current_setting('checkpoint_interval') FROM pg_settings WHERE name = 'checkpoint_interval'";
+    assert_eq!(rows(&mut s, shown).await[0][1], "250ms");
+    ok(&mut s, "ALTER SYSTEM SET checkpoint_interval = '2 min'").await;
+    drop(s);
+    instance.close().await;
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SHOW checkpoint_interval").await, [["2min"]]);
+    ok(&mut s, "ALTER SYSTEM RESET checkpoint_interval").await;
+    assert_eq!(rows(&mut s, "SHOW checkpoint_interval").await, [["0"]]);
+    drop(s);
+    instance.close().await;
+
+    let instance = Instance::open(&folder.path().join("other"), 2, 64);
+    let mut s = instance.session();
+    assert_eq!(state_of(&mut s, "ALTER SYSTEM SET checkpoint_interval = '1s'").await, "55000");
+    drop(s);
     instance.close().await;
 }

@@ -31,7 +31,10 @@ const VIEWS: [(&str, &str); 8] = [
     ("sums", "SELECT k, count(*) AS n, sum(v) AS s, count(DISTINCT v) AS d, max(v) AS m FROM t GROUP BY k"),
     ("plain", "SELECT k, v FROM t WHERE v % 3 > 0"),
     ("joined", "SELECT t.k, t.v, u.w FROM t LEFT JOIN u ON t.k = u.k"),
-    ("top", "SELECT k, v FROM (SELECT k, v, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS r FROM t) WHERE r <= 2"),
+    (
+        "top",
+        "SELECT k, v FROM (SELECT k, v, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS r FROM t) WHERE r <= 2",
+    ),
     ("total", "SELECT count(*) AS n, sum(s) AS s FROM sums"),
     ("by_n", "SELECT n, count(*) AS c, sum(s) AS s FROM sums GROUP BY n"),
     ("again", "SELECT s.k, s.n, p.v FROM sums s JOIN plain p ON s.k = p.k"),
@@ -55,7 +58,12 @@ async fn change(s: &mut Session, rng: &mut Rng, next: &mut usize) {
         3 => format!("DELETE FROM u WHERE k = {k}"),
         _ => {
             *next += 30;
-            format!("INSERT INTO t SELECT n, n % {}, n % 17 FROM generate_series({}, {}) AS g (n)", k + 1, *next - 29, next)
+            format!(
+                "INSERT INTO t SELECT n, n % {}, n % 17 FROM generate_series({}, {}) AS g (n)",
+                k + 1,
+                *next - 29,
+                next
+            )
         }
     };
     ok(s, &statement).await;
@@ -105,7 +113,8 @@ async fn views_are_the_same_at_any_parallelism() {
     let instance = open(folder.path(), 2);
     let mut s = instance.session();
     ok(&mut s, "ALTER MATERIALIZED VIEW sums SET PARALLELISM TO 1").await;
-    ok(&mut s, "CREATE MATERIALIZED VIEW one WITH (parallelism = 1) AS SELECT k, count(*) AS n FROM t GROUP BY k").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW one WITH (parallelism = 1) AS SELECT k, count(*) AS n FROM t GROUP BY k")
+        .await;
     drop(s);
     instance.close().await;
     let instance = open(folder.path(), 3);
@@ -127,8 +136,11 @@ async fn readers_and_writers_meanwhile_see_whole_epochs() {
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint)").await;
     ok(&mut s, "INSERT INTO accounts SELECT n, 0 FROM generate_series(1, 100) AS g (n)").await;
-    ok(&mut s, "CREATE MATERIALIZED VIEW balances AS SELECT id % 10 AS g, sum(balance) AS s FROM accounts GROUP BY id % 10")
-        .await;
+    ok(
+        &mut s,
+        "CREATE MATERIALIZED VIEW balances AS SELECT id % 10 AS g, sum(balance) AS s FROM accounts GROUP BY id % 10",
+    )
+    .await;
     ok(&mut s, "CREATE MATERIALIZED VIEW total AS SELECT sum(s) AS total FROM balances").await;
     let ending = Arc::new(AtomicBool::new(false));
     let mut others = Vec::new();
@@ -184,8 +196,11 @@ async fn subscriptions_and_retained_changes_go_on() {
     let instance = open(folder.path(), SLOTS);
     let (mut s, mut follower) = (instance.session(), instance.session());
     ok(&mut s, "CREATE TABLE t (k int, v int)").await;
-    ok(&mut s, "CREATE MATERIALIZED VIEW sums WITH (change_retention = '1 hour') AS SELECT k, sum(v) AS s FROM t GROUP BY k")
-        .await;
+    ok(
+        &mut s,
+        "CREATE MATERIALIZED VIEW sums WITH (change_retention = '1 hour') AS SELECT k, sum(v) AS s FROM t GROUP BY k",
+    )
+    .await;
     ok(&mut s, "INSERT INTO t SELECT n, n FROM generate_series(1, 20) AS g (n)").await;
     ok(&mut follower, "BEGIN; DECLARE c CURSOR FOR SUBSCRIBE sums").await;
     let mut seen = BTreeSet::new();
@@ -229,7 +244,8 @@ async fn a_sink_moves_and_repeats_nothing() {
         let from = step * 1000;
         ok(&mut s, &format!("INSERT INTO t SELECT n FROM generate_series({}, {}) AS g (n)", from, from + 499)).await;
         ok(&mut s, &format!("ALTER SINK o SET PARALLELISM {parallelism}")).await;
-        ok(&mut s, &format!("INSERT INTO t SELECT n FROM generate_series({}, {}) AS g (n)", from + 500, from + 999)).await;
+        ok(&mut s, &format!("INSERT INTO t SELECT n FROM generate_series({}, {}) AS g (n)", from + 500, from + 999))
+            .await;
         if step % 2 == 1 {
             drop(s);
             instance.close().await;
@@ -270,9 +286,21 @@ async fn what_cannot_move_says_why() {
         ("ALTER TABLE t SET PARALLELISM 1", SqlState::FeatureNotSupported, "has no parallelism"),
         ("ALTER MATERIALIZED VIEW none SET PARALLELISM 1", SqlState::UndefinedTable, "does not exist"),
         ("ALTER SINK b SET PARALLELISM 1", SqlState::ObjectNotInPrerequisiteState, "is in no checkpoint"),
-        ("CREATE MATERIALIZED VIEW w WITH (parallelism = 3) AS SELECT 1 AS one", SqlState::ConfigurationLimitExceeded, "needs 3 slots"),
-        ("CREATE MATERIALIZED VIEW w WITH (parallelism = 'x') AS SELECT 1 AS one", SqlState::InvalidParameterValue, "parallelism"),
-        ("CREATE MATERIALIZED VIEW w WITH (paralellism = 1) AS SELECT 1 AS one", SqlState::UndefinedObject, "paralellism"),
+        (
+            "CREATE MATERIALIZED VIEW w WITH (parallelism = 3) AS SELECT 1 AS one",
+            SqlState::ConfigurationLimitExceeded,
+            "needs 3 slots",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW w WITH (parallelism = 'x') AS SELECT 1 AS one",
+            SqlState::InvalidParameterValue,
+            "parallelism",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW w WITH (paralellism = 1) AS SELECT 1 AS one",
+            SqlState::UndefinedObject,
+            "paralellism",
+        ),
     ] {
         let error = run(&mut s, statement).await.err().unwrap_or_else(|| panic!("{statement} went well"));
         assert_eq!(error.state(), state, "{statement}: {error}");

@@ -353,7 +353,9 @@ async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool,
                 let query = &queries[view];
                 let create = format!("CREATE MATERIALIZED VIEW standing_{view} AS {}", query.sql);
                 if let Err(e) = run(&mut session, &create).await {
-                    problems.push(format!("line {}: {e} {:?}\n  {}", query.line, e.hint(), query.sql));
+                    // It may stop while it starts.
+                    let what = if e.message().contains("has stopped") { STOPPED } else { "not created" };
+                    problems.push(format!("line {}: {what}: {e} {:?}\n  {}", query.line, e.hint(), query.sql));
                 }
             }
         }

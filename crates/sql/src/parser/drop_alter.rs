@@ -3,7 +3,7 @@
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::{Read, Reader};
-use crate::statement::{Alter, AlterAction, Comment, DefaultExpr, Drop, Name, ObjectKind, Statement};
+use crate::statement::{Alter, AlterAction, Comment, DefaultExpr, Drop, Name, ObjectKind, Set, SetValue, Statement};
 
 impl Reader<'_> {
     /// The words that name a kind of object.
@@ -52,8 +52,11 @@ impl Reader<'_> {
 
     pub(super) fn alter(&mut self) -> Read<Statement> {
         self.expect_word("ALTER")?;
+        if self.word("SYSTEM") {
+            return self.alter_system();
+        }
         let Some(kind) = self.object_kind() else {
-            for what in ["INDEX", "FUNCTION", "TYPE", "SEQUENCE", "ROLE", "USER", "SYSTEM", "DEFAULT"] {
+            for what in ["INDEX", "FUNCTION", "TYPE", "SEQUENCE", "ROLE", "USER", "DEFAULT"] {
                 if self.peek_word(what) {
                     return self.refuse(&format!("ALTER {what} is not supported"), "There are no such objects.");
                 }
@@ -83,6 +86,26 @@ impl Reader<'_> {
             actions.push(action);
         }
         Ok(Statement::Alter(Alter { kind, if_exists, name, actions }))
+    }
+
+    fn alter_system(&mut self) -> Read<Statement> {
+        if self.word("RESET") {
+            if self.word("ALL") {
+                return self.refuse("ALTER SYSTEM RESET ALL is not supported", "Reset settings by name.");
+            }
+            let (name, value) = (self.setting_name()?, SetValue::Default);
+            return Ok(Statement::AlterSystem(Set { name, value, local: false }));
+        }
+        self.expect_word("SET")?;
+        let name = self.setting_name()?;
+        if !self.parser.consume_token(&Token::Eq) {
+            self.expect_word("TO")?;
+        }
+        let value = match self.word("DEFAULT") {
+            true => SetValue::Default,
+            false => SetValue::Values(vec![self.setting_value()?]),
+        };
+        Ok(Statement::AlterSystem(Set { name, value, local: false }))
     }
 
     fn alter_action(&mut self, kind: ObjectKind) -> Read<AlterAction> {
@@ -130,7 +153,8 @@ impl Reader<'_> {
             }
             let Token::Number(digits, _) = self.parser.peek_token_ref().token.clone() else { return self.fail() };
             let Some(parallelism) = digits.parse().ok().filter(|n| *n > 0) else {
-                return self.refuse("the parallelism must be a number from 1 on", "It is the number of slots to work on.");
+                return self
+                    .refuse("the parallelism must be a number from 1 on", "It is the number of slots to work on.");
             };
             self.parser.next_token();
             return Ok(AlterAction::SetParallelism(Some(parallelism)));
