@@ -1,7 +1,9 @@
 //! Where the state of jobs is stored: one thread of a worker encodes what slots have frozen and puts it into the store.
 //!
 //! The state of a job on a slot is a chain of segments, each with the changes since the one before. A chain that has grown
-//! to several times its content is replaced by one segment of the content.
+//! to several times its content is replaced by one segment of the content, and small segments at its end are put together.
+//!
+//! A segment of few bytes is no object of its own but stands in the manifests, as long as there are few of them in a chain.
 //!
 //! A segment holds chunks by task and part; a chunk is a change batch as `flow::wire` writes it.
 //!
@@ -40,10 +42,16 @@ use crate::terminal::{self, Stores};
 
 /// A segment is put into the store when it has so many bytes, though its checkpoint is not whole.
 const SEGMENT_BYTES: usize = 64 << 20;
+/// A segment of so many bytes at most stands in manifests, unless those of its chain there are more bytes together than the other:
+/// every checkpoint writes them once more.
+const INLINE_BYTES: u64 = 2 << 10;
+const INLINE_BYTES_CHAIN: u64 = 4 << 10;
 /// Rows of a chunk at most.
 const CHUNK_ROWS: usize = 64 << 10;
-/// Segments of a chain from which on it is looked at.
-const CHAIN_SEGMENTS: usize = 8;
+/// Segments of a chain that are put together at least.
+const TAIL_SEGMENTS: usize = 4;
+/// Larger ones are not put together.
+const TAIL_BYTES: u64 = 16 << 20;
 /// A chain is replaced when it has so many times the bytes of its first segment.
 const CHAIN_GROWTH: u64 = 3;
 
@@ -185,7 +193,7 @@ impl Depot {
             if !overlaps((from, chains.len()), share) {
                 continue;
             }
-            let rows = content(&self.door, chain, share.task, share.part)?;
+            let rows = content(&self.door, chain, share.task, share.part, true)?;
             let rows = if chains.len() == share.slots { rows } else { only(rows, share)? };
             if rows.num_rows() > 0 {
                 found.push(rows);
@@ -229,8 +237,8 @@ fn only(rows: ChangeBatch, share: &Share<'_>) -> Result<ChangeBatch> {
     if mine.len() == rows.num_rows() { Ok(rows) } else { rows.take(&mine) }
 }
 
-/// What a chain says of a part, merged.
-fn content(door: &Door, chain: &[SegmentRef], task: usize, part: &StatePart) -> Result<ChangeBatch> {
+/// What a chain says of a part, merged; with `whole` it begins with the first segment.
+fn content(door: &Door, chain: &[SegmentRef], task: usize, part: &StatePart, whole: bool) -> Result<ChangeBatch> {
     let task = TaskId(task as u32);
     let mut batches = Vec::new();
     let holds = |segment: &&SegmentRef| segment.parts.iter().any(|p| p.task == task && p.part == *part.name);
@@ -240,7 +248,7 @@ fn content(door: &Door, chain: &[SegmentRef], task: usize, part: &StatePart) -> 
             batches.push(shaped(flow::wire::decode(&chunk)?, part)?);
         }
     }
-    merge(part.kind, &part.schema, batches, true)
+    merge(part.kind, &part.schema, batches, whole)
 }
 
 /// All that the chains of a job's slots say of a part. Shape: the part's columns; a row of a counted part may come several
@@ -251,7 +259,7 @@ pub fn whole_content(
     task: usize,
     part: &StatePart,
 ) -> Result<Vec<ChangeBatch>> {
-    chains.iter().map(|chain| content(door, chain, task, part)).collect()
+    chains.iter().map(|chain| content(door, chain, task, part, true)).collect()
 }
 
 /// The parts of each task's state, by task. Errors: as when the plan is started.
@@ -314,7 +322,8 @@ struct Kept {
 
 /// A segment on its way to the store.
 struct Segment {
-    name: SegmentName,
+    /// Given when it becomes an object.
+    name: Option<SegmentName>,
     bytes: Vec<u8>,
     parts: Vec<PartRef>,
 }
@@ -393,8 +402,8 @@ impl Keeper {
                     self.waiting.fetch_sub(kept.waiting, Ordering::Relaxed);
                     self.let_go(&kept.instance.chain);
                     let mut held = self.in_chains.lock();
-                    for segment in &kept.whole {
-                        held.remove(&ObjectName::Segment(segment.name));
+                    for name in kept.whole.iter().filter_map(|segment| segment.name) {
+                        held.remove(&ObjectName::Segment(name));
                     }
                 }
             }
@@ -492,18 +501,26 @@ impl Keeper {
     fn end_segment(&mut self, kept: &mut Kept) -> Result<()> {
         if !kept.open.is_empty() {
             let (writer, parts) = (std::mem::take(&mut kept.open), std::mem::take(&mut kept.parts));
-            let segment = self.segment(&kept.instance, writer, parts)?;
-            kept.whole.push_back(segment);
+            kept.whole.push_back(Segment { name: None, bytes: writer.finish()?, parts });
         }
         Ok(())
     }
 
-    /// Names a segment for the store.
-    fn segment(&mut self, instance: &Instance, writer: SegmentWriter, parts: Vec<PartRef>) -> Result<Segment> {
-        let bytes = writer.finish()?;
-        let name = new_name(&self.door, &self.counter, instance.job, instance.slot);
-        self.in_chains.lock().insert(ObjectName::Segment(name));
-        Ok(Segment { name, bytes, parts })
+    /// Stores a segment behind those in `chain`. After an error that may pass it may be tried again: it keeps its name.
+    fn put(&self, instance: &Instance, chain: &[SegmentRef], segment: &mut Segment) -> Result<SegmentRef> {
+        let Segment { name, bytes, parts } = segment;
+        let inline: u64 = chain.iter().filter(|s| s.object().is_none()).map(|s| s.bytes).sum();
+        let slot = u32::from(instance.slot.0);
+        let len = bytes.len() as u64;
+        if name.is_none() && len <= INLINE_BYTES && inline + len <= INLINE_BYTES_CHAIN {
+            return Ok(SegmentRef::inline(slot, instance.slots as u32, bytes.clone(), parts.clone()));
+        }
+        let name = name.get_or_insert_with(|| {
+            let name = new_name(&self.door, &self.counter, instance.job, instance.slot);
+            self.in_chains.lock().insert(ObjectName::Segment(name));
+            name
+        });
+        put_segment(&self.door, instance.slots, *name, bytes, parts)
     }
 
     /// Puts the whole segments of an instance into the store, and reports its state if it is sealed.
@@ -535,8 +552,8 @@ impl Keeper {
 
     /// May be called again after an error that may pass.
     fn store(&mut self, kept: &mut Kept) -> Result<Option<StoredState>> {
-        while let Some(segment) = kept.whole.pop_front() {
-            match put_segment(&self.door, kept.instance.slots, &segment) {
+        while let Some(mut segment) = kept.whole.pop_front() {
+            match self.put(&kept.instance, &kept.instance.chain, &mut segment) {
                 Ok(stored) => {
                     kept.instance.chain.push(stored);
                     crash::point("C4");
@@ -551,8 +568,8 @@ impl Keeper {
         let Some((watermarks, now_us)) = kept.seal.as_ref().map(|s| (s.watermarks.clone(), s.now_us)) else {
             return Ok(None);
         };
-        if overgrown(&kept.instance.chain) {
-            self.shorten(kept)?;
+        if let Some(from) = too_long(&kept.instance.chain) {
+            self.shorten(kept, from)?;
         }
         Ok(Some(StoredState { chain: kept.instance.chain.clone(), watermarks, now_us }))
     }
@@ -564,26 +581,29 @@ impl Keeper {
         }
     }
 
-    /// Replaces the chain by one segment of its content.
-    fn shorten(&mut self, kept: &mut Kept) -> Result<()> {
+    /// Replaces the segments of the chain from `from` on by one that says the same.
+    fn shorten(&mut self, kept: &mut Kept, from: usize) -> Result<()> {
         let (mut writer, mut refs) = (SegmentWriter::new(), Vec::new());
         for (task, parts) in kept.instance.parts.iter().enumerate() {
             for part in parts {
-                let rows = content(&self.door, &kept.instance.chain, task, part)?;
+                let rows = content(&self.door, &kept.instance.chain[from..], task, part, from == 0)?;
                 add(&mut writer, &mut refs, task, part, vec![rows])?;
             }
         }
-        let mut short = Vec::new();
+        let mut short = None;
         if !writer.is_empty() {
-            let segment = self.segment(&kept.instance, writer, refs)?;
-            let stored = put_segment(&self.door, kept.instance.slots, &segment).inspect_err(|_| {
+            let mut segment = Segment { name: None, bytes: writer.finish()?, parts: refs };
+            let stored = self.put(&kept.instance, &kept.instance.chain[..from], &mut segment).inspect_err(|_| {
                 // It is made anew, under another name.
-                self.in_chains.lock().remove(&ObjectName::Segment(segment.name));
+                if let Some(name) = segment.name {
+                    self.in_chains.lock().remove(&ObjectName::Segment(name));
+                }
             })?;
-            short.push(stored);
+            short = Some(stored);
         }
-        self.let_go(&kept.instance.chain);
-        kept.instance.chain = short;
+        self.let_go(&kept.instance.chain[from..]);
+        kept.instance.chain.truncate(from);
+        kept.instance.chain.extend(short);
         Ok(())
     }
 }
@@ -599,10 +619,10 @@ fn name_of(segment: &SegmentRef) -> Option<ObjectName> {
 }
 
 /// Stores a segment of one slot of `slots` as a new object; again without effect if an earlier try did it.
-fn put_segment(door: &Door, slots: usize, Segment { name, bytes, parts }: &Segment) -> Result<SegmentRef> {
-    let object = ObjectName::Segment(*name).to_string();
+fn put_segment(door: &Door, slots: usize, name: SegmentName, bytes: &[u8], parts: &[PartRef]) -> Result<SegmentRef> {
+    let object = ObjectName::Segment(name).to_string();
     match door.put_new(&object, bytes)? {
-        PutNew::Created => Ok(SegmentRef::in_object(object, name.slot, slots as u32, bytes, parts.clone())),
+        PutNew::Created => Ok(SegmentRef::in_object(object, name.slot, slots as u32, bytes, parts.to_vec())),
         PutNew::Exists(_) => {
             Err(Error::internal(format!("object \"{object}\" exists, though its name was given out only now")))
         }
@@ -618,7 +638,7 @@ pub fn put_single(
     parts: Vec<PartRef>,
 ) -> Result<SegmentRef> {
     let name = new_name(door, counter, job, SlotId(0));
-    put_segment(door, 1, &Segment { name, bytes: writer.finish()?, parts })
+    put_segment(door, 1, name, &writer.finish()?, &parts)
 }
 
 fn add(
@@ -651,8 +671,63 @@ fn shape(part: &StatePart) -> String {
     part.schema.fields().iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn overgrown(chain: &[SegmentRef]) -> bool {
+/// From which segment on a chain is better one segment.
+///
+/// A chain that has grown to several times its first segment, which was its content once, is replaced as a whole. Segments at
+/// its end that are about as small as those after them are put together, as by a binary counter: so a chain has about the logarithm
+/// of the number of its checkpoints, and what a checkpoint adds is written about as often.
+fn too_long(chain: &[SegmentRef]) -> Option<usize> {
     let all: u64 = chain.iter().map(|s| s.bytes).sum();
     let first = chain.first().map_or(0, |s| s.bytes);
-    chain.len() > CHAIN_SEGMENTS && all > CHAIN_GROWTH * first
+    if chain.len() >= TAIL_SEGMENTS && all > CHAIN_GROWTH * first {
+        return Some(0);
+    }
+    let (mut from, mut tail) = (chain.len(), 0);
+    while let Some(before) = from.checked_sub(1).map(|n| chain[n].bytes)
+        && before <= TAIL_BYTES
+        && (tail == 0 || before <= 2 * tail)
+    {
+        from -= 1;
+        tail += before;
+    }
+    (chain.len() - from >= TAIL_SEGMENTS).then_some(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Chains of many checkpoints that each add `delta` bytes to a first of `first`; returns the longest, and the bytes written.
+    fn grown(first: u64, delta: u64, checkpoints: usize) -> (usize, u64) {
+        let segment = |bytes: u64| SegmentRef { bytes, ..SegmentRef::inline(0, 1, Vec::new(), Vec::new()) };
+        let (mut chain, mut longest, mut written) = (vec![segment(first)], 0, first);
+        for _ in 0..checkpoints {
+            chain.push(segment(delta));
+            written += delta;
+            if let Some(from) = too_long(&chain) {
+                // The content stays as large as it was.
+                let all: u64 = chain[from..].iter().map(|s| s.bytes).sum();
+                let bytes = if from == 0 { first } else { all };
+                chain.truncate(from);
+                chain.push(segment(bytes));
+                written += bytes;
+            }
+            longest = longest.max(chain.len());
+        }
+        (longest, written)
+    }
+
+    #[test]
+    fn chains_stay_short_and_are_seldom_rewritten() {
+        for (first, delta) in [(1 << 30, 1000), (1 << 20, 1000), (1000, 1000), (100, 100_000), (0, 10)] {
+            let checkpoints = 20_000;
+            let (longest, written) = grown(first, delta, checkpoints);
+            let told = first + delta * checkpoints as u64;
+            assert!(longest <= 24, "{longest} segments of {first} and {delta}");
+            assert!(written <= 12 * told, "{written} bytes written for {told}");
+        }
+        // Large ones are left alone until the whole is rewritten.
+        let (longest, written) = grown(1 << 30, 100 << 20, 100);
+        assert!(longest <= 22 && written < 25 << 30, "{longest} segments, {written} bytes");
+    }
 }

@@ -275,6 +275,8 @@ async fn a_damaged_object_stops_its_job_by_name_and_nothing_is_cleared_away() {
         ok(&mut s, "CREATE MATERIALIZED VIEW hurt AS SELECT v, count(*) AS n FROM t GROUP BY v").await;
         ok(&mut s, "CREATE MATERIALIZED VIEW whole AS SELECT sum(v) AS s FROM t").await;
         ok(&mut s, "INSERT INTO t VALUES (1, 10), (2, 10), (3, 30)").await;
+        // More than what stands in the manifest itself.
+        ok(&mut s, "INSERT INTO t SELECT n, n FROM generate_series(1000, 3000) AS g (n)").await;
         ok(&mut s, "CHECKPOINT").await;
         let hurt = instance.engine.catalog().relation_named("dev", "public", "hurt").unwrap().oid;
         drop(s);
@@ -294,7 +296,7 @@ async fn a_damaged_object_stops_its_job_by_name_and_nothing_is_cleared_away() {
 
         let instance = open(folder.path(), 1);
         let mut s = instance.session();
-        assert_eq!(rows(&mut s, "SELECT s FROM whole").await, [["50"]]);
+        assert_eq!(rows(&mut s, "SELECT s FROM whole").await, [["4002050"]]);
         let stopped = run(&mut s, "SELECT * FROM hurt").await.err().unwrap();
         let name = format!("jobs/{hurt}/");
         assert!(stopped.detail().unwrap().contains(&name), "{stopped:?}");
@@ -361,7 +363,8 @@ async fn a_sink_that_cannot_go_on_repeats_nothing() {
         out.display()
     );
     ok(&mut s, &sink).await;
-    ok(&mut s, "INSERT INTO names VALUES (1, 'one')").await;
+    // More than what stands in the manifest itself.
+    ok(&mut s, "INSERT INTO names SELECT n, 'name ' || n FROM generate_series(1, 2000) AS g (n)").await;
     ok(&mut s, "INSERT INTO t VALUES (1, 1), (2, 1)").await;
     ok(&mut s, "CHECKPOINT").await;
     let before = published(&out);
@@ -441,7 +444,8 @@ async fn the_interval_is_the_servers() {
         assert!(waited < 1000, "no checkpoint without being asked");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let shown = "SELECT setting, current_setting('checkpoint_interval') FROM pg_settings WHERE name = 'checkpoint_interval'";
+    let shown =
+        "SELECT setting, current_setting('checkpoint_interval') FROM pg_settings WHERE name = 'checkpoint_interval'";
     assert_eq!(rows(&mut s, shown).await[0][1], "250ms");
     ok(&mut s, "ALTER SYSTEM SET checkpoint_interval = '2 min'").await;
     drop(s);
