@@ -3,6 +3,7 @@
 mod bytes;
 mod checkpoints;
 mod event_time;
+mod fixtures;
 mod harness;
 mod isolation;
 mod messages;
