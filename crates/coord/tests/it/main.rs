@@ -14,6 +14,7 @@ mod random_views;
 mod recovery;
 mod s3;
 mod savepoints;
+mod slt_files;
 mod sources_and_sinks;
 mod sql_tests;
 mod stalls;
