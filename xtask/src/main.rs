@@ -1,8 +1,9 @@
 //! The project's own commands: `cargo xtask ci` runs every check, `cargo xtask doors` the crate table alone,
-//! `cargo xtask bench` measures a server from outside.
+//! `cargo xtask bench` measures a server from outside, `cargo xtask soak` lets one work and die for long.
 
 mod bench;
 mod doors;
+mod soak;
 
 use std::process::{Command, ExitCode};
 
@@ -12,7 +13,13 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("doors") => doors::check(),
         Some("bench") => bench::run(args),
-        _ => Err(format!("usage: cargo xtask ci | cargo xtask doors | {} | {}", bench::USAGE, bench::NEXMARK_USAGE)),
+        Some("soak") => soak::run(args),
+        _ => Err(format!(
+            "usage: cargo xtask ci | cargo xtask doors | {} | {} | {}",
+            bench::USAGE,
+            bench::NEXMARK_USAGE,
+            soak::USAGE
+        )),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

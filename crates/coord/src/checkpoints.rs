@@ -57,12 +57,15 @@ pub struct Schedule {
     under_way: bool,
     /// When the oldest epoch was cut that no checkpoint holds.
     pub changed_us: Option<i64>,
+    /// A start is not over: jobs that go on are still missing, or have not seen what the log says of the time after their state. A
+    /// checkpoint would take its epoch for all of that, and the next start would feed none of it to them.
+    pub starting: bool,
 }
 
 impl Schedule {
-    /// When the next checkpoint is due; `None`: nothing is to be kept, or one is under way.
+    /// When the next checkpoint is due; `None`: nothing is to be kept, one is under way, or a start is.
     pub fn due_us(&self) -> Option<i64> {
-        if self.under_way {
+        if self.under_way || self.starting {
             return None;
         }
         if !self.waiting.is_empty() {
@@ -300,6 +303,7 @@ impl Keeper {
             asked: Vec::new(),
             under_way: false,
             changed_us: None,
+            starting: self.found.is_some(),
         })
     }
 

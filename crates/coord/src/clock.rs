@@ -76,6 +76,8 @@ pub enum Event {
     },
     /// The checkpoint under way has ended, one way or the other.
     CheckpointEnded(Result<Epoch>),
+    /// Everything that goes on from a checkpoint has been deployed, and what came after it has joined an epoch.
+    Recovered,
     /// A job has to stop for a cause outside of the slots (its sink, its source).
     StopJob {
         relation: RelationId,
@@ -515,6 +517,11 @@ impl ClockLoop {
             Event::CheckpointEnded(outcome) => {
                 if let Some(schedule) = &mut self.checkpoints {
                     schedule.ended(&outcome, self.time.now_us());
+                }
+            }
+            Event::Recovered => {
+                if let Some(schedule) = &mut self.checkpoints {
+                    schedule.starting = false;
                 }
             }
             Event::Deploy(deploy) => {

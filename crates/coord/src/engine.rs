@@ -374,6 +374,7 @@ impl Engine {
                 self.cannot_start(&relation, error);
             }
         }
+        self.clock.send(Event::Recovered);
     }
 
     fn cannot_start(&self, relation: &Relation, error: Error) {

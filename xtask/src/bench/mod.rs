@@ -10,10 +10,10 @@ mod flat;
 mod isolation;
 mod kill;
 mod load;
-mod measure;
+pub mod measure;
 mod nexmark;
 mod reads;
-mod server;
+pub mod server;
 mod transfers;
 mod visible;
 
@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use measure::Report;
 pub use nexmark::USAGE as NEXMARK_USAGE;
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
-type Result<T> = std::result::Result<T, Error>;
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;
 
 /// The benchmarks, in the order in which they run.
 const NAMES: &[&str] =
@@ -54,7 +54,7 @@ impl Options {
 pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9|checkpoints …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
 /// An error with its causes; a driver's own text is only "db error".
-fn told(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
@@ -126,12 +126,12 @@ async fn one(name: &str, options: &Options, report: &mut Report) -> Result<()> {
     }
 }
 
-fn number(text: &str) -> std::result::Result<u64, String> {
+pub fn number(text: &str) -> std::result::Result<u64, String> {
     text.replace('_', "").parse().map_err(|_| format!("\"{text}\" is not a number"))
 }
 
 /// Builds the server as it is shipped, and says where it is.
-fn release_build() -> std::result::Result<PathBuf, String> {
+pub fn release_build() -> std::result::Result<PathBuf, String> {
     let status = crate::cargo()
         .args(["build", "--release", "--workspace", "--bin", "millstream"])
         .status()

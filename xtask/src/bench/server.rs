@@ -113,6 +113,16 @@ impl Server {
         self.http_port
     }
 
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// What the kernel tells of the process.
+    pub fn process_folder(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.process.id()))
+    }
+
     /// A folder beside the data for files of the benchmark.
     pub fn scratch(&self) -> &Path {
         self.folder.path()

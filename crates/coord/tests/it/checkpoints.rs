@@ -2,10 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use catalog::{Catalog, Relation};
+use coord::Engine;
+use coord::engine::{Replanner, StandingQuery};
 use coord::execution::Threads;
 use coord::session::Session;
-use flow::Epoch;
+use coord::session::replan::StoredQueries;
+use flow::{Epoch, Result};
 
 use crate::harness::{Instance, Rng, keeping, ok, rows, run, scratch, seed, state_of};
 
@@ -14,7 +19,7 @@ fn open(folder: &Path, slots: usize) -> Instance {
 }
 
 /// Whether a view went on from its state: it has shown epochs of an earlier start.
-fn went_on(instance: &Instance, view: &str) -> bool {
+pub fn went_on(instance: &Instance, view: &str) -> bool {
     let catalog = instance.engine.catalog();
     let relation = catalog.relation_named("dev", "public", view).unwrap().oid;
     let status = instance.engine.clock.board.status(relation).unwrap();
@@ -100,6 +105,50 @@ async fn views_go_on_from_their_state_at_any_parallelism() {
             assert_eq!(went_on(&instance, name), kept, "{name} in round {round}");
         }
     }
+    instance.close().await;
+}
+
+/// Plans slowly, so that a checkpoint is due long before a start is over.
+struct Slowly;
+
+impl Replanner for Slowly {
+    fn replan(&self, engine: &Arc<Engine>, catalog: &Catalog, relation: &Relation) -> Result<StandingQuery> {
+        std::thread::sleep(Duration::from_millis(60));
+        StoredQueries.replan(engine, catalog, relation)
+    }
+}
+
+/// A checkpoint in the middle of a start would hold only some jobs, and say of what the log has after their state that they have
+/// seen it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_checkpoint_comes_before_a_start_is_over() {
+    let folder = scratch();
+    let mut instance = open(folder.path(), 2);
+    let mut s = instance.session();
+    create(&mut s).await;
+    ok(&mut s, "INSERT INTO t SELECT n, n % 4, n FROM generate_series(1, 20) AS s (n)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    for round in 0..3 {
+        ok(&mut s, &format!("INSERT INTO t VALUES ({}, 1, 7); INSERT INTO u VALUES (1, 'u', 0)", 100 + round)).await;
+        drop(s);
+        instance.close().await;
+        let mut config = keeping(folder.path(), 2, 32);
+        config.checkpoints.as_mut().unwrap().interval = Some(Duration::from_millis(20));
+        instance = Instance::replanned(config, Arc::new(Threads::default()), Arc::new(Slowly));
+        s = instance.session();
+        check(&mut s, &format!("after start {round}")).await;
+        assert!(VIEWS.iter().all(|(name, _)| went_on(&instance, name)), "start {round}");
+        // One comes once it is over.
+        let before = instance.engine.keeper().unwrap().durable();
+        ok(&mut s, &format!("INSERT INTO t VALUES ({}, 2, 9)", 200 + round)).await;
+        while instance.engine.keeper().unwrap().durable() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    drop(s);
+    instance.close().await;
+    let instance = open(folder.path(), 3);
+    check(&mut instance.session(), "after all").await;
     instance.close().await;
 }
 
@@ -254,7 +303,7 @@ async fn a_sink_that_delivers_exactly_once_publishes_with_checkpoints_and_repeat
 }
 
 /// The objects of checkpoints below a folder.
-fn objects(folder: &Path) -> Vec<std::path::PathBuf> {
+pub fn objects(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();

@@ -86,10 +86,14 @@ impl Instance {
 
     /// An engine whose slots, clock and feeders run as `execution` lets them.
     pub fn with(config: EngineConfig, execution: Arc<dyn Execution>) -> Instance {
+        Instance::replanned(config, execution, Arc::new(StoredQueries))
+    }
+
+    /// The same with another way to plan what is stored.
+    pub fn replanned(config: EngineConfig, execution: Arc<dyn Execution>, replanner: Arc<dyn Replanner>) -> Instance {
         let (memory_limit, slots) = (config.memory_limit, config.slots);
         let engine = Engine::open_with(config, execution).unwrap();
         let base = query::base_state(memory_limit, slots).unwrap();
-        let replanner: Arc<dyn Replanner> = Arc::new(StoredQueries);
         engine.recover_jobs(&replanner);
         Instance { engine, base }
     }

@@ -3,6 +3,7 @@
 mod bytes;
 mod checkpoints;
 mod event_time;
+mod fixtures;
 mod harness;
 mod isolation;
 mod messages;
@@ -14,6 +15,7 @@ mod random_views;
 mod recovery;
 mod s3;
 mod savepoints;
+mod slt_files;
 mod sources_and_sinks;
 mod sql_tests;
 mod stalls;

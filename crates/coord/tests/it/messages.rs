@@ -8,7 +8,8 @@ use runtime::Wire;
 
 use crate::bytes::Bytes;
 use crate::harness::{Instance, keeping, ok, rows, scratch, seed, state_of};
-use crate::sql_tests::{Life, check_file, files, known_differences, name_of};
+use crate::slt_files::{files, known_differences, name_of};
+use crate::sql_tests::{Life, check_file};
 
 /// Every kind of message, as its bytes name it.
 const KINDS: [&str; 15] = [

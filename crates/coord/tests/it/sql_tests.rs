@@ -2,7 +2,7 @@
 //! checkpoint every few steps, views that move to another parallelism, and restarts with other slots that lose everything since the
 //! last one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
@@ -14,32 +14,13 @@ use coord::job::Phase;
 use coord::session::Session;
 use coord::session::show::create_statement;
 use coord::table::WriteSet;
-use sqllogictest::{Condition, DBOutput, DefaultColumnType, QueryExpect, Record};
+use sqllogictest::{DBOutput, DefaultColumnType, Record};
 
 use crate::harness::{Answer, Instance, Rng, config, keeping, ok, render, rows, run, scratch, seed};
+use crate::slt_files::{LABEL, Standing, files, known_differences, name_of, normal, standing_queries};
 
 /// A file takes well under a second; one that waits for ever is a failure, not a hang.
 const FILE_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// Files under `sql-tests`, sorted.
-pub fn files() -> Vec<PathBuf> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "slt") {
-                found.push(path);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests"), &mut found);
-    let only = std::env::var("MILLSTREAM_SLT").unwrap_or_default();
-    found.retain(|f| f.to_string_lossy().contains(&only));
-    found.sort();
-    found
-}
 
 /// A session as sqllogictest drives it.
 struct Db(Session);
@@ -80,43 +61,6 @@ fn column_types(schema: &SchemaRef) -> Vec<DefaultColumnType> {
             _ => DefaultColumnType::Text,
         })
         .collect()
-}
-
-/// Who runs the files, as `onlyif` and `skipif` say it.
-const LABEL: &str = "millstream";
-
-/// A query that must also hold as a view: its text and sorted rows.
-struct Standing {
-    sql: String,
-    expected: Vec<String>,
-    line: u32,
-}
-
-/// The standing queries of a file, which are those not marked `# batch only`.
-fn standing_queries(path: &Path) -> Vec<Standing> {
-    let records: Vec<Record<DefaultColumnType>> = sqllogictest::parse_file(path).unwrap();
-    let mut found = Vec::new();
-    let mut batch_only = false;
-    for record in records {
-        match record {
-            Record::Comment(lines) => batch_only |= lines.iter().any(|l| l.trim() == "batch only"),
-            Record::Connection(_) | Record::Newline | Record::Condition(_) => {}
-            Record::Query { sql, expected: QueryExpect::Results { results, .. }, loc, conditions, .. } => {
-                let ours = conditions.iter().all(|c| match c {
-                    Condition::OnlyIf { label } => label == LABEL,
-                    Condition::SkipIf { label } => label != LABEL,
-                });
-                if !batch_only && ours {
-                    let mut expected = results;
-                    expected.sort();
-                    found.push(Standing { sql, expected, line: loc.line() });
-                }
-                batch_only = false;
-            }
-            _ => batch_only = false,
-        }
-    }
-    found
 }
 
 /// The final contents of a file's tables, and its views.
@@ -367,11 +311,8 @@ async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool,
         }
         match run(&mut session, &format!("SELECT * FROM standing_{view}")).await {
             Ok(Answer::Rows(_, batches)) => {
-                let normal = |s: String| s.split_whitespace().collect::<Vec<_>>().join(" ");
-                let mut found: Vec<String> = batches.iter().flat_map(render).map(|r| normal(r.join(" "))).collect();
-                found.sort();
-                let mut expected: Vec<String> = query.expected.iter().map(|e| normal(e.clone())).collect();
-                expected.sort();
+                let found = normal(batches.iter().flat_map(render).map(|r| r.join(" ")));
+                let expected = normal(query.expected.iter().cloned());
                 if found != expected {
                     problems.push(format!(
                         "line {}: as a view ({slots} slots)\n  {}\n  expected {expected:?}\n  found    {found:?}",
@@ -482,20 +423,6 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
     if !solved.is_empty() {
         eprintln!("take these out of known_differences.txt: {solved:?}");
     }
-}
-
-/// A file's folder and name, as `known_differences.txt` writes them.
-pub fn name_of(path: &Path) -> String {
-    let parts = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
-    parts.collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/")
-}
-
-/// Files that do not pass yet, from `sql-tests/known_differences.txt`: one a line, `#` starts a comment.
-pub fn known_differences() -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql-tests/known_differences.txt");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let lines = text.lines().map(|l| l.split('#').next().unwrap_or_default().trim());
-    lines.filter(|l| !l.is_empty()).map(str::to_string).collect()
 }
 
 /// `rows` is used by other tests of this binary; here it proves that rendering follows PostgreSQL.

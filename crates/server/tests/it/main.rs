@@ -6,5 +6,8 @@ mod offline;
 mod process;
 mod protocol;
 mod sessions;
+#[path = "../../../coord/tests/it/slt_files.rs"]
+mod slt_files;
+mod sql_tests;
 mod subscribe;
 mod values;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -50,10 +51,11 @@ impl Server {
     ) -> Result<Server, ExitStatus> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
             .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", &slots.to_string()])
-            .args(["--memory-limit", "256MiB", "--log-format", "json", "--config", "/dev/null", "--data-dir"])
+            .args(["--log-format", "json", "--config", "/dev/null", "--data-dir"])
             .arg(data)
             .current_dir(data)
             .env("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)
+            .env("MILLSTREAM_MEMORY_LIMIT", "256MiB")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -79,6 +81,16 @@ impl Server {
         self.process.try_wait().unwrap()
     }
 
+    /// The same for one that is ending.
+    pub async fn wait_ended(&mut self, most: Duration) -> Option<ExitStatus> {
+        let (mut waited, look) = (Duration::ZERO, Duration::from_millis(10));
+        while self.ended().is_none() && waited < most {
+            tokio::time::sleep(look).await;
+            waited += look;
+        }
+        self.ended()
+    }
+
     pub fn config(&self) -> Config {
         let mut config = Config::new();
         config.host(self.addr.ip().to_string()).port(self.addr.port()).user("tester").dbname("dev");
@@ -93,6 +105,13 @@ impl Server {
 
     pub async fn client(&self) -> Client {
         connect(&self.config()).await.0
+    }
+
+    /// The same of a server that may die by itself.
+    pub async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {
+        let (client, connection) = self.config().connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
     }
 }
 
