@@ -372,10 +372,12 @@ impl Settings {
     /// Errors: `42704` unknown (with the nearest name), `22023` bad value, `55P02` read-only.
     pub fn set(&mut self, name: &str, value: &str) -> Result<&str> {
         if let Some(s) = find(name).filter(|s| s.read_only) {
-            return Err(Error::new(
-                SqlState::CantChangeRuntimeParam,
-                format!("parameter \"{}\" cannot be changed", s.name),
-            ));
+            let refused =
+                Error::new(SqlState::CantChangeRuntimeParam, format!("parameter \"{}\" cannot be changed", s.name));
+            return Err(match s.name {
+                CHECKPOINT_INTERVAL => refused.with_hint("ALTER SYSTEM SET changes it for the whole server."),
+                _ => refused,
+            });
         }
         let canonical = self.canonical(name, value)?;
         let key = name.to_ascii_lowercase();

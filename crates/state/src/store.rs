@@ -81,10 +81,15 @@ impl Store {
         Arc::new(Store { layout, shards, changes, before: RwLock::new(Some((epoch, Arc::clone(self)))) })
     }
 
-    /// Lets the predecessor go: nobody will read up to its last epoch any more.
-    pub fn forget_before(&self) {
-        let before = self.before.write().take();
-        drop(before);
+    /// Lets the predecessors go that nobody reads any more: `floor` is the oldest epoch that somebody may.
+    pub fn forget_before(&self, floor: Epoch) {
+        let unread = self.before.write().take_if(|(until, _)| *until < floor);
+        // It may be large.
+        drop(unread);
+        let before = self.before.read().as_ref().map(|(_, before)| Arc::clone(before));
+        if let Some(before) = before {
+            before.forget_before(floor);
+        }
     }
 
     pub fn schema(&self) -> &SchemaRef {

@@ -151,6 +151,11 @@ impl ClockLoop {
                 .with_detail("The state of a job moves to other slots by way of a checkpoint.")
                 .with_hint("Start the server with a checkpoint_interval, or drop the object and create it again."));
         }
+        if let Some(cause) = self.clock.stalls.of_checkpoints() {
+            return Err(Error::new(cause.state(), "the state of the job cannot be stored for now")
+                .with_detail(cause.to_string())
+                .with_hint("Try again when SHOW JOBS does not say stalled any more."));
+        }
         let mut moved = vec![job];
         for reader in self.jobs.values().filter(|j| j.inputs.contains(relation)) {
             if counts_on_place(&reader.plan, *relation)? {
@@ -281,7 +286,7 @@ impl ClockLoop {
         self.rescales.left.retain(|(relation, until)| {
             let unread = floor > *until;
             if unread && let Some(store) = shared.stores.get(*relation) {
-                store.forget_before();
+                store.forget_before(floor);
             }
             !unread
         });

@@ -121,6 +121,37 @@ async fn jobs_are_stalled_while_the_store_is_full_and_go_on_by_themselves() {
     instance.close().await;
 }
 
+/// A job whose state cannot be stored stays where it is, and works; nobody waits for the move.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_does_not_move_while_the_store_is_full() {
+    let (folder, disk) = (scratch(), Disk::new());
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int, v int)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW sums AS SELECT k, sum(v) AS s FROM t GROUP BY k").await;
+    ok(&mut s, "CHECKPOINT").await;
+    disk.set_full(true);
+    ok(&mut s, "INSERT INTO t SELECT n, n FROM generate_series(1, 5000) AS g (n)").await;
+    // The first finds it out, the second knows.
+    for _ in 0..2 {
+        let refused = run(&mut s, "ALTER MATERIALIZED VIEW sums SET PARALLELISM 1").await.unwrap_err();
+        assert_eq!(refused.state(), SqlState::DiskFull, "{refused:?}");
+        ok(&mut s, "INSERT INTO t VALUES (1, 10)").await;
+        let seen = rows(&mut s, "SELECT s FROM sums WHERE k = 1").await;
+        assert_eq!(seen, rows(&mut s, "SELECT sum(v) FROM t WHERE k = 1").await);
+    }
+    disk.set_full(false);
+    wait_for_state(&mut s, "sums", "running").await;
+    ok(&mut s, "ALTER MATERIALIZED VIEW sums SET PARALLELISM 1").await;
+    ok(&mut s, "INSERT INTO t VALUES (2, 10)").await;
+    assert_eq!(
+        rows(&mut s, "SELECT k, s FROM sums WHERE k < 4 ORDER BY k").await,
+        [["1", "21"], ["2", "12"], ["3", "3"]]
+    );
+    drop(s);
+    instance.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_store_is_full_can_be_dropped_and_the_server_stops() {
     let (folder, disk) = (scratch(), Disk::new());

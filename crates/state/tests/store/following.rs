@@ -52,6 +52,44 @@ fn a_store_that_nobody_follows_keeps_no_changes() {
     assert_eq!(read(&again, 3, 1000), BTreeMap::new());
 }
 
+/// Readers of old epochs find the old rows as long as somebody may want them, and followers notice nothing.
+#[test]
+fn a_successor_goes_on_where_its_predecessors_end() {
+    let (first, room) = (Store::new(schema(), None, 2).unwrap(), room());
+    first.apply(0, Epoch(1), &change(&[(row(1, 1), 1)])).unwrap();
+    let follower = first.follow(&room);
+    first.apply(1, Epoch(2), &change(&[(row(2, 1), 1)])).unwrap();
+    // What moves is brought back to other shards, as of before every epoch.
+    let second = first.successor(Epoch(2));
+    second.apply(1, Epoch(0), &change(&[(row(1, 1), 1), (row(2, 1), 1)])).unwrap();
+    second.apply(1, Epoch(3), &change(&[(row(1, 1), -1), (row(3, 1), 1)])).unwrap();
+    let third = second.successor(Epoch(3));
+    third.apply(0, Epoch(0), &change(&[(row(2, 1), 1), (row(3, 1), 1)])).unwrap();
+    third.apply(0, Epoch(4), &change(&[(row(4, 1), 1)])).unwrap();
+    let at = |epoch: u64| third.snapshot(Epoch(epoch)).map(|snapshot| scanned(&snapshot, 100));
+    let rows = |keys: &[i64]| keys.iter().map(|k| row(*k, 1)).collect::<Vec<_>>();
+    let expected = [rows(&[1]), rows(&[1, 2]), rows(&[2, 3]), rows(&[2, 3, 4])];
+    let sorted = |mut rows: Vec<Row>| {
+        rows.sort();
+        rows
+    };
+    for (n, expected) in expected.iter().enumerate() {
+        assert_eq!(&sorted(at(n as u64 + 1).unwrap()), expected, "epoch {}", n + 1);
+    }
+    let told = read(&follower, 4, 1000);
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
+    assert_eq!(told[&3], BTreeMap::from([(row(1, 1), -1), (row(3, 1), 1)]));
+    // Who may still read epoch 3 keeps it, and not what is older.
+    let weak = [std::sync::Arc::downgrade(&first), std::sync::Arc::downgrade(&second)];
+    drop((first, second));
+    third.forget_before(Epoch(3));
+    assert!(weak[0].upgrade().is_none() && weak[1].upgrade().is_some());
+    assert_eq!(sorted(at(3).unwrap()), expected[2]);
+    third.forget_before(Epoch(4));
+    assert!(weak[1].upgrade().is_none());
+    assert_eq!(sorted(at(4).unwrap()), expected[3]);
+}
+
 #[test]
 fn what_everyone_has_read_goes_and_what_one_has_not_read_stays() {
     let (store, room) = (Store::new(schema(), None, 1).unwrap(), room());
