@@ -427,6 +427,7 @@ mod tests {
             segments.push(SegmentRef::in_object(name, 0, 1, bytes.as_bytes(), vec![part.clone()]));
             let (side, _) = put(n * 2 + 1);
             let job = JobState {
+                bases: Vec::new(),
                 job: JobId(7),
                 incarnation: 1,
                 slots: 1,

@@ -147,6 +147,9 @@ pub struct JobState {
     pub watermarks: Vec<PortWatermark>,
     /// In the order in which they were written: the changes of one part count in this order.
     pub segments: Vec<SegmentRef>,
+    /// By slot: the bytes of its segments when they last held nothing but content. 0 or missing: nobody knows.
+    #[serde(default)]
+    pub bases: Vec<u64>,
 }
 
 /// What a sink prepared for the manifest's epoch, to be committed once the manifest is the truth.
@@ -255,6 +258,7 @@ mod tests {
     fn sample() -> Manifest {
         let part = PartRef { task: TaskId(2), part: "left".into(), schema: "i64,utf8".into(), rows: 3, bytes: 7 };
         let job = JobState {
+            bases: Vec::new(),
             job: JobId(16_400),
             incarnation: 2,
             slots: 4,

@@ -688,6 +688,7 @@ mod tests {
         let manifest = Manifest {
             coordinator: sides,
             jobs: vec![crate::manifest::JobState {
+                bases: Vec::new(),
                 job: JobId(1),
                 incarnation: 0,
                 slots: 1,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arrow::array::RecordBatch;
 use checkpoint::Log;
 use checkpoint::crash;
 use checkpoint::door::Door;
@@ -23,7 +24,7 @@ use plan::ProcessPlan;
 use runtime::depot::{bytes_of, put_single};
 use runtime::{DeploymentId, Depot, StoredState};
 use serde::{Deserialize, Serialize};
-use state::Snapshot;
+use state::{Snapshot, owned};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -681,6 +682,7 @@ impl KeeperThread {
                 plan: serde_json::to_string(&*job.plan).map_err(|e| Error::internal(format!("store a plan: {e}")))?,
                 watermarks: states.first().map(|s| port_watermarks(&s.watermarks)).unwrap_or_default(),
                 segments: states.iter().flat_map(|s| s.chain.iter().cloned()).collect(),
+                bases: states.iter().map(|s| s.base).collect(),
             });
         }
         let sinks = under_way.jobs().filter(|job| !job.is_view).filter_map(|job| {
@@ -741,7 +743,10 @@ impl KeeperThread {
             }
             let (mut writer, mut rows_stored, mut bytes_stored) = (SegmentWriter::new(), 0, 0);
             for batch in rows?.scan(None, SIDE_ROWS)? {
-                let change = ChangeBatch::insert(batch?);
+                let batch = batch?;
+                // A slice of texts would be written with all that it is a slice of.
+                let columns = batch.columns().iter().map(owned).collect::<Result<Vec<_>>>()?;
+                let change = ChangeBatch::insert(RecordBatch::try_new(batch.schema(), columns)?);
                 let bytes = flow::wire::encode(&change)?;
                 (rows_stored, bytes_stored) =
                     (rows_stored + change.num_rows() as u64, bytes_stored + bytes.len() as u64);

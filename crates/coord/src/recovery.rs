@@ -186,6 +186,7 @@ impl Found {
                             incarnation: Epoch(job.incarnation),
                             state: Arc::new(Restore {
                                 chains: chains(job),
+                                bases: job.bases.clone(),
                                 watermarks: watermarks(job, plan.tasks.len()),
                                 now_us: self.manifest.now_us,
                             }),

@@ -1,7 +1,7 @@
 //! Where the state of jobs is stored: one thread of a worker encodes what slots have frozen and puts it into the store.
 //!
 //! The state of a job on a slot is a chain of segments, each with the changes since the one before. A chain that has grown
-//! to several times its content is replaced by one segment of the content, and small segments at its end are put together.
+//! to several times its content is replaced by the content, and small segments at its end are put together.
 //!
 //! A segment of few bytes is no object of its own but stands in the manifests, as long as there are few of them in a chain.
 //!
@@ -31,10 +31,12 @@ use flow::{ChangeBatch, Epoch, Error, JobId, Result, SlotId, SqlState, TaskId};
 use parking_lot::Mutex;
 use plan::process::{Input, Task};
 use plan::{Placed, ProcessPlan, TaskOp};
+use state::owned;
 use tracing::warn;
 
 use crate::freeze::{Frozen, Seal};
 use crate::message::{DeploymentId, FromSlot, StoredState};
+use crate::ops::emit::record;
 use crate::ops::{self, OpContext};
 use crate::parts::merge;
 use crate::slot::Reports;
@@ -52,7 +54,9 @@ const CHUNK_ROWS: usize = 64 << 10;
 const TAIL_SEGMENTS: usize = 4;
 /// Larger ones are not put together.
 const TAIL_BYTES: u64 = 16 << 20;
-/// A chain is replaced when it has so many times the bytes of its first segment.
+/// Bytes of a chunk, about, at most.
+const CHUNK_BYTES: usize = 8 << 20;
+/// A chain is replaced when it has so many times the bytes that its content had.
 const CHAIN_GROWTH: u64 = 3;
 
 /// Bytes that may wait to be stored before slots wait too.
@@ -73,6 +77,8 @@ pub struct Instance {
     /// By task.
     pub parts: Vec<Vec<StatePart>>,
     pub chain: Vec<SegmentRef>,
+    /// The chain's bytes when it last held nothing but content; 0: nobody knows.
+    pub base: u64,
 }
 
 /// Which rows of a part belong to a slot.
@@ -484,10 +490,14 @@ impl Keeper {
             by_part.entry((change.task, change.part)).or_default().push(change.changes);
         }
         for ((task, part), changes) in by_part {
-            let Kept { instance, open, parts, .. } = kept;
-            add(open, parts, task, &instance.parts[task][part], changes)?;
-            if kept.open.len() >= SEGMENT_BYTES {
-                self.end_segment(kept)?;
+            let of = &kept.instance.parts[task][part];
+            let changes = merge(of.kind, &of.schema, changes, false)?;
+            for chunk in chunks(&changes) {
+                let Kept { instance, open, parts, .. } = kept;
+                add(open, parts, task, &instance.parts[task][part], &chunk?)?;
+                if kept.open.len() >= SEGMENT_BYTES {
+                    self.end_segment(kept)?;
+                }
             }
         }
         if frozen.seal.is_some() {
@@ -568,10 +578,14 @@ impl Keeper {
         let Some((watermarks, now_us)) = kept.seal.as_ref().map(|s| (s.watermarks.clone(), s.now_us)) else {
             return Ok(None);
         };
-        if let Some(from) = too_long(&kept.instance.chain) {
+        if kept.instance.base == 0 {
+            kept.instance.base = bytes_in(&kept.instance.chain);
+        }
+        if let Some(from) = too_long(&kept.instance.chain, kept.instance.base) {
             self.shorten(kept, from)?;
         }
-        Ok(Some(StoredState { chain: kept.instance.chain.clone(), watermarks, now_us }))
+        let Instance { chain, base, .. } = &kept.instance;
+        Ok(Some(StoredState { chain: chain.clone(), base: *base, watermarks, now_us }))
     }
 
     fn let_go(&self, chain: &[SegmentRef]) {
@@ -581,30 +595,49 @@ impl Keeper {
         }
     }
 
-    /// Replaces the segments of the chain from `from` on by one that says the same.
+    /// Replaces the segments of the chain from `from` on by others that say the same.
     fn shorten(&mut self, kept: &mut Kept, from: usize) -> Result<()> {
+        let mut chain = kept.instance.chain[..from].to_vec();
+        let outcome = self.write_anew(kept, from, &mut chain);
+        // Nothing is lost: it is made anew, under other names.
+        let gone = if outcome.is_ok() { &kept.instance.chain[from..] } else { &chain[from..] };
+        self.let_go(gone);
+        outcome?;
+        kept.instance.chain = chain;
+        if from == 0 {
+            kept.instance.base = bytes_in(&kept.instance.chain);
+        }
+        Ok(())
+    }
+
+    /// Stores what the segments from `from` on say, and puts it at the end of `chain`.
+    fn write_anew(&mut self, kept: &Kept, from: usize, chain: &mut Vec<SegmentRef>) -> Result<()> {
         let (mut writer, mut refs) = (SegmentWriter::new(), Vec::new());
+        let end = |writer: &mut SegmentWriter, refs: &mut Vec<PartRef>, chain: &mut Vec<SegmentRef>| -> Result<()> {
+            if writer.is_empty() {
+                return Ok(());
+            }
+            let bytes = std::mem::take(writer).finish()?;
+            let mut segment = Segment { name: None, bytes, parts: std::mem::take(refs) };
+            let stored = self.put(&kept.instance, chain, &mut segment);
+            if let (Err(_), Some(name)) = (&stored, segment.name) {
+                self.in_chains.lock().remove(&ObjectName::Segment(name));
+            }
+            chain.push(stored?);
+            Ok(())
+        };
         for (task, parts) in kept.instance.parts.iter().enumerate() {
             for part in parts {
                 let rows = content(&self.door, &kept.instance.chain[from..], task, part, from == 0)?;
-                add(&mut writer, &mut refs, task, part, vec![rows])?;
+                for chunk in chunks(&rows) {
+                    add(&mut writer, &mut refs, task, part, &chunk?)?;
+                    if writer.len() >= SEGMENT_BYTES {
+                        end(&mut writer, &mut refs, chain)?;
+                    }
+                }
             }
         }
-        let mut short = None;
-        if !writer.is_empty() {
-            let mut segment = Segment { name: None, bytes: writer.finish()?, parts: refs };
-            let stored = self.put(&kept.instance, &kept.instance.chain[..from], &mut segment).inspect_err(|_| {
-                // It is made anew, under another name.
-                if let Some(name) = segment.name {
-                    self.in_chains.lock().remove(&ObjectName::Segment(name));
-                }
-            })?;
-            short = Some(stored);
-        }
-        self.let_go(&kept.instance.chain[from..]);
-        kept.instance.chain.truncate(from);
-        kept.instance.chain.extend(short);
-        Ok(())
+        end(&mut writer, &mut refs, chain)
     }
 }
 
@@ -641,27 +674,36 @@ pub fn put_single(
     put_segment(door, 1, name, &writer.finish()?, &parts)
 }
 
+/// Changes in pieces that keep nothing else alive: a slice of texts would be written with all that it is a slice of.
+fn chunks(changes: &ChangeBatch) -> impl Iterator<Item = Result<ChangeBatch>> + '_ {
+    let rows = changes.num_rows();
+    let bytes: usize = changes.rows.columns().iter().map(|c| c.get_array_memory_size()).sum();
+    let length = CHUNK_ROWS.min(rows.saturating_mul(CHUNK_BYTES) / bytes.max(1)).max(1);
+    (0..rows).step_by(length).map(move |start| {
+        let chunk = changes.slice(start, length.min(rows - start));
+        let columns = chunk.rows.columns().iter().map(owned).collect::<Result<Vec<_>>>()?;
+        Ok(ChangeBatch::new(record(&chunk.rows.schema(), columns, chunk.num_rows())?, chunk.diff))
+    })
+}
+
+/// Adds a chunk to a segment.
 fn add(
     writer: &mut SegmentWriter,
     refs: &mut Vec<PartRef>,
     task: usize,
     part: &StatePart,
-    changes: Vec<ChangeBatch>,
+    chunk: &ChangeBatch,
 ) -> Result<()> {
-    let changes = merge(part.kind, &part.schema, changes, false)?;
     let task = TaskId(task as u32);
-    for start in (0..changes.num_rows()).step_by(CHUNK_ROWS) {
-        let chunk = changes.slice(start, CHUNK_ROWS.min(changes.num_rows() - start));
-        let bytes = flow::wire::encode(&chunk)?;
-        writer.add(task, &part.name, &bytes);
-        let (rows, bytes) = (chunk.num_rows() as u64, bytes.len() as u64);
-        match refs.iter_mut().find(|r| r.task == task && r.part == *part.name) {
-            Some(known) => {
-                known.rows += rows;
-                known.bytes += bytes;
-            }
-            None => refs.push(PartRef { task, part: part.name.to_string(), schema: shape(part), rows, bytes }),
+    let bytes = flow::wire::encode(chunk)?;
+    writer.add(task, &part.name, &bytes);
+    let (rows, bytes) = (chunk.num_rows() as u64, bytes.len() as u64);
+    match refs.iter_mut().find(|r| r.task == task && r.part == *part.name) {
+        Some(known) => {
+            known.rows += rows;
+            known.bytes += bytes;
         }
+        None => refs.push(PartRef { task, part: part.name.to_string(), schema: shape(part), rows, bytes }),
     }
     Ok(())
 }
@@ -671,15 +713,16 @@ fn shape(part: &StatePart) -> String {
     part.schema.fields().iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+fn bytes_in(chain: &[SegmentRef]) -> u64 {
+    chain.iter().map(|s| s.bytes).sum()
+}
+
 /// From which segment on a chain is better one segment.
 ///
-/// A chain that has grown to several times its first segment, which was its content once, is replaced as a whole. Segments at
-/// its end that are about as small as those after them are put together, as by a binary counter: so a chain has about the logarithm
+/// A chain that has grown to several times `base`, the bytes of its content once, is replaced as a whole. Segments at its end that are about as small as those after them are put together, as by a binary counter: so a chain has about the logarithm
 /// of the number of its checkpoints, and what a checkpoint adds is written about as often.
-fn too_long(chain: &[SegmentRef]) -> Option<usize> {
-    let all: u64 = chain.iter().map(|s| s.bytes).sum();
-    let first = chain.first().map_or(0, |s| s.bytes);
-    if chain.len() >= TAIL_SEGMENTS && all > CHAIN_GROWTH * first {
+fn too_long(chain: &[SegmentRef], base: u64) -> Option<usize> {
+    if chain.len() >= TAIL_SEGMENTS && bytes_in(chain) > CHAIN_GROWTH * base {
         return Some(0);
     }
     let (mut from, mut tail) = (chain.len(), 0);
@@ -704,10 +747,9 @@ mod tests {
         for _ in 0..checkpoints {
             chain.push(segment(delta));
             written += delta;
-            if let Some(from) = too_long(&chain) {
+            if let Some(from) = too_long(&chain, first) {
                 // The content stays as large as it was.
-                let all: u64 = chain[from..].iter().map(|s| s.bytes).sum();
-                let bytes = if from == 0 { first } else { all };
+                let bytes = if from == 0 { first } else { bytes_in(&chain[from..]) };
                 chain.truncate(from);
                 chain.push(segment(bytes));
                 written += bytes;
@@ -715,6 +757,29 @@ mod tests {
             longest = longest.max(chain.len());
         }
         (longest, written)
+    }
+
+    #[test]
+    fn chunks_of_texts_hold_their_own_texts_alone() {
+        use arrow::array::{ArrayRef, StringViewArray};
+        let texts = (0..200_000).map(|n| format!("a text of more than twelve bytes, number {n}"));
+        let column: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts));
+        let rows = RecordBatch::try_from_iter([("t", column)]).unwrap();
+        let all = ChangeBatch::insert(rows);
+        let (mut rows, mut bytes, mut most) = (0, 0, 0);
+        for chunk in chunks(&all) {
+            let chunk = chunk.unwrap();
+            let encoded = flow::wire::encode(&chunk).unwrap();
+            (rows, bytes, most) = (rows + chunk.num_rows(), bytes + encoded.len(), most.max(encoded.len()));
+            let back = flow::wire::decode(&encoded).unwrap();
+            assert_eq!(back.rows.columns(), chunk.rows.columns());
+        }
+        assert_eq!(rows, 200_000);
+        assert!(bytes < 200_000 * 70 && most < 2 * CHUNK_BYTES, "{bytes} bytes, {most} in one");
+        // However few rows there are, they come in pieces.
+        let large: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..5).map(|_| "x".repeat(6 << 20))));
+        let large = ChangeBatch::insert(RecordBatch::try_from_iter([("t", large)]).unwrap());
+        assert_eq!(chunks(&large).count(), 5);
     }
 
     #[test]

@@ -349,7 +349,9 @@ impl Job {
         if let (true, Some(depot)) = (start.kept, &shared.depot) {
             let own = start.restore.and_then(|r| r.own_chain(slot, parallelism));
             let chain = own.unwrap_or_default().to_vec();
-            depot.open(deployment, Instance { job: plan.job, slot, slots: parallelism, parts, chain });
+            let base = start.restore.filter(|_| !chain.is_empty()).and_then(|r| r.bases.get(slot.0 as usize));
+            let base = base.copied().unwrap_or(0);
+            depot.open(deployment, Instance { job: plan.job, slot, slots: parallelism, parts, chain, base });
             depot.take(deployment, slot, Frozen { changes: anew, seal: None });
         }
         let machine = Box::new(Machine {

@@ -38,6 +38,8 @@ impl Tick {
 pub struct StoredState {
     /// Everything ever stored that counts, oldest first.
     pub chain: Vec<SegmentRef>,
+    /// The chain's bytes when it last held nothing but content.
+    pub base: u64,
     /// By task and port what was promised at the epoch's end.
     pub watermarks: Vec<Vec<i64>>,
     /// The epoch's processing time.
@@ -49,6 +51,8 @@ pub struct StoredState {
 pub struct Restore {
     /// By slot.
     pub chains: Vec<Vec<SegmentRef>>,
+    /// Of each chain, its bytes when it last held nothing but content; 0 or missing: nobody knows.
+    pub bases: Vec<u64>,
     pub watermarks: Vec<Vec<i64>>,
     pub now_us: i64,
 }

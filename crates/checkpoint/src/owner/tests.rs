@@ -59,6 +59,7 @@ impl Coordinator {
             previous: self.owner.head().number,
             counter: self.counter,
             jobs: vec![JobState {
+                bases: Vec::new(),
                 job: JobId(1),
                 incarnation: 1,
                 slots: 1,

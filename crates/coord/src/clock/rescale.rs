@@ -247,7 +247,8 @@ impl ClockLoop {
         (job.first, job.parallelism, job.phase) = (open, parallelism, Phase::CatchingUp);
         job.start_at(Tick::end_of(self.cut));
         let (watermarks, now_us) = states.first().map(|s| (s.watermarks.clone(), s.now_us)).unwrap_or_default();
-        let restore = Restore { chains: states.into_iter().map(|s| s.chain).collect(), watermarks, now_us };
+        let bases = states.iter().map(|s| s.base).collect();
+        let restore = Restore { chains: states.into_iter().map(|s| s.chain).collect(), bases, watermarks, now_us };
         self.worker.broadcast(&ToSlot::Deploy {
             deployment: job.deployment,
             plan: Arc::clone(&job.plan),
