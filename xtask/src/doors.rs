@@ -21,6 +21,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("coord", &["query", "runtime", "connect"]),
     ("frontend", &["catalog"]),
     ("server", &["coord", "frontend"]),
+    ("sim", &["coord"]),
 ];
 
 /// These build and test in seconds because they never link DataFusion.

@@ -27,12 +27,40 @@ pub const POINTS: [&str; 17] =
 /// The environment variable that chooses one: `C7`, or `C7:3` for the third time that it is reached.
 pub const CRASH_AT: &str = "MILLSTREAM_CRASH_AT";
 
+/// What a simulation does at a point.
+#[cfg(debug_assertions)]
+pub type OnPoint = Box<dyn FnMut(&'static str)>;
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static ON_POINT: std::cell::RefCell<Option<OnPoint>> = const { std::cell::RefCell::new(None) };
+}
+
+/// From now on `on_point` is called for every point that this thread comes to, instead of what [`CRASH_AT`] says; `None` ends that.
+/// It may unwind, and is not called while the thread unwinds.
+#[cfg(debug_assertions)]
+pub fn simulate(on_point: Option<OnPoint>) {
+    ON_POINT.set(on_point);
+}
+
 /// Ends the process, without any of its duties, if this point is chosen.
 #[cfg(debug_assertions)]
 pub fn point(name: &'static str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    let simulated = ON_POINT.with(|on_point| {
+        // Not reached from itself: what it calls comes to no point.
+        let Ok(mut on_point) = on_point.try_borrow_mut() else { return true };
+        let Some(on_point) = on_point.as_mut() else { return false };
+        if !std::thread::panicking() {
+            on_point(name);
+        }
+        true
+    });
+    if simulated {
+        return;
+    }
     static CHOSEN: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
     let chosen = CHOSEN.get_or_init(|| {
         let text = std::env::var(CRASH_AT).ok()?;

@@ -1,7 +1,9 @@
 //! Stores for tests and for simulation: one in memory, and one that does to its requests what services and disks do.
 //!
 //! The faults are either a list, in the order in which requests come, or drawn from a seed: the same seed and the same requests
-//! meet the same faults.
+//! meet the same faults. [`disk`] is the same for the file system under the log.
+
+pub mod disk;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};

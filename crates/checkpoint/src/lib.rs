@@ -9,6 +9,7 @@
 
 pub mod crash;
 pub mod directory;
+pub mod disk;
 pub mod log;
 pub mod permit;
 
@@ -24,8 +25,10 @@ pub mod remote;
 pub mod segment;
 
 pub mod faulty;
+pub mod planted;
 
 pub use directory::DataDirectory;
+pub use disk::Disk;
 pub use door::{Door, PutNew};
 pub use log::{Log, Position};
 pub use manifest::Manifest;

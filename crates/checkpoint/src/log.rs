@@ -15,12 +15,12 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use flow::{Error, Result, SqlState};
-use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::directory::{io_error, sync_folder};
+use crate::disk::{Disk, SystemDisk};
 
 const MAGIC: &[u8; 8] = b"MSLOG\x00\x00\x01";
 const HEADER_BYTES: usize = 8;
@@ -39,6 +39,7 @@ pub struct Position(u64);
 pub struct Log {
     path: PathBuf,
     file: File,
+    disk: Arc<dyn Disk>,
     tail: Mutex<Tail>,
     durable: AtomicU64,
     /// Set by a failed sync: the kernel may have dropped the pages, so nothing may be acknowledged any more.
@@ -57,7 +58,12 @@ struct Tail {
 impl Log {
     /// Opens the newest segment in `folder` (creating the first), handing each whole record to `replay` in order.
     /// Older segments and unfinished successors are removed.
-    pub fn open(folder: &Path, mut replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
+    pub fn open(folder: &Path, replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
+        Log::open_on(Arc::new(SystemDisk), folder, replay)
+    }
+
+    /// The same on another disk than the machine's.
+    pub fn open_on(disk: Arc<dyn Disk>, folder: &Path, mut replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
         let mut segments = Vec::new();
         for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
             let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
@@ -70,7 +76,7 @@ impl Log {
         }
         segments.sort();
         let Some((_, path)) = segments.pop() else {
-            return Self::create(folder, 1);
+            return Self::create(disk, folder, 1);
         };
         let (file, end) = read_segment(&path, &mut replay)?;
         for (_, old) in segments {
@@ -82,6 +88,7 @@ impl Log {
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
             file,
+            disk,
         };
         // Whatever a torn tail left behind must not be taken for a record later.
         log.file.set_len(end).and_then(|()| log.file.sync_all()).map_err(|e| io_error("truncate", &log.path, &e))?;
@@ -103,7 +110,7 @@ impl Log {
         Ok(Some((path, end)))
     }
 
-    fn create(folder: &Path, number: u64) -> Result<Log> {
+    fn create(disk: Arc<dyn Disk>, folder: &Path, number: u64) -> Result<Log> {
         let path = folder.join(format!("{number:010}.log"));
         let temporary = folder.join(format!("{number:010}.tmp"));
         let file = OpenOptions::new()
@@ -120,6 +127,7 @@ impl Log {
         Ok(Log {
             path,
             file,
+            disk,
             tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
@@ -164,6 +172,7 @@ impl Log {
         Ok(Log {
             path,
             file,
+            disk: self.disk,
             tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
@@ -181,8 +190,7 @@ impl Log {
         self.check()?;
         if tail.end + total > tail.allocated {
             let size = (tail.end + total - tail.allocated).next_multiple_of(PREALLOCATE_BYTES);
-            fallocate(&self.file, FallocateFlags::empty(), tail.allocated, size)
-                .map_err(|e| io_error("extend", &self.path, &e.into()))?;
+            self.disk.allocate(&self.file, tail.allocated, size).map_err(|e| io_error("extend", &self.path, &e))?;
             tail.allocated += size;
         }
         let start = tail.end;
@@ -190,21 +198,21 @@ impl Log {
             let from = tail.written.max(start);
             let to = (start + total).max(from + ZEROED_BYTES).min(tail.allocated);
             let zeros = vec![0; (to - from) as usize];
-            self.file.write_all_at(&zeros, from).map_err(|e| io_error("extend", &self.path, &e))?;
+            self.disk.write(&self.file, &zeros, from).map_err(|e| io_error("extend", &self.path, &e))?;
             tail.written = to;
         }
         let written = (|| {
             // The header goes last: until it is there, the bytes after it mean nothing.
             let mut at = start + HEADER_BYTES as u64;
             for part in parts {
-                self.file.write_all_at(part, at)?;
+                self.disk.write(&self.file, part, at)?;
                 at += part.len() as u64;
             }
-            self.file.write_all_at(&header, start)
+            self.disk.write(&self.file, &header, start)
         })();
         if let Err(e) = written {
             // Best effort; a record that did not check out ends the log on opening anyway.
-            let _ = self.file.write_all_at(&[0; HEADER_BYTES], start);
+            let _ = self.disk.write(&self.file, &[0; HEADER_BYTES], start);
             return Err(io_error("append to", &self.path, &e));
         }
         tail.end = start + total;
@@ -219,7 +227,7 @@ impl Log {
         self.check()?;
         let end = self.lock().end;
         if end > self.durable.load(Ordering::Acquire) {
-            if let Err(e) = self.file.sync_data() {
+            if let Err(e) = self.disk.sync(&self.file) {
                 self.broken.store(true, Ordering::Release);
                 return Err(io_error("sync", &self.path, &e));
             }

@@ -14,6 +14,7 @@ use crate::door::{Door, Listed, PutNew};
 use crate::manifest::Manifest;
 use crate::names::{COMMITTED, GENERATIONS, MANIFESTS, ObjectName, RECORDS, SAVEPOINTS, SEGMENTS};
 use crate::permit::{CommitPermit, Generation};
+use crate::planted;
 use crate::protocol::{
     self, Claim, Claimed, EpochRecord, Hold, Look, ManifestRef, ManifestSeen, Observed, Opening, Outcome, Refusal,
     Stopped, Sweep,
@@ -391,7 +392,7 @@ impl Owner {
             };
             needed.insert(name.clone(), Some(needs));
         }
-        let dead =
+        let mut dead =
             protocol::sweep(&Sweep { head: self.head(), listed: &names, needed: &needed, held }).map_err(|hold| {
                 match hold {
                     Hold::Stopped(stopped) => stopped.into(),
@@ -399,6 +400,10 @@ impl Owner {
                 }
             })?;
         crash::point("C13");
+        if planted::is("live_object") {
+            let live = |name: &&ObjectName| matches!(name, ObjectName::Segment(_)) && !dead.contains(name);
+            dead.extend(names.iter().find(live).cloned());
+        }
         let mut swept = Swept::default();
         for (i, name) in dead.iter().enumerate() {
             if i % DELETIONS_A_LOOK == 0 {

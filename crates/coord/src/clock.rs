@@ -503,6 +503,9 @@ impl ClockLoop {
             Event::Checkpoint { reply } => match &mut self.checkpoints {
                 Some(schedule) => {
                     schedule.waiting.push(reply);
+                    if let Some(failed) = &self.clock.durable.borrow().failed {
+                        schedule.give_up(failed);
+                    }
                     if let Some(cause) = self.clock.stalls.of_checkpoints().filter(|_| schedule.is_under_way()) {
                         schedule.refuse(&cause);
                     }
@@ -599,6 +602,9 @@ impl ClockLoop {
         let epoch = self.cut;
         if let Err(failed) = self.make_durable(epoch, pending.logged) {
             error!(error = %failed, "the log cannot be written; refusing all writes");
+            if let Some(schedule) = &mut self.checkpoints {
+                schedule.give_up(&failed);
+            }
             self.clock.durable.send_modify(|d| d.failed = Some(failed.clone()));
             self.give_up_rescale(None, &failed);
             return;

@@ -1,4 +1,4 @@
-//! The thread that reads one source: at its pace, only the columns that somebody wants, into the epoch that is open.
+//! The service that reads one source: at its pace, only the columns that somebody wants, into the epoch that is open.
 //!
 //! Columns that no job reads are filled with nothing, so that rows keep the relation's schema; no job looks at them. A job that
 //! wants more columns says so before it is deployed, and rows that were read before that are read again.
@@ -14,6 +14,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use connect::{BadRecord, Offset, Progress, ReadOutcome, ReadState, SourceReader, Split};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result};
 use runtime::slot::Shared;
+use runtime::{Service, Stepped};
 use tracing::{info, warn};
 
 use crate::clock::{Clock, Event};
@@ -101,15 +102,6 @@ impl Bucket {
     }
 }
 
-/// Whether a reader may go on.
-#[derive(PartialEq, Eq)]
-enum Turn {
-    Read,
-    /// As `Read`, after a time in which nobody wanted rows.
-    Resume,
-    Stop,
-}
-
 /// Reads one source for as long as it lives.
 pub(crate) struct Driver {
     handle: Arc<SourceHandle>,
@@ -119,51 +111,122 @@ pub(crate) struct Driver {
     nothing: Vec<ArrayRef>,
     /// Portions for which all columns are read.
     whole: u32,
+    open: Vec<OpenSplit>,
+    found: HashSet<Split>,
+    /// When new splits were looked for last.
+    looked_us: Option<i64>,
+    bucket: Option<Bucket>,
+    /// Absent for a source without one, and before the first split was looked for.
+    pace: Option<Pace>,
+    /// Under a rate limit the splits take turns in being the first.
+    round: usize,
+    turn: Option<Turn>,
+    /// Nobody has wanted rows since the last portion.
+    unwanted: bool,
+    waits: Waits,
+}
+
+/// Where the reader is in a round over all splits.
+#[derive(Clone, Copy)]
+struct Turn {
+    next: usize,
+    /// There is more to read at once.
+    more: bool,
+    /// Something was read: a pause or a rate may hold all who could.
+    read: bool,
+    /// Splits with more to read at once.
+    busy: usize,
+}
+
+/// What a reader that found nothing to do waits for.
+#[derive(Clone, Copy)]
+enum Waits {
+    Nothing,
+    /// Somebody who wants rows.
+    Readers,
+    /// Room in the flow.
+    Flow,
+    /// New rows, or rows that are due.
+    Rows,
+}
+
+impl Service for Driver {
+    fn name(&self) -> String {
+        format!("source-{}", self.handle.relation)
+    }
+
+    fn step(&mut self) -> Stepped {
+        self.try_step().unwrap_or_else(|error| {
+            self.fail(&error);
+            Stepped::Ended
+        })
+    }
+
+    fn wait(&mut self) {
+        let handle = Arc::clone(&self.handle);
+        let mut state = handle.state.lock();
+        match self.waits {
+            Waits::Nothing => {}
+            Waits::Readers => {
+                while !state.stopped && (state.paused || state.consumers.is_empty()) {
+                    handle.wake.wait(&mut state);
+                }
+            }
+            Waits::Flow => {
+                drop(state);
+                std::thread::sleep(BACK_PRESSURE_WAIT);
+            }
+            Waits::Rows if state.stopped => {}
+            Waits::Rows => {
+                let poll = handle.source.poll_interval();
+                let wait = match &self.bucket {
+                    Some(bucket) if state.held.is_none() => bucket.wait().min(poll),
+                    _ => poll,
+                };
+                handle.wake.wait_for(&mut state, wait);
+            }
+        }
+    }
 }
 
 impl Driver {
     pub(crate) fn new(handle: Arc<SourceHandle>, clock: Arc<Clock>, shared: Shared) -> Result<Driver> {
         let fields = handle.source.schema().fields();
         let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable())).collect::<Result<_>>()?;
-        Ok(Driver { handle, clock, shared, nothing, whole: 0 })
+        Ok(Driver {
+            handle,
+            clock,
+            shared,
+            nothing,
+            whole: 0,
+            open: Vec::new(),
+            found: HashSet::new(),
+            looked_us: None,
+            bucket: None,
+            pace: None,
+            round: 0,
+            turn: None,
+            unwanted: false,
+            waits: Waits::Nothing,
+        })
     }
 
-    pub(crate) fn run(mut self) {
-        if let Err(error) = self.read_all() {
-            let handle = &self.handle;
-            warn!(relation = handle.relation.0, %error, "source stopped");
-            let consumers: Vec<RelationId> = {
-                let mut state = handle.state.lock();
-                state.failed = Some(error.clone());
-                state.consumers.iter().copied().collect()
-            };
-            for relation in consumers {
-                self.clock.send(Event::StopJob { relation, error: error.clone() });
-            }
-        }
-    }
-
-    /// Waits until the source may read.
-    fn wait_turn(&self) -> Turn {
+    fn fail(&self, error: &Error) {
         let handle = &self.handle;
-        let mut turn = Turn::Read;
-        {
+        warn!(relation = handle.relation.0, %error, "source stopped");
+        let mut consumers: Vec<RelationId> = {
             let mut state = handle.state.lock();
-            while !state.stopped && (state.paused || state.consumers.is_empty()) {
-                turn = Turn::Resume;
-                handle.wake.wait(&mut state);
-            }
-            if state.stopped {
-                return Turn::Stop;
-            }
+            state.failed = Some(error.clone());
+            state.consumers.iter().copied().collect()
+        };
+        consumers.sort_unstable();
+        if self.clock.durability().failed.is_some() {
+            // Nothing comes any more until the server starts again; what is there stays readable.
+            return;
         }
-        while self.clock.is_full() {
-            std::thread::sleep(BACK_PRESSURE_WAIT);
-            if handle.state.lock().stopped {
-                return Turn::Stop;
-            }
+        for relation in consumers {
+            self.clock.send(Event::StopJob { relation, error: error.clone() });
         }
-        turn
     }
 
     /// The columns to read now, and the version of the wishes that they come from.
@@ -179,164 +242,176 @@ impl Driver {
         (columns, state.wishes)
     }
 
-    fn read_all(&mut self) -> Result<()> {
+    /// Looks for splits, reads a portion of one, or finds that there is nothing to do.
+    fn try_step(&mut self) -> Result<Stepped> {
+        if self.handle.state.lock().stopped {
+            return Ok(Stepped::Ended);
+        }
+        match self.turn {
+            None => {
+                self.look_for_splits()?;
+                let busy = self.open.iter().filter(|o| o.busy).count();
+                self.round += 1;
+                self.turn = Some(Turn { next: 0, more: false, read: false, busy });
+                Ok(Stepped::Worked)
+            }
+            Some(turn) if turn.next < self.open.len() => self.read_split(turn),
+            Some(turn) => self.end_round(turn),
+        }
+    }
+
+    fn look_for_splits(&mut self) -> Result<()> {
         let (handle, source) = (Arc::clone(&self.handle), Arc::clone(&self.handle.source));
-        let mut open: Vec<OpenSplit> = Vec::new();
-        let mut found: HashSet<Split> = HashSet::new();
-        let mut looked_us = None;
-        let mut bucket: Option<Bucket> = None;
-        // Under a rate limit the splits take turns in being the first.
-        let mut round = 0;
+        let now_us = self.clock.time.now_us();
+        let poll_us = source.poll_interval().as_micros() as i64;
+        // A paused source has the splits that it had.
+        let grows = !source.bounded() && handle.state.lock().held.is_none();
+        if self.looked_us.is_some_and(|at: i64| !grows || now_us.saturating_sub(at) < poll_us) {
+            return Ok(());
+        }
         // Where a checkpoint has left the splits.
         let kept = handle.state.lock().history.last_key_value().map(|(_, p)| p.clone()).unwrap_or_default();
-        let paced = kept.values().max().map_or(0.0, |at| at.0 as f64);
-        let mut pace = source.pace().map(|rate| Pace { rate, due: paced, since_us: self.clock.time.now_us() });
-        loop {
-            let now_us = self.clock.time.now_us();
-            let poll_us = source.poll_interval().as_micros() as i64;
-            // A paused source has the splits that it had.
-            let grows = !source.bounded() && handle.state.lock().held.is_none();
-            if looked_us.is_none_or(|at: i64| grows && now_us.saturating_sub(at) >= poll_us) {
-                looked_us = Some(now_us);
-                for split in source.splits()? {
-                    if found.contains(&split) {
-                        continue;
-                    }
-                    if let Some(gate) = &handle.gate {
-                        gate.add_split(&split, now_us);
-                    }
-                    found.insert(split.clone());
-                    let progress = Progress { done: 0, total: source.size(&split) };
-                    let at = kept.get(&split).copied().unwrap_or(Offset::START);
-                    open.push(OpenSplit {
-                        split,
-                        reader: None,
-                        columns: Vec::new(),
-                        at,
-                        busy: false,
-                        ended: false,
-                        progress,
-                    });
-                }
-            }
-            // Whether there is more to read at once, and whether anything was read: a pause or a rate may hold all who could.
-            let (mut more, mut read) = (false, false);
-            let mut busy = open.iter().filter(|o| o.busy).count();
-            round += 1;
-            for turn in 0..open.len() {
-                let n = if bucket.is_some() { (turn + round) % open.len() } else { turn };
-                if open[n].ended {
-                    continue;
-                }
-                if open[n].reader.is_none() && busy >= source.turns() {
-                    more = true;
-                    continue;
-                }
-                let turn = self.wait_turn();
-                if turn == Turn::Stop {
-                    return Ok(());
-                }
-                let due = pace.as_mut().map(|pace| {
-                    let now_us = self.clock.time.now_us();
-                    if turn == Turn::Resume {
-                        pace.since_us = now_us;
-                    }
-                    pace.due(now_us)
-                });
-                let (held, rate) = {
-                    let state = handle.state.lock();
-                    (state.held.clone(), state.rate_limit)
-                };
-                let held = held.and_then(|held| SourceHandle::limit(&held, &open[n].split));
-                if let (Some(pace), true) = (&mut pace, held.is_some_and(|held| held <= open[n].at)) {
-                    // What would have become due in a pause does not.
-                    pace.due = pace.due.min(open[n].at.0 as f64);
-                }
-                let limit = due.into_iter().chain(held).min();
-                if limit.is_some_and(|limit| limit <= open[n].at) {
-                    continue;
-                }
-                if bucket.as_ref().map(|b| b.rate) != rate {
-                    bucket = rate.map(|rate| Bucket::new(rate, self.clock.time.now_us()));
-                }
-                let rows = match &mut bucket {
-                    None => READ_ROWS,
-                    Some(bucket) => bucket.ready(self.clock.time.now_us()).min(READ_ROWS),
-                };
-                if rows == 0 {
-                    continue;
-                }
-                let (columns, wishes) = self.columns();
-                let split = &mut open[n];
-                let reader = match &mut split.reader {
-                    Some(reader) if split.columns == columns => reader,
-                    other => {
-                        split.columns = columns;
-                        other.insert(source.reader(&split.split, Some(&split.columns))?)
-                    }
-                };
-                let from = split.at;
-                let outcome = reader.read(from, rows, READ_BYTES, limit)?;
-                read = true;
-                split.progress = reader.progress();
-                busy -= usize::from(split.busy);
-                split.busy = outcome.state == ReadState::More;
-                split.at = outcome.next;
-                // What ends before its limit has ended; what reaches it waits for the next.
-                split.ended = outcome.state == ReadState::End && limit.is_none_or(|limit| outcome.next < limit);
-                if let Some(bucket) = &mut bucket {
-                    bucket.take(outcome.batch.num_rows() + outcome.errors.len());
-                }
-                if !self.deliver(&open, n, from, outcome, wishes)? {
-                    let split = &mut open[n];
-                    (split.at, split.ended, split.busy) = (from, false, true);
-                }
-                busy += usize::from(open[n].busy);
-                more |= open[n].busy;
-                if open[n].ended {
-                    open[n].reader = None;
-                }
-            }
-            if source.bounded() && open.iter().all(|o| o.ended) {
-                // An epoch of its own, so that waiting for it is waiting for everything before it.
-                self.clock.commit(true, |epoch| {
-                    handle.state.lock().ended = Some(epoch);
-                    Ok(Vec::new())
-                })?;
-                info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
-                return Ok(());
-            }
-            if !more || !read {
-                let mut state = handle.state.lock();
-                if state.stopped {
-                    return Ok(());
-                }
-                let wait = match &bucket {
-                    Some(bucket) if state.held.is_none() => bucket.wait().min(source.poll_interval()),
-                    _ => source.poll_interval(),
-                };
-                handle.wake.wait_for(&mut state, wait);
-                if state.stopped {
-                    return Ok(());
-                }
-            }
+        if self.looked_us.is_none() {
+            let paced = kept.values().max().map_or(0.0, |at| at.0 as f64);
+            self.pace = source.pace().map(|rate| Pace { rate, due: paced, since_us: now_us });
         }
+        self.looked_us = Some(now_us);
+        for split in source.splits()? {
+            if self.found.contains(&split) {
+                continue;
+            }
+            if let Some(gate) = &handle.gate {
+                gate.add_split(&split, now_us);
+            }
+            self.found.insert(split.clone());
+            let progress = Progress { done: 0, total: source.size(&split) };
+            let at = kept.get(&split).copied().unwrap_or(Offset::START);
+            let (columns, reader) = (Vec::new(), None);
+            self.open.push(OpenSplit { split, reader, columns, at, busy: false, ended: false, progress });
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self, waits: Waits) -> Result<Stepped> {
+        self.waits = waits;
+        Ok(Stepped::Idle)
+    }
+
+    /// Reads a portion of the split whose turn it is.
+    fn read_split(&mut self, mut turn: Turn) -> Result<Stepped> {
+        let (handle, source) = (Arc::clone(&self.handle), Arc::clone(&self.handle.source));
+        let n = if self.bucket.is_some() { (turn.next + self.round) % self.open.len() } else { turn.next };
+        turn.next += 1;
+        if self.open[n].ended {
+            self.turn = Some(turn);
+            return Ok(Stepped::Worked);
+        }
+        if self.open[n].reader.is_none() && turn.busy >= source.turns() {
+            turn.more = true;
+            self.turn = Some(turn);
+            return Ok(Stepped::Worked);
+        }
+        let wanted = {
+            let state = handle.state.lock();
+            !state.paused && !state.consumers.is_empty()
+        };
+        if !wanted {
+            self.unwanted = true;
+            return self.idle(Waits::Readers);
+        }
+        if self.clock.is_full() {
+            return self.idle(Waits::Flow);
+        }
+        let resumes = std::mem::take(&mut self.unwanted);
+        self.turn = Some(turn);
+        let now_us = self.clock.time.now_us();
+        let due = self.pace.as_mut().map(|pace| {
+            if resumes {
+                pace.since_us = now_us;
+            }
+            pace.due(now_us)
+        });
+        let (held, rate) = {
+            let state = handle.state.lock();
+            (state.held.clone(), state.rate_limit)
+        };
+        let held = held.and_then(|held| SourceHandle::limit(&held, &self.open[n].split));
+        if let (Some(pace), true) = (&mut self.pace, held.is_some_and(|held| held <= self.open[n].at)) {
+            // What would have become due in a pause does not.
+            pace.due = pace.due.min(self.open[n].at.0 as f64);
+        }
+        let limit = due.into_iter().chain(held).min();
+        if limit.is_some_and(|limit| limit <= self.open[n].at) {
+            return Ok(Stepped::Worked);
+        }
+        if self.bucket.as_ref().map(|b| b.rate) != rate {
+            self.bucket = rate.map(|rate| Bucket::new(rate, now_us));
+        }
+        let rows = match &mut self.bucket {
+            None => READ_ROWS,
+            Some(bucket) => bucket.ready(now_us).min(READ_ROWS),
+        };
+        if rows == 0 {
+            return Ok(Stepped::Worked);
+        }
+        let (columns, wishes) = self.columns();
+        let split = &mut self.open[n];
+        let reader = match &mut split.reader {
+            Some(reader) if split.columns == columns => reader,
+            other => {
+                split.columns = columns;
+                other.insert(source.reader(&split.split, Some(&split.columns))?)
+            }
+        };
+        let from = split.at;
+        let outcome = reader.read(from, rows, READ_BYTES, limit)?;
+        turn.read = true;
+        split.progress = reader.progress();
+        turn.busy -= usize::from(split.busy);
+        split.busy = outcome.state == ReadState::More;
+        split.at = outcome.next;
+        // What ends before its limit has ended; what reaches it waits for the next.
+        split.ended = outcome.state == ReadState::End && limit.is_none_or(|limit| outcome.next < limit);
+        if let Some(bucket) = &mut self.bucket {
+            bucket.take(outcome.batch.num_rows() + outcome.errors.len());
+        }
+        if !self.deliver(n, from, outcome, wishes)? {
+            let split = &mut self.open[n];
+            (split.at, split.ended, split.busy) = (from, false, true);
+        }
+        let split = &mut self.open[n];
+        turn.busy += usize::from(split.busy);
+        turn.more |= split.busy;
+        if split.ended {
+            split.reader = None;
+        }
+        self.turn = Some(turn);
+        Ok(Stepped::Worked)
+    }
+
+    /// Every split has had its turn.
+    fn end_round(&mut self, turn: Turn) -> Result<Stepped> {
+        let handle = Arc::clone(&self.handle);
+        self.turn = None;
+        if handle.source.bounded() && self.open.iter().all(|o| o.ended) {
+            // An epoch of its own, so that waiting for it is waiting for everything before it.
+            self.clock.commit(true, |epoch| {
+                handle.state.lock().ended = Some(epoch);
+                Ok(Vec::new())
+            })?;
+            info!(relation = handle.relation.0, rows = handle.state.lock().rows, "source has ended");
+            return Ok(Stepped::Ended);
+        }
+        if turn.more && turn.read { Ok(Stepped::Worked) } else { self.idle(Waits::Rows) }
     }
 
     /// Hands what was read of split `n` from `from` on to the flow, in the epoch that is open. False: a job has wished for
     /// more columns since, and it must be read again.
-    fn deliver(
-        &mut self,
-        open: &[OpenSplit],
-        n: usize,
-        from: Offset,
-        outcome: ReadOutcome,
-        wishes: u64,
-    ) -> Result<bool> {
+    fn deliver(&mut self, n: usize, from: Offset, outcome: ReadOutcome, wishes: u64) -> Result<bool> {
         let handle = Arc::clone(&self.handle);
-        let split = &open[n];
-        let (rows, errors) = (outcome.batch.num_rows() as u64, outcome.errors.len() as u64);
         self.whole = self.whole.saturating_sub(1);
+        let (open, split) = (&self.open, &self.open[n]);
+        let (rows, errors) = (outcome.batch.num_rows() as u64, outcome.errors.len() as u64);
         if rows == 0 && errors == 0 {
             if let (true, Some(gate)) = (split.ended, &handle.gate) {
                 gate.end_split(&split.split);

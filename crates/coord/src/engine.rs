@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
 use catalog::{Catalog, CatalogChange, Definition, Relation, RelationKind, SideKind};
-use checkpoint::{DataDirectory, Log};
+use checkpoint::disk::SystemDisk;
+use checkpoint::{DataDirectory, Disk, Log};
 use connect::sink::Delivery;
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SqlState};
 use parking_lot::{Mutex, RwLock};
@@ -55,6 +56,8 @@ pub struct EngineConfig {
     /// Rows of a batch under load.
     pub batch_rows: usize,
     pub time: Time,
+    /// Under the log; `None`: the machine's.
+    pub disk: Option<Arc<dyn Disk>>,
     /// Where state is kept over restarts; `None`: nowhere, everything is made anew from its inputs.
     pub checkpoints: Option<CheckpointConfig>,
 }
@@ -75,6 +78,8 @@ pub fn checkpoint_interval(text: &str) -> Result<Duration> {
 pub struct CheckpointConfig {
     /// Where they are kept; `None`: in a folder of the data directory.
     pub store: Option<Arc<dyn checkpoint::door::Store>>,
+    /// How the time between two tries of a request passes; `None`: asleep.
+    pub rest: Option<Arc<dyn checkpoint::door::Rest>>,
     /// The first epoch after so long is made durable; `None`: only when a statement says so.
     pub interval: Option<Duration>,
     /// The savepoint to start from, instead of from the newest checkpoint.
@@ -133,6 +138,23 @@ pub struct Engine {
     directory: Mutex<Option<DataDirectory>>,
 }
 
+/// Restored jobs that are starting.
+struct Recovering {
+    starting: Vec<(Arc<Relation>, BTreeSet<RelationId>, oneshot::Receiver<Result<Started>>)>,
+    outcomes: Vec<(Arc<Relation>, BTreeSet<RelationId>, Result<Started>)>,
+    unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
+}
+
+impl Recovering {
+    /// Waits until each has started or cannot.
+    async fn started(&mut self) {
+        for (relation, inputs, started) in self.starting.drain(..) {
+            let started = started.await.unwrap_or_else(|_| Err(crate::clock::shutting_down()));
+            self.outcomes.push((relation, inputs, started));
+        }
+    }
+}
+
 /// What is left to do after the log was read.
 #[derive(Default)]
 struct Recovery {
@@ -160,7 +182,8 @@ impl Engine {
         let locks: Arc<Locks> = Arc::default();
         let open = |c: CheckpointConfig| Kept::open(&config.data_dir, c.clone(), &directory.identity(c.nonce)?);
         let mut kept = config.checkpoints.clone().map(open).transpose()?;
-        let recovered = recover(&directory, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
+        let disk = config.disk.clone().unwrap_or_else(|| Arc::new(SystemDisk));
+        let recovered = recover(&directory, disk, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
         if let (Some(kept), Some(interval)) = (&mut kept, recovered.catalog.system(CHECKPOINT_INTERVAL)) {
             kept.config.interval = Some(checkpoint_interval(interval)?);
         }
@@ -194,18 +217,23 @@ impl Engine {
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let mut shared = Shared::new(budget.clone(), config.batch_rows);
         if let Some(kept) = &kept {
-            shared.depot = Some(Depot::start(Arc::clone(&kept.door), Arc::clone(&kept.counter), Arc::clone(&reports))?);
+            let (door, counter, time) = (Arc::clone(&kept.door), Arc::clone(&kept.counter), config.time.clone());
+            let (depot, service) = Depot::new(door, counter, Arc::clone(&reports), Arc::new(move || time.now_us()));
+            depot.started(execution.start_service(Box::new(service))?);
+            shared.depot = Some(depot);
         }
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let pins = Pins::new();
-        let sources = Arc::new(Sources::new(Arc::clone(&clock), shared.clone()));
-        let sinks = Arc::new(Sinks::new(Arc::clone(&clock), config.time.clone(), config.slots));
+        let sources = Arc::new(Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone()));
+        let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
+        let sinks = Arc::new(sinks);
 
         let keeper = kept
             .zip(shared.depot.clone())
             .map(|(kept, depot)| {
                 let capture = Capture { sources: Arc::clone(&sources), counter: Arc::clone(&kept.counter) };
-                Keeper::start(kept, capture, Arc::clone(&clock), Arc::clone(&sinks), depot, Arc::clone(&log))
+                let (clock, sinks, log) = (Arc::clone(&clock), Arc::clone(&sinks), Arc::clone(&log));
+                Keeper::start(&*execution, kept, capture, clock, sinks, depot, log)
             })
             .transpose()?;
         let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
@@ -298,8 +326,21 @@ impl Engine {
     }
 
     /// Starts every view and sink of the catalog again. Those whose state is in the last checkpoint go on from it, and have
-    /// started when this returns; the others read their inputs, each once these are up to date.
+    /// started when this returns; the others read their inputs, each once these are up to date. Called on a runtime.
     pub fn recover_jobs(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
+        let mut recovering = self.begin_recovery(replanner);
+        futures::executor::block_on(recovering.started());
+        self.finish_recovery(recovering);
+    }
+
+    /// The same for a caller that lets the engine's parts work meanwhile.
+    pub async fn recover(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) {
+        let mut recovering = self.begin_recovery(replanner);
+        recovering.started().await;
+        self.finish_recovery(recovering);
+    }
+
+    fn begin_recovery(self: &Arc<Self>, replanner: &Arc<dyn Replanner>) -> Recovering {
         let catalog = self.catalog();
         let mut jobs: Vec<Arc<Relation>> = catalog
             .relations()
@@ -355,9 +396,13 @@ impl Engine {
                 }
             }
         }
+        Recovering { starting, outcomes: Vec::new(), unseen }
+    }
+
+    fn finish_recovery(self: &Arc<Self>, recovering: Recovering) {
+        let Recovering { outcomes, unseen, .. } = recovering;
         let mut subscribed = Vec::new();
-        for (relation, inputs, started) in starting {
-            let started = futures::executor::block_on(started).unwrap_or_else(|_| Err(crate::clock::shutting_down()));
+        for (relation, inputs, started) in outcomes {
             match started {
                 Ok(_) => subscribed.push((relation, inputs)),
                 Err(error) => self.cannot_start(&relation, error),
@@ -866,7 +911,7 @@ impl Engine {
                     self.views.write().remove(&relation.oid);
                 }
                 RelationKind::Sink => {
-                    // Joining the writer's thread may take a while.
+                    // Waiting for the writer's end may take a while.
                     let (sinks, oid) = (Arc::clone(&self.sinks), relation.oid);
                     tokio::task::spawn_blocking(move || sinks.stop(oid))
                         .await
@@ -1007,7 +1052,12 @@ fn route(relation: &Relation) -> Option<Vec<usize>> {
 
 /// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state, and so does
 /// which jobs go on from the checkpoint.
-fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Found>) -> Result<Recovered> {
+fn recover(
+    directory: &DataDirectory,
+    disk: Arc<dyn Disk>,
+    locks: &Arc<Locks>,
+    checkpoint: Option<&Found>,
+) -> Result<Recovered> {
     let mut catalog = Catalog::new();
     let mut reserved = Epoch(0);
     // By sink: the number of the record from which on its rows count.
@@ -1017,7 +1067,7 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
     let mut changed: HashMap<RelationId, Epoch> = HashMap::new();
     let until = checkpoint.map_or(Epoch::MAX, |c| c.manifest.epoch);
     let mut number = 0;
-    Log::open(&directory.log_folder(), |bytes| {
+    Log::open_on(Arc::clone(&disk), &directory.log_folder(), |bytes| {
         let record = record::decode_catalog(bytes)?;
         if let Some(snapshot) = record.catalog_snapshot {
             catalog = snapshot;
@@ -1057,7 +1107,7 @@ fn recover(directory: &DataDirectory, locks: &Arc<Locks>, checkpoint: Option<&Fo
     let mut unseen: BTreeMap<RelationId, Vec<ChangeBatch>> = BTreeMap::new();
     let mut then = Catalog::new();
     number = 0;
-    let log = Log::open(&directory.log_folder(), |bytes| {
+    let log = Log::open_on(disk, &directory.log_folder(), |bytes| {
         number += 1;
         let record = record::decode(bytes)?;
         if let Some(snapshot) = record.catalog_snapshot {

@@ -1,5 +1,5 @@
 //! How the parts of an engine that work by themselves get to run: as threads, or stepped by a test in an order drawn from
-//! its seed. Sources and sinks have threads of their own either way, because they wait for the outside world.
+//! its seed.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,14 +7,15 @@ use std::thread::JoinHandle;
 use crossbeam_channel::Receiver;
 use flow::{Error, Result};
 use parking_lot::Mutex;
+use runtime::service::END_LOOK;
 use runtime::slot::{Reports, Shared};
-use runtime::{ThreadWorker, Wire, Worker};
+use runtime::{Join, Service, ThreadWorker, Wire, Worker};
 use tracing::error;
 
 use crate::backfill::Backfill;
 use crate::clock::{ClockLoop, Event};
 
-/// Lets slots, clock and feeders run.
+/// Lets slots, clock, feeders and services run.
 pub trait Execution: Send + Sync {
     /// Makes the slots; what they report goes to `reports`.
     fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>>;
@@ -25,11 +26,14 @@ pub trait Execution: Send + Sync {
     /// Lets a back-fill feed.
     fn start_feeder(&self, feeder: Backfill) -> Result<()>;
 
-    /// Ends everything after [`Event::Shutdown`] was sent.
+    /// Lets a reader of a source, the writer of a sink, the depot or the keeper of checkpoints work.
+    fn start_service(&self, service: Box<dyn Service>) -> Result<Box<dyn Join>>;
+
+    /// Ends slots and clock after [`Event::Shutdown`] was sent.
     fn stop(&self);
 }
 
-/// A thread for each slot, for the clock and for each feeder.
+/// A thread for each slot, for the clock, for each feeder and each service.
 #[derive(Default)]
 pub struct Threads {
     wire: Option<Arc<dyn Wire>>,
@@ -71,6 +75,15 @@ impl Execution for Threads {
             .map_err(|e| Error::internal(format!("cannot start a back-fill thread: {e}")))
     }
 
+    fn start_service(&self, service: Box<dyn Service>) -> Result<Box<dyn Join>> {
+        let name = service.name();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || runtime::service::run(service))
+            .map_err(|e| Error::internal(format!("cannot start the thread \"{name}\": {e}")))?;
+        Ok(Box::new(ServiceThread { name, thread: Some(thread) }))
+    }
+
     fn stop(&self) {
         if let Some(thread) = self.clock.lock().take()
             && thread.join().is_err()
@@ -80,5 +93,29 @@ impl Execution for Threads {
         if let Some(slots) = self.slots.lock().take() {
             slots.stop();
         }
+    }
+}
+
+/// A service on a thread of its own.
+struct ServiceThread {
+    name: String,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Join for ServiceThread {
+    fn join_while(&mut self, patient: &mut dyn FnMut() -> bool) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
+        // It may be resting.
+        thread.thread().unpark();
+        while !thread.is_finished() {
+            if !patient() {
+                return false;
+            }
+            std::thread::sleep(END_LOOK);
+        }
+        if thread.join().is_err() {
+            error!("the thread \"{}\" failed", self.name);
+        }
+        true
     }
 }

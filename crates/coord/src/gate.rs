@@ -136,7 +136,11 @@ impl Gate {
     }
 
     /// Goes on from a checkpoint. The machine's clock begins anew for every split.
-    pub fn restore(&self, kept: GateState, now_us: i64) {
+    pub fn restore(&self, mut kept: GateState, now_us: i64) {
+        if checkpoint::planted::is("watermark") {
+            kept.watermark_us = Gate::START;
+            kept.splits.iter_mut().for_each(|split| split.newest_us = Gate::START);
+        }
         let mut state = self.state.lock();
         state.watermark_us = kept.watermark_us;
         state.moved_us = now_us;

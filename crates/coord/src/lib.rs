@@ -3,7 +3,7 @@
 //! A statement's journey: [`session`] parses and plans it (crate `sql`), a SELECT pins the newest completed epoch and runs
 //! in crate `query`; a write collects a [`table::WriteSet`], which joins the open epoch of the [`clock`]; DDL changes the
 //! catalog through the [`engine`] and deploys or removes jobs. The clock's event loop is the only place that talks to
-//! the slots' control side; [`backfill`], [`sources`] and [`sinks`] are threads around it.
+//! the slots' control side; [`backfill`], [`sources`] and [`sinks`] work around it; [`execution`] says on which thread.
 //!
 //! No network here: slots are behind `runtime::Worker`, whose messages are serialisable.
 

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use catalog::{Catalog, Definition, RelationKind};
 use checkpoint::CommitPermit;
-use checkpoint::door::{Door, Store, ThreadRest};
+use checkpoint::door::{Door, Rest, Store, ThreadRest};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, Manifest, PortWatermark, SegmentRef};
 use checkpoint::owner::{Checkpoint, Owner};
@@ -275,7 +275,11 @@ impl Kept {
             Some(store) => Arc::clone(store),
             None => Arc::new(LocalStore::open(&data_dir.join("checkpoints"))?),
         };
-        let door = Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce);
+        let rest: Arc<dyn Rest> = match &config.rest {
+            Some(rest) => Arc::clone(rest),
+            None => Arc::new(ThreadRest::seeded(nonce)),
+        };
+        let door = Door::new(store, rest, nonce);
         check_origin(&door, origin)?;
         door.probe()?;
         let mut latest = None;

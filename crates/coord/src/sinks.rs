@@ -1,25 +1,26 @@
-//! Sinks: one thread each puts the slots' shares of an epoch together and writes whole epochs.
+//! Sinks: one service each puts the slots' shares of an epoch together and writes whole epochs.
 //!
 //! Law: a writer sees the changes of an epoch only after those of every earlier one, and `finish_epoch` only when every
 //! slot has delivered. A sink is never waited for: what it cannot take yet waits in a bounded backlog, and past the bound
-//! the sink's job stops, alone. While its target is full or away the thread tries again and again; a target that does not
+//! the sink's job stops, alone. While its target is full or away the service tries again and again; a target that does not
 //! answer at all holds up checkpoints until [`Sinks::give_up`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use checkpoint::CommitPermit;
 use connect::SinkWriter;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId, SqlState};
 use parking_lot::Mutex;
-use runtime::{FromSlot, Tick};
+use runtime::service::{END_LOOK, wait_for_message};
+use runtime::{FromSlot, Join, Pause, Service, Stepped, Tick};
 use tracing::warn;
 
 use crate::clock::{Clock, Event};
+use crate::execution::Execution;
 use crate::stalls::Waiting;
 use crate::time::Time;
 
@@ -30,9 +31,8 @@ pub const BACKLOG_BYTES_MAX: usize = 256 << 20;
 const REST_FIRST: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(5);
 
-/// How long a sink may take to end, and how long the look whether it has.
+/// How long a sink may take to end.
 const END_WAIT_MAX: Duration = Duration::from_secs(30);
-const END_LOOK: Duration = Duration::from_millis(1);
 
 enum ToSink {
     Rows {
@@ -64,21 +64,21 @@ pub type Tell = Arc<dyn Fn(RelationId, Done) + Send + Sync>;
 /// One running sink.
 struct Running {
     sender: Sender<ToSink>,
-    thread: Option<JoinHandle<()>>,
+    join: Box<dyn Join>,
     shared: Arc<SinkShared>,
     identity: Option<String>,
 }
 
-/// What a sink's thread tells about itself.
+/// What a sink's service tells about itself.
 struct SinkShared {
     backlog: AtomicUsize,
     published: AtomicU64,
     rows: AtomicU64,
     /// When the writer was last asked for something that it has not done yet, in microseconds; 0: it has nothing to do.
     asked_us: AtomicI64,
-    /// The thread is to end.
+    /// The service is to end.
     ending: AtomicBool,
-    /// Nobody waits for the thread any more.
+    /// Nobody waits for the service any more.
     given_up: AtomicBool,
     /// The backlogs of all sinks together.
     all: Arc<AtomicUsize>,
@@ -114,6 +114,7 @@ pub struct SinkStatus {
 
 /// All running sinks.
 pub struct Sinks {
+    execution: Arc<dyn Execution>,
     clock: Arc<Clock>,
     time: Time,
     slots: usize,
@@ -124,8 +125,9 @@ pub struct Sinks {
 }
 
 impl Sinks {
-    pub fn new(clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
-        Sinks { clock, time, slots, prepare_at: Arc::default(), tell: Mutex::default(), running: Mutex::default() }
+    pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
+        let (prepare_at, tell, running) = (Arc::default(), Mutex::default(), Mutex::default());
+        Sinks { execution, clock, time, slots, prepare_at, tell, running }
     }
 
     /// Whoever keeps checkpoints is told what sinks have done for them from now on.
@@ -150,9 +152,9 @@ impl Sinks {
         self.running.lock().get(&relation)?.identity.clone()
     }
 
-    /// Starts the thread that writes sink `relation`. With an identity it delivers exactly once.
+    /// Starts the service that writes sink `relation`. With an identity it delivers exactly once.
     pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, identity: Option<String>) -> Result<()> {
-        let (sender, receiver) = unbounded();
+        let (sender, inbox) = unbounded();
         let shared = Arc::new(SinkShared {
             backlog: AtomicUsize::new(0),
             published: AtomicU64::new(0),
@@ -162,37 +164,26 @@ impl Sinks {
             given_up: AtomicBool::new(false),
             all: Arc::clone(&self.clock.sink_backlog),
         });
-        let thread = SinkThread {
+        let service = SinkService {
             relation,
+            inbox,
             writer,
             shared: Arc::clone(&shared),
             clock: Arc::clone(&self.clock),
             time: self.time.clone(),
             finished: vec![None; self.slots],
             waiting: BTreeMap::new(),
+            todo: VecDeque::new(),
+            asked: false,
+            resting: None,
             prepare: self.tell.lock().clone().filter(|_| identity.is_some()).map(|tell| Prepare {
                 at: Arc::clone(&self.prepare_at),
                 prepared: Epoch(0),
                 tell,
             }),
         };
-        let (clock, ended_by) = (Arc::clone(&self.clock), Arc::clone(&shared));
-        let handle = std::thread::Builder::new()
-            .name(format!("sink-{relation}"))
-            .spawn(move || {
-                runtime::stand_back();
-                let ended = thread.run(&receiver);
-                clock.stalls.clear(Waiting::Sink(relation));
-                if let Err(error) = ended {
-                    warn!(relation = relation.0, %error, "sink stopped");
-                    // A sink that was told to end leaves no checkpoint for it: its job goes on from the last one at the next start.
-                    if !ended_by.ending.load(Ordering::Acquire) {
-                        clock.send(Event::StopJob { relation, error });
-                    }
-                }
-            })
-            .map_err(|e| Error::internal(format!("cannot start a sink thread: {e}")))?;
-        self.running.lock().insert(relation, Running { sender, thread: Some(handle), shared, identity });
+        let join = self.execution.start_service(Box::new(service))?;
+        self.running.lock().insert(relation, Running { sender, join, shared, identity });
         Ok(())
     }
 
@@ -200,9 +191,9 @@ impl Sinks {
     pub fn deliver(&self, message: FromSlot) {
         let FromSlot::Deliver { slot, sink, tick, changes, .. } = message else { return };
         let running = self.running.lock();
-        let Some(sink_thread) = running.get(&sink) else { return };
+        let Some(running_sink) = running.get(&sink) else { return };
         let bytes = changes.as_ref().map_or(0, ChangeBatch::bytes);
-        let backlog = sink_thread.shared.add(bytes);
+        let backlog = running_sink.shared.add(bytes);
         if backlog > BACKLOG_BYTES_MAX {
             let error = Error::new(SqlState::OutOfMemory, "the sink does not keep up")
                 .with_detail(format!(
@@ -213,8 +204,8 @@ impl Sinks {
                 .with_hint("Drop the sink and create it again on a faster target.");
             self.clock.send(Event::StopJob { relation: sink, error });
         }
-        // The thread ends early only after an error, which it has reported.
-        let _ = sink_thread.sender.send(ToSink::Rows { slot, tick, changes });
+        // The service ends early only after an error, which it has reported.
+        let _ = running_sink.sender.send(ToSink::Rows { slot, tick, changes });
     }
 
     pub fn status(&self, relation: RelationId) -> Option<SinkStatus> {
@@ -239,37 +230,33 @@ impl Sinks {
         }
     }
 
-    /// Publishes what is finished and ends the thread. One whose target does not answer is left behind.
+    /// Publishes what is finished and ends the service. One whose target does not answer is left behind.
     pub fn stop(&self, relation: RelationId) {
         let Some(mut running) = self.running.lock().remove(&relation) else { return };
         let _ = running.sender.send(ToSink::Close);
         running.shared.ending.store(true, Ordering::Release);
-        let Some(thread) = running.thread.take() else { return };
-        // It may be resting.
-        thread.thread().unpark();
-        let mut waited = Duration::ZERO;
-        while !thread.is_finished() {
-            // A script ends with its last row written.
-            let patient = self.clock.sources_wait() || waited < END_WAIT_MAX;
-            if !patient || running.shared.given_up.load(Ordering::Relaxed) {
-                warn!(relation = relation.0, "a sink whose target does not answer is left behind");
-                return;
-            }
-            std::thread::sleep(END_LOOK);
+        let (clock, given_up, mut waited) = (&self.clock, &running.shared.given_up, Duration::ZERO);
+        let mut patient = || {
             waited += END_LOOK;
+            // A script ends with its last row written.
+            (clock.sources_wait() || waited < END_WAIT_MAX) && !given_up.load(Ordering::Relaxed)
+        };
+        if !running.join.join_while(&mut patient) {
+            warn!(relation = relation.0, "a sink whose target does not answer is left behind");
         }
-        let _ = thread.join();
     }
 
     /// Stops every sink.
     pub fn stop_all(&self) {
-        let all: Vec<RelationId> = self.running.lock().keys().copied().collect();
+        let mut all: Vec<RelationId> = self.running.lock().keys().copied().collect();
+        all.sort_unstable();
         all.into_iter().for_each(|relation| self.stop(relation));
     }
 }
 
-struct SinkThread {
+struct SinkService {
     relation: RelationId,
+    inbox: Receiver<ToSink>,
     writer: Box<dyn SinkWriter>,
     shared: Arc<SinkShared>,
     clock: Arc<Clock>,
@@ -278,8 +265,31 @@ struct SinkThread {
     finished: Vec<Option<Tick>>,
     /// Changes of epochs after the lowest unfinished one.
     waiting: BTreeMap<Epoch, Vec<ChangeBatch>>,
+    /// What the writer is asked for next; it has done everything before it.
+    todo: VecDeque<Ask>,
+    /// The first of it was asked for once.
+    asked: bool,
+    /// The target was full or away.
+    resting: Option<Resting>,
     /// Of a sink that delivers exactly once.
     prepare: Option<Prepare>,
+}
+
+/// What the writer is asked for.
+enum Ask {
+    Write { epoch: Epoch, changes: ChangeBatch },
+    Finish(Epoch),
+    Prepare(Epoch),
+    Flush,
+    Commit { permit: CommitPermit, prepared: Vec<u8> },
+    Close,
+}
+
+struct Resting {
+    /// Until the writer is asked again.
+    pause: Pause,
+    /// The rest after the next failure.
+    rest: Duration,
 }
 
 struct Prepare {
@@ -288,71 +298,135 @@ struct Prepare {
     tell: Tell,
 }
 
-impl SinkThread {
-    fn run(mut self, inbox: &Receiver<ToSink>) -> Result<()> {
-        loop {
-            let message = match self.writer.next_flush_us() {
-                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => {
-                    let wait = at.saturating_sub(self.time.now_us()).max(0) as u64;
-                    inbox.recv_timeout(Duration::from_micros(wait))
-                }
-            };
-            match message {
-                Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes)?,
-                Err(RecvTimeoutError::Timeout) => self.insist(|sink| sink.writer.flush(sink.time.now_us()))?,
-                Ok(ToSink::Commit { permit, prepared }) => {
-                    self.insist(|sink| sink.writer.commit(&permit, &prepared))?;
-                    if let Some(prepare) = &self.prepare {
-                        (prepare.tell)(self.relation, Done::Committed(permit.epoch()));
-                    }
-                }
-                Ok(ToSink::Close) | Err(RecvTimeoutError::Disconnected) => {
-                    self.insist(|sink| sink.writer.close())?;
-                    self.publish();
-                    return Ok(());
-                }
+impl Service for SinkService {
+    fn name(&self) -> String {
+        format!("sink-{}", self.relation)
+    }
+
+    fn step(&mut self) -> Stepped {
+        let relation = self.relation;
+        match self.try_step() {
+            Ok(Stepped::Ended) => {
+                self.clock.stalls.clear(Waiting::Sink(relation));
+                Stepped::Ended
             }
-            self.publish();
+            Ok(stepped) => stepped,
+            Err(error) => {
+                self.clock.stalls.clear(Waiting::Sink(relation));
+                warn!(relation = relation.0, %error, "sink stopped");
+                // A sink that was told to end leaves no checkpoint for it: its job goes on from the last one at the next start.
+                if !self.shared.ending.load(Ordering::Acquire) {
+                    self.clock.send(Event::StopJob { relation, error });
+                }
+                Stepped::Ended
+            }
         }
     }
 
-    /// Asks the writer until it does it, unless the cause of its refusal does not pass.
-    fn insist<T>(&mut self, mut ask: impl FnMut(&mut SinkThread) -> Result<T>) -> Result<T> {
-        self.shared.asked_us.store(self.time.now_us().max(1), Ordering::Relaxed);
-        let mut rest = REST_FIRST;
-        let done = loop {
-            match ask(self) {
-                Err(cause) if cause.may_pass() && self.may_rest() => {
-                    if rest == REST_FIRST {
-                        warn!(relation = self.relation.0, error = %cause, "a sink is stalled");
-                    }
-                    self.clock.stalls.set(Waiting::Sink(self.relation), cause);
-                    std::thread::park_timeout(rest);
-                    rest = (rest * 2).min(REST_MAX);
+    fn wait(&mut self) {
+        let now_us = self.time.now_us();
+        if let Some(resting) = &self.resting {
+            // Whatever comes meanwhile waits; who ends the sink wakes the thread.
+            std::thread::park_timeout(resting.pause.left(now_us).unwrap_or_default());
+            return;
+        }
+        let left = |at: i64| Duration::from_micros(at.saturating_sub(now_us).max(0) as u64);
+        wait_for_message(&self.inbox, self.writer.next_flush_us().map(left));
+    }
+
+    fn stands_back(&self) -> bool {
+        true
+    }
+}
+
+impl SinkService {
+    fn try_step(&mut self) -> Result<Stepped> {
+        if !self.todo.is_empty() {
+            return self.ask();
+        }
+        match self.inbox.try_recv() {
+            Ok(ToSink::Rows { slot, tick, changes }) => self.take(slot, tick, changes),
+            Ok(ToSink::Commit { permit, prepared }) => self.todo.push_back(Ask::Commit { permit, prepared }),
+            Ok(ToSink::Close) | Err(TryRecvError::Disconnected) => self.todo.push_back(Ask::Close),
+            Err(TryRecvError::Empty) => {
+                let now_us = self.time.now_us();
+                if self.writer.next_flush_us().is_none_or(|at| at > now_us) {
+                    return Ok(Stepped::Idle);
                 }
-                done => break done,
+                self.todo.push_back(Ask::Flush);
             }
+        }
+        Ok(Stepped::Worked)
+    }
+
+    /// Asks the writer for what is next, again and again unless the cause of its refusal does not pass.
+    fn ask(&mut self) -> Result<Stepped> {
+        let now_us = self.time.now_us();
+        if let Some(resting) = &self.resting
+            && resting.pause.left(now_us).is_some()
+            && self.may_rest()
+        {
+            return Ok(Stepped::Idle);
+        }
+        let asked = std::mem::replace(&mut self.asked, true);
+        if !asked {
+            self.shared.asked_us.store(now_us.max(1), Ordering::Relaxed);
+        }
+        let Some(ask) = self.todo.front() else { return Ok(Stepped::Idle) };
+        let mut prepared = Vec::new();
+        let done = match ask {
+            // What may be asked only once: the rest of it is made up for.
+            Ask::Write { .. } | Ask::Finish(_) if asked => self.writer.make_up(),
+            Ask::Write { epoch, changes } => self.writer.write(*epoch, changes),
+            Ask::Finish(epoch) => self.writer.finish_epoch(*epoch, now_us),
+            Ask::Prepare(epoch) => self.writer.prepare(*epoch).map(|bytes| prepared = bytes),
+            Ask::Flush => self.writer.flush(now_us),
+            Ask::Commit { permit, prepared } => self.writer.commit(permit, prepared),
+            Ask::Close => self.writer.close(),
         };
-        if rest != REST_FIRST {
+        match done {
+            Err(cause) if cause.may_pass() && self.may_rest() => {
+                self.rest(cause);
+                return Ok(Stepped::Worked);
+            }
+            done => done?,
+        }
+        if self.resting.take().is_some() {
             self.clock.stalls.clear(Waiting::Sink(self.relation));
         }
+        self.asked = false;
         self.shared.asked_us.store(0, Ordering::Relaxed);
-        done
+        self.publish();
+        match (self.todo.pop_front(), &self.prepare) {
+            (Some(Ask::Write { changes, .. }), _) => self.shared.remove(changes.bytes()),
+            (Some(Ask::Prepare(at)), Some(prepare)) => {
+                (prepare.tell)(self.relation, Done::Prepared(at, prepared));
+            }
+            (Some(Ask::Commit { permit, .. }), Some(prepare)) => {
+                (prepare.tell)(self.relation, Done::Committed(permit.epoch()));
+            }
+            (Some(Ask::Close), _) => return Ok(Stepped::Ended),
+            _ => {}
+        }
+        Ok(Stepped::Worked)
+    }
+
+    fn rest(&mut self, cause: Error) {
+        let rest = match &self.resting {
+            Some(resting) => resting.rest,
+            None => {
+                warn!(relation = self.relation.0, error = %cause, "a sink is stalled");
+                REST_FIRST
+            }
+        };
+        self.clock.stalls.set(Waiting::Sink(self.relation), cause);
+        let pause = Pause::new(self.time.now_us(), rest);
+        self.resting = Some(Resting { pause, rest: (rest * 2).min(REST_MAX) });
     }
 
     /// A script is told at once that its target does not take rows, and who ends does not wait for better times.
     fn may_rest(&self) -> bool {
         !self.clock.sources_wait() && !self.shared.ending.load(Ordering::Acquire)
-    }
-
-    /// The same for what may be done only once: the rest of it is made up for.
-    fn insist_once(&mut self, once: impl FnOnce(&mut SinkThread) -> Result<()>) -> Result<()> {
-        let mut once = Some(once);
-        self.insist(|sink| match once.take() {
-            Some(once) => once(sink),
-            None => sink.writer.make_up(),
-        })
     }
 
     fn publish(&self) {
@@ -366,12 +440,9 @@ impl SinkThread {
         if least.is_end() { Some(least.epoch) } else { least.epoch.0.checked_sub(1).map(Epoch) }
     }
 
-    fn take(&mut self, slot: SlotId, tick: Tick, changes: Option<ChangeBatch>) -> Result<()> {
+    fn take(&mut self, slot: SlotId, tick: Tick, changes: Option<ChangeBatch>) {
         match changes {
-            Some(changes) => {
-                self.waiting.entry(tick.epoch).or_default().push(changes);
-                Ok(())
-            }
+            Some(changes) => self.waiting.entry(tick.epoch).or_default().push(changes),
             None => {
                 let before = self.whole();
                 if let Some(seen) = self.finished.get_mut(slot.0 as usize) {
@@ -386,63 +457,48 @@ impl SinkThread {
     }
 
     /// Writes every whole epoch up to `whole`.
-    fn write_until(&mut self, whole: Epoch) -> Result<()> {
+    fn write_until(&mut self, whole: Epoch) {
         while let Some(entry) = self.waiting.first_entry() {
             if *entry.key() > whole {
                 break;
             }
             let (epoch, changes) = entry.remove_entry();
             // Nothing of a later epoch is written before the checkpoint's is prepared.
-            self.prepare_before(epoch)?;
-            self.write(epoch, changes)?;
-            self.finish_epoch(epoch)?;
+            self.prepare_before(epoch);
+            self.write(epoch, changes);
+            self.todo.push_back(Ask::Finish(epoch));
             if epoch == whole {
                 return self.prepare_before(whole.next());
             }
         }
-        self.prepare_before(whole)?;
-        self.finish_epoch(whole)?;
-        self.prepare_before(whole.next())
-    }
-
-    fn finish_epoch(&mut self, epoch: Epoch) -> Result<()> {
-        self.insist_once(|sink| sink.writer.finish_epoch(epoch, sink.time.now_us()))
+        self.prepare_before(whole);
+        self.todo.push_back(Ask::Finish(whole));
+        self.prepare_before(whole.next());
     }
 
     /// Prepares if the checkpoint's epoch is over and this is a later one.
-    fn prepare_before(&mut self, epoch: Epoch) -> Result<()> {
-        let Some(prepare) = &self.prepare else { return Ok(()) };
+    fn prepare_before(&mut self, epoch: Epoch) {
+        let Some(prepare) = &mut self.prepare else { return };
         let at = Epoch(prepare.at.load(Ordering::Acquire));
         if at > prepare.prepared && at < epoch {
+            prepare.prepared = at;
             // The epoch itself may have had no changes.
-            self.finish_epoch(at)?;
-            let prepared = self.insist(|sink| sink.writer.prepare(at))?;
-            if let Some(prepare) = &mut self.prepare {
-                prepare.prepared = at;
-                (prepare.tell)(self.relation, Done::Prepared(at, prepared));
-            }
+            self.todo.extend([Ask::Finish(at), Ask::Prepare(at)]);
         }
-        Ok(())
     }
 
     /// A back-fill is one long epoch: its chunks are written as they come, not kept.
-    fn write_early(&mut self) -> Result<()> {
+    fn write_early(&mut self) {
         let next = self.whole().map(Epoch::next);
-        match self.waiting.first_entry() {
-            Some(entry) if next.is_none_or(|n| *entry.key() <= n) => {
-                let (epoch, changes) = entry.remove_entry();
-                self.write(epoch, changes)
-            }
-            _ => Ok(()),
+        if let Some(entry) = self.waiting.first_entry()
+            && next.is_none_or(|n| *entry.key() <= n)
+        {
+            let (epoch, changes) = entry.remove_entry();
+            self.write(epoch, changes);
         }
     }
 
-    fn write(&mut self, epoch: Epoch, changes: Vec<ChangeBatch>) -> Result<()> {
-        for changes in changes {
-            let bytes = changes.bytes();
-            self.insist_once(|sink| sink.writer.write(epoch, &changes))?;
-            self.shared.remove(bytes);
-        }
-        Ok(())
+    fn write(&mut self, epoch: Epoch, changes: Vec<ChangeBatch>) {
+        self.todo.extend(changes.into_iter().map(|changes| Ask::Write { epoch, changes }));
     }
 }

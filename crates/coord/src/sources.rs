@@ -1,4 +1,4 @@
-//! The shared readers of sources: one thread a source feeds every job that reads it.
+//! The shared readers of sources: one service a source feeds every job that reads it.
 //!
 //! Law: the positions of a source at an epoch are fixed with the epoch's input, under the same lease. So "the source as of
 //! epoch *e*" is the range from its start to those positions, and reading that range again gives the same rows: that is
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::backfill::Rows;
 use crate::clock::Clock;
 use crate::driver::Driver;
+use crate::execution::Execution;
 use crate::gate::{Gate, GateState};
 use crate::sides::SideTable;
 use crate::table::Table;
@@ -295,6 +296,7 @@ impl Iterator for RangeRows {
 
 /// All sources.
 pub struct Sources {
+    execution: Arc<dyn Execution>,
     clock: Arc<Clock>,
     shared: Shared,
     handles: Mutex<HashMap<RelationId, Arc<SourceHandle>>>,
@@ -303,15 +305,13 @@ pub struct Sources {
 }
 
 impl Sources {
-    pub fn new(clock: Arc<Clock>, shared: Shared) -> Sources {
-        Sources { clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
+    pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, shared: Shared) -> Sources {
+        Sources { execution, clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
     /// Every source as of a cut at which no row is on its way.
     pub fn kept(&self) -> Vec<SourceState> {
-        let mut kept: Vec<SourceState> = self.all().iter().map(|h| h.kept()).collect();
-        kept.sort_by_key(|k| k.relation);
-        kept
+        self.all().iter().map(|h| h.kept()).collect()
     }
 
     /// The side tables of all sources, as of a cut at which no row is on its way, each with a count that has grown if rows came.
@@ -373,8 +373,11 @@ impl Sources {
         self.handles.lock().get(&relation).cloned()
     }
 
+    /// Every source, by its OID.
     pub fn all(&self) -> Vec<Arc<SourceHandle>> {
-        self.handles.lock().values().cloned().collect()
+        let mut all: Vec<_> = self.handles.lock().values().cloned().collect();
+        all.sort_unstable_by_key(|handle| handle.relation);
+        all
     }
 
     /// Stops reading and forgets the source.
@@ -411,10 +414,8 @@ impl Sources {
         handle.wake.notify_all();
         if start {
             let driver = Driver::new(handle, Arc::clone(&self.clock), self.shared.clone())?;
-            std::thread::Builder::new()
-                .name(format!("source-{relation}"))
-                .spawn(move || driver.run())
-                .map_err(|e| Error::internal(format!("cannot start a source thread: {e}")))?;
+            // It ends when the source is gone; nobody waits for that.
+            drop(self.execution.start_service(Box::new(driver))?);
         }
         Ok(())
     }

@@ -891,7 +891,7 @@ impl WriteSet {
             if let Err(error) = outcome {
                 for ((_, changes), table) in net.iter().zip(&tables).take(applied) {
                     let before = table.store.bytes();
-                    table.store.apply(0, epoch, &ChangeBatch::new(changes.rows.clone(), changes.diff.negate()))?;
+                    table.store.take_back(0, epoch, changes)?;
                     // Only growth can be refused, and this gives back.
                     let _ = budget.change(before, table.store.bytes());
                 }

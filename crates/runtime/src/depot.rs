@@ -1,4 +1,4 @@
-//! Where the state of jobs is stored: one thread of a worker encodes what slots have frozen and puts it into the store.
+//! Where the state of jobs is stored: one service of a worker encodes what slots have frozen and puts it into the store.
 //!
 //! The state of a job on a slot is a chain of segments, each with the changes since the one before. A chain that has grown
 //! to several times its content is replaced by the content, and small segments at its end are put together.
@@ -13,18 +13,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use checkpoint::crash;
 use checkpoint::door::{Door, PutNew};
 use checkpoint::manifest::{PartRef, SegmentPlace, SegmentRef};
 use checkpoint::names::{ObjectName, SegmentName};
 use checkpoint::segment::{SegmentReader, SegmentWriter};
-use crossbeam_channel::{Receiver, Sender, after, select_biased, unbounded};
+use checkpoint::{crash, planted};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
 use flow::process::StatePart;
 use flow::{ChangeBatch, Epoch, Error, JobId, Result, SlotId, SqlState, TaskId};
@@ -39,6 +38,7 @@ use crate::message::{DeploymentId, FromSlot, StoredState};
 use crate::ops::emit::record;
 use crate::ops::{self, OpContext};
 use crate::parts::merge;
+use crate::service::{Join, NowUs, Pause, Service, Stepped, wait_for_message};
 use crate::slot::Reports;
 use crate::terminal::{self, Stores};
 
@@ -109,43 +109,45 @@ pub struct Depot {
     /// Slots do not wait any more.
     ending: AtomicBool,
     held: Held,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Nothing is stored any more.
+    ended: Arc<AtomicBool>,
+    join: Mutex<Option<Box<dyn Join>>>,
 }
 
 impl Depot {
-    /// Starts the thread. `counter` numbers the objects of the door's generation.
-    pub fn start(door: Arc<Door>, counter: Arc<AtomicU64>, reports: Reports) -> Result<Arc<Depot>> {
+    /// The depot, and the service that stores what it takes. `counter` numbers the objects of the door's generation.
+    pub fn new(
+        door: Arc<Door>,
+        counter: Arc<AtomicU64>,
+        reports: Reports,
+        now_us: NowUs,
+    ) -> (Arc<Depot>, DepotService) {
         let (errands, todo) = unbounded();
-        let waiting: Arc<AtomicUsize> = Arc::default();
-        let stored = Arc::clone(&waiting);
-        let held = Held::default();
-        let in_chains = Arc::clone(&held);
-        let keeper = Keeper {
+        let (waiting, held, ended) = (Arc::default(), Held::default(), Arc::default());
+        let service = DepotService {
             door: Arc::clone(&door),
             counter,
             reports,
-            waiting: stored,
-            in_chains,
+            now_us,
+            todo,
+            waiting: Arc::clone(&waiting),
+            in_chains: Arc::clone(&held),
+            ended: Arc::clone(&ended),
             instances: HashMap::new(),
             held_up: None,
             told_full: false,
         };
-        let thread = std::thread::Builder::new()
-            .name("depot".into())
-            .spawn(move || keeper.run(&todo))
-            .map_err(|e| Error::internal(format!("cannot start the thread that stores state: {e}")))?;
-        Ok(Arc::new(Depot {
-            door,
-            errands,
-            waiting,
-            ending: AtomicBool::new(false),
-            held,
-            thread: Mutex::new(Some(thread)),
-        }))
+        let (ending, join) = (AtomicBool::new(false), Mutex::new(None));
+        (Arc::new(Depot { door, errands, waiting, ending, held, ended, join }), service)
+    }
+
+    /// The service was started; [`stop`](Self::stop) waits for its end.
+    pub fn started(&self, join: Box<dyn Join>) {
+        *self.join.lock() = Some(join);
     }
 
     fn send(&self, errand: Errand) {
-        // The thread ends last of all.
+        // The service ends last of all.
         let _ = self.errands.send(errand);
     }
 
@@ -160,8 +162,7 @@ impl Depot {
         if frozen.changes.is_empty() && frozen.seal.is_none() {
             return;
         }
-        let ended =
-            || self.ending.load(Ordering::Relaxed) || self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished);
+        let ended = || self.ending.load(Ordering::Relaxed) || self.ended.load(Ordering::Relaxed);
         while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX && !ended() {
             std::thread::sleep(FULL_WAIT);
         }
@@ -184,11 +185,12 @@ impl Depot {
         self.ending.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the thread. What is not stored yet belongs to no checkpoint.
+    /// Ends the service. What is not stored yet belongs to no checkpoint.
     pub fn stop(&self) {
         self.send(Errand::Stop);
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        let join = self.join.lock().take();
+        if let Some(mut join) = join {
+            join.join();
         }
     }
 
@@ -313,7 +315,7 @@ fn shaped(change: ChangeBatch, part: &StatePart) -> Result<ChangeBatch> {
     Ok(ChangeBatch::new(rows, change.diff))
 }
 
-/// One instance as the thread knows it.
+/// One instance as the service knows it.
 struct Kept {
     instance: Instance,
     open: SegmentWriter,
@@ -339,45 +341,62 @@ struct HeldUp {
     at: (DeploymentId, SlotId),
     /// The rest after the next failure.
     rest: Duration,
-    /// Says when it is time to try again.
-    again: Receiver<std::time::Instant>,
+    /// Until it is tried again.
+    pause: Pause,
     cause: Error,
     behind: VecDeque<Errand>,
 }
 
-struct Keeper {
+/// Stores what the [`Depot`] takes, in the order in which it came.
+pub struct DepotService {
     door: Arc<Door>,
     counter: Arc<AtomicU64>,
     reports: Reports,
+    now_us: NowUs,
+    todo: Receiver<Errand>,
     /// See [`Depot`].
     waiting: Arc<AtomicUsize>,
     in_chains: Held,
+    ended: Arc<AtomicBool>,
     instances: HashMap<(DeploymentId, SlotId), Kept>,
     held_up: Option<HeldUp>,
     /// It was reported that too much waits.
     told_full: bool,
 }
 
-impl Keeper {
-    fn run(mut self, todo: &Receiver<Errand>) {
-        loop {
-            let errand = match &self.held_up {
-                None => todo.recv().ok(),
-                Some(held_up) => select_biased! {
-                    recv(held_up.again) -> _ => {
-                        self.again();
-                        continue;
-                    }
-                    recv(todo) -> errand => errand.ok(),
-                },
-            };
-            match errand {
-                None | Some(Errand::Stop) => return,
-                Some(errand) => self.take_errand(errand),
+impl Service for DepotService {
+    fn name(&self) -> String {
+        "depot".into()
+    }
+
+    fn step(&mut self) -> Stepped {
+        if self.held_up.as_ref().is_some_and(|held_up| held_up.pause.left((self.now_us)()).is_none()) {
+            self.again();
+            return Stepped::Worked;
+        }
+        match self.todo.try_recv() {
+            Ok(Errand::Stop) | Err(TryRecvError::Disconnected) => Stepped::Ended,
+            Err(TryRecvError::Empty) => Stepped::Idle,
+            Ok(errand) => {
+                self.take_errand(errand);
+                Stepped::Worked
             }
         }
     }
 
+    fn wait(&mut self) {
+        let left = self.held_up.as_ref().map(|held_up| held_up.pause.left((self.now_us)()).unwrap_or_default());
+        wait_for_message(&self.todo, left);
+    }
+}
+
+impl Drop for DepotService {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+impl DepotService {
     /// Does what is asked for, or lets it wait behind what is held up.
     fn take_errand(&mut self, errand: Errand) {
         match &mut self.held_up {
@@ -413,8 +432,11 @@ impl Keeper {
                     }
                 }
             }
-            Errand::Take(deployment, slot, frozen) => {
+            Errand::Take(deployment, slot, mut frozen) => {
                 let at = (deployment, slot);
+                if planted::is("delta") {
+                    frozen.changes.pop();
+                }
                 let (epoch, bytes) = (frozen.seal.as_ref().map(|s| s.epoch), frozen.bytes());
                 if epoch.is_some() {
                     crash::point("C3");
@@ -431,7 +453,7 @@ impl Keeper {
                     Err(error) => self.cannot_store(at, epoch, error),
                 }
             }
-            // The thread is over then.
+            // The service is over then.
             Errand::Stop => {}
         }
     }
@@ -462,7 +484,8 @@ impl Keeper {
             warn!(error = %cause, "state cannot be stored for now");
         }
         (self.reports)(FromSlot::Storing { cause: Some(cause.clone()), full: self.told_full });
-        self.held_up = Some(HeldUp { at, rest: (rest * 2).min(REST_MAX), again: after(rest), cause, behind });
+        let pause = Pause::new((self.now_us)(), rest);
+        self.held_up = Some(HeldUp { at, rest: (rest * 2).min(REST_MAX), pause, cause, behind });
         self.tell_if_full();
     }
 

@@ -4,7 +4,7 @@
 //! can be stepped without a thread; [`job`] is one job's tasks on one slot, with barrier alignment; [`ops`] are the
 //! operators; [`terminal`] is where a job ends; [`freeze`] takes a job's state at the end of an epoch, [`parts`] adds up its
 //! changes and [`depot`] stores them; [`background`] takes what may wait off the slot's thread; [`worker`] runs
-//! slots as threads or hands them to a test to step.
+//! slots as threads or hands them to a test to step, and [`service`] does the same for what works beside them.
 //!
 //! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
 //! after that. So what leaves a job for an epoch is exactly a function of what entered it up to that epoch.
@@ -17,6 +17,7 @@ pub mod job;
 pub mod message;
 pub mod ops;
 pub mod parts;
+pub mod service;
 pub mod slot;
 pub mod terminal;
 pub mod worker;
@@ -25,5 +26,6 @@ pub use background::stand_back;
 pub use budget::Budget;
 pub use depot::Depot;
 pub use message::{DeploymentId, FromSlot, Restore, StoredState, Tick, ToSlot};
+pub use service::{Join, NowUs, Pause, Service, Stepped};
 pub use slot::Slot;
 pub use worker::{Outbox, SteppedWorker, ThreadWorker, Wire, Worker};

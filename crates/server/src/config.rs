@@ -169,7 +169,8 @@ impl Config {
         let retained = self.checkpoints_retained.max(1);
         let store = self.checkpoint_store()?;
         let savepoint = self.from_savepoint.clone();
-        Ok(Some(CheckpointConfig { store, savepoint, interval: Some(interval), retained, timeout, nonce }))
+        let (rest, interval) = (None, Some(interval));
+        Ok(Some(CheckpointConfig { store, rest, savepoint, interval, retained, timeout, nonce }))
     }
 
     /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the

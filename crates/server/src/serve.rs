@@ -72,6 +72,7 @@ pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
         memory_limit: config.memory_bytes()?,
         batch_rows: config.batch_rows,
         time: Time::system(),
+        disk: None,
         checkpoints: config.checkpoints()?,
     })?;
     let base = query::base_state(config.memory_bytes()?, config.slot_count())?;

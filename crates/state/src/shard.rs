@@ -122,6 +122,22 @@ impl Shard {
         self.carry_out(writer, epoch, &list, &plan.kills, addition.into_iter().collect())
     }
 
+    /// Undoes the last change, of so many rows.
+    pub(crate) fn take_back(&self, epoch: Epoch, rows: usize, negated: &ChangeBatch) -> Result<()> {
+        if self.layout.is_indexed() {
+            return self.apply(epoch, negated);
+        }
+        let writer = &mut *self.writer.lock();
+        let epoch = self.open_epoch(writer, epoch)?;
+        let list = self.current();
+        // Rows without an index are numbered as they come.
+        let kills = (writer.next.saturating_sub(rows as u64)..writer.next).map(|number| list.locate(number));
+        let kills = kills.collect::<Option<Vec<Place>>>();
+        let kills = kills.ok_or_else(|| Error::internal("a change to take back is not there"))?;
+        self.kill(writer, epoch, &list, &kills);
+        Ok(())
+    }
+
     /// Takes away one copy of a row per occurrence of its number in `deletes` and adds `inserts`; changes nothing on error.
     pub(crate) fn write(&self, epoch: Epoch, deletes: &[u64], inserts: Option<&RecordBatch>) -> Result<()> {
         let writer = &mut *self.writer.lock();

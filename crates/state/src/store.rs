@@ -126,6 +126,14 @@ impl Store {
         Ok(())
     }
 
+    /// Undoes an [`apply`](Self::apply) of this change in this epoch, the shard's last one: also of rows that are else only added.
+    pub fn take_back(&self, shard: usize, epoch: Epoch, change: &ChangeBatch) -> Result<()> {
+        let negated = ChangeBatch::new(change.rows.clone(), change.diff.negate());
+        self.shard(shard)?.take_back(epoch, change.num_rows(), &negated)?;
+        self.changes.push(epoch, &negated);
+        Ok(())
+    }
+
     /// Takes away the rows `deletes` (one copy per occurrence of an id) and adds `inserts`, all or nothing: `XX000` when a
     /// row is not alive, `23505` when a unique key would get a second row. Followers learn of changes by
     /// [`apply`](Self::apply) alone.

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::crash;
+use checkpoint::{crash, planted};
 use flow::{Error, Result, SqlState};
 
 use super::io_error;
@@ -292,6 +292,10 @@ fn publish_renaming(root: &Path, files: &[StagedFile], verify: bool) -> Result<(
         if step == Step::Publish {
             match std::fs::rename(&staged, &published) {
                 Ok(()) => {
+                    if planted::is("commit_twice") {
+                        let again = published.with_extension("again");
+                        std::fs::copy(&published, &again).map_err(|e| away("publish file", &again, &e))?;
+                    }
                     if n + 1 < files.len() {
                         crash::point("C10");
                     }

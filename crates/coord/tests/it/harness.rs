@@ -55,7 +55,7 @@ pub fn scratch() -> tempfile::TempDir {
 /// What an engine of a test is opened with.
 pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     let (data_dir, time) = (folder.into(), Time::system());
-    EngineConfig { data_dir, slots, memory_limit: 2 << 30, batch_rows, time, checkpoints: None }
+    EngineConfig { data_dir, slots, memory_limit: 2 << 30, batch_rows, time, disk: None, checkpoints: None }
 }
 
 /// The same with checkpoints, taken when a statement says so.
@@ -63,8 +63,15 @@ pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     static NONCE: AtomicU64 = AtomicU64::new(1);
     let nonce = NONCE.fetch_add(1, Ordering::Relaxed);
     let timeout = Duration::from_secs(600);
-    let checkpoints =
-        Some(CheckpointConfig { store: None, savepoint: None, interval: None, retained: 2, timeout, nonce });
+    let checkpoints = Some(CheckpointConfig {
+        store: None,
+        rest: None,
+        savepoint: None,
+        interval: None,
+        retained: 2,
+        timeout,
+        nonce,
+    });
     EngineConfig { checkpoints, ..config(folder, slots, batch_rows) }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use checkpoint::door::{Answer, Failure, Listed, Store};
 use checkpoint::faulty::MemoryStore;
+use checkpoint::faulty::disk::FaultyDisk;
 use coord::EngineConfig;
 use coord::execution::Threads;
 use coord::session::Session;
@@ -306,6 +307,30 @@ async fn checkpoints_of_another_data_directory_are_refused() {
     let instance = open(&folder.path().join("first"), Some(&disk), LONG);
     let mut s = instance.session();
     assert_eq!(rows(&mut s, "SELECT n FROM n").await, [["2"]]);
+    drop(s);
+    instance.close().await;
+}
+
+/// A write that the log does not take was never there, whatever kind of table it went into.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
+    let (folder, disk) = (scratch(), FaultyDisk::new());
+    let mut config = keeping(folder.path(), 1, 64);
+    config.disk = Some(Arc::clone(&disk) as Arc<dyn checkpoint::Disk>);
+    let instance = Instance::with(config, Arc::new(Threads::default()));
+    let mut s = instance.session();
+    for (name, kind) in [("keyed", "(k int PRIMARY KEY)"), ("plain", "(k int)"), ("added", "(k int) APPEND ONLY")] {
+        ok(&mut s, &format!("CREATE TABLE {name} {kind}")).await;
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW n_{name} AS SELECT count(*) AS n FROM {name}")).await;
+        ok(&mut s, &format!("INSERT INTO {name} VALUES (1)")).await;
+        disk.shorten_next_write();
+        let refused = run(&mut s, &format!("INSERT INTO {name} VALUES (2), (3)")).await.unwrap_err();
+        assert_eq!(refused.state(), SqlState::IoError, "{name}: {refused}");
+        assert_eq!(rows(&mut s, &format!("SELECT k FROM {name}")).await, [["1"]], "{name}");
+        ok(&mut s, &format!("INSERT INTO {name} VALUES (3)")).await;
+        assert_eq!(rows(&mut s, &format!("SELECT k FROM {name} ORDER BY k")).await, [["1"], ["3"]], "{name}");
+        assert_eq!(rows(&mut s, &format!("SELECT n FROM n_{name}")).await, [["2"]], "{name}");
+    }
     drop(s);
     instance.close().await;
 }

@@ -11,10 +11,10 @@ use coord::clock::{ClockLoop, Event};
 use coord::execution::Execution;
 use coord::{EngineConfig, Session, Time};
 use crossbeam_channel::Receiver;
-use flow::{Result, SlotId};
+use flow::{Error, Result, SlotId};
 use parking_lot::Mutex;
 use runtime::slot::{Reports, Shared};
-use runtime::{SteppedWorker, Wire, Worker};
+use runtime::{Join, Service, SteppedWorker, Wire, Worker};
 
 use crate::bytes::Bytes;
 use crate::harness::{Instance, Rng, config, ok, run, scratch, seed};
@@ -54,6 +54,11 @@ impl Execution for Stepped {
     fn start_feeder(&self, feeder: Backfill) -> Result<()> {
         self.feeders.lock().push((feeder, Fed::More));
         Ok(())
+    }
+
+    fn start_service(&self, service: Box<dyn Service>) -> Result<Box<dyn Join>> {
+        // The workload of this test has neither sources nor sinks nor checkpoints.
+        Err(Error::internal(format!("\"{}\" is not stepped", service.name())))
     }
 
     fn stop(&self) {

@@ -1,0 +1,37 @@
+//! Bugs that a test plants, to see that it finds them. Programs built for release have none.
+//!
+//! | bug | where |
+//! |---|---|
+//! | `delta` | a change of a job's state is not stored |
+//! | `watermark` | a start forgets how far event time was |
+//! | `join_row` | a join loses a row when its state is read back |
+//! | `live_object` | an object that a kept checkpoint needs is cleared away |
+//! | `commit_twice` | a sink publishes a file a second time, under another name |
+//! | `early_checkpoint` | a checkpoint is taken before a start is over |
+
+/// All of them.
+pub const BUGS: [&str; 6] = ["delta", "watermark", "join_row", "live_object", "commit_twice", "early_checkpoint"];
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// This thread has the bug from now on, or none.
+#[cfg(debug_assertions)]
+pub fn plant(bug: Option<&'static str>) {
+    PLANTED.set(bug);
+}
+
+/// Whether the bug is planted in this thread.
+#[cfg(debug_assertions)]
+pub fn is(bug: &'static str) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Never.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn is(_bug: &'static str) -> bool {
+    false
+}
