@@ -138,9 +138,12 @@ pub struct Engine {
     directory: Mutex<Option<DataDirectory>>,
 }
 
+/// The clock's answer about a job.
+type Starting = oneshot::Receiver<Result<Started>>;
+
 /// Restored jobs that are starting.
 struct Recovering {
-    starting: Vec<(Arc<Relation>, BTreeSet<RelationId>, oneshot::Receiver<Result<Started>>)>,
+    starting: Vec<(Arc<Relation>, BTreeSet<RelationId>, Starting)>,
     outcomes: Vec<(Arc<Relation>, BTreeSet<RelationId>, Result<Started>)>,
     unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use checkpoint::faulty::disk::FaultyDisk;
 use checkpoint::faulty::{Weather, storm};
+use coord::clock::Clock;
 use coord::engine::{CheckpointConfig, Replanner};
 use coord::execution::Execution;
 use coord::session::replan::StoredQueries;
@@ -28,6 +29,8 @@ use crate::world::World;
 const STEPS_MAX: usize = 6_000;
 /// So many steps without an end mean that nothing gets on any more.
 const STUCK: usize = 2_000_000;
+/// The same after the log has failed: a view that was not up by then will not come up before the next start.
+const STUCK_WITHOUT_LOG: usize = 100_000;
 const MEMORY: usize = 1 << 30;
 const SLOTS_MAX: usize = 3;
 
@@ -95,6 +98,7 @@ struct Being<'a> {
     rng: Rng,
     steps: usize,
     full_until: usize,
+    clock: Option<Arc<Clock>>,
 }
 
 /// Lives one life in `world`, and leaves there what it leaves.
@@ -110,7 +114,7 @@ pub fn live(world: &mut World, plan: Plan) -> Lived {
     let weather: Weather = if plan.storm { storm() } else { Vec::new() };
     let now = Arc::clone(&world.now);
     let in_memory = world.objects.in_memory();
-    let store = SimStore::new(world.objects.open(), in_memory, weather, rng.next(), now, world.trace.clone());
+    let store = SimStore::new(world.objects.open(), in_memory, weather, rng.draw(), now, world.trace.clone());
     let scene = Scene {
         known: Arc::clone(&world.known),
         views: Arc::clone(&world.views),
@@ -131,6 +135,7 @@ pub fn live(world: &mut World, plan: Plan) -> Lived {
         rng,
         steps: 0,
         full_until: 0,
+        clock: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.unwrap_or_else(|e| panic!("a runtime: {e}"));
@@ -183,13 +188,15 @@ impl Being<'_> {
             Some(Ok(engine)) => engine,
             Some(Err(e)) => {
                 let excused = e.may_pass() && (self.plan.trouble || self.plan.storm);
-                if !excused && !(self.plan.damaged && e.state() == SqlState::DataCorrupted) {
+                let excused = excused || (self.plan.damaged && e.state() == SqlState::DataCorrupted);
+                if !excused {
                     self.violated(format!("the engine does not start: {}", told(&e)));
                 }
                 return Ended::NotStarted;
             }
         };
         self.disk.set_full(false);
+        self.clock = Some(Arc::clone(&engine.clock));
         self.check_watermark(&engine);
         let ended = self.run(&engine).await;
         // Sessions are gone by now; the engine's own parts hold each other.
@@ -334,6 +341,13 @@ impl Being<'_> {
         let begun = self.steps;
         while !clients.is_empty() && self.steps < until {
             self.steps += 1;
+            if self.steps - begun > STUCK_WITHOUT_LOG && self.plan.trouble {
+                let failed = self.clock.as_ref().is_some_and(|clock| clock.durability().failed.is_some());
+                if failed {
+                    clients.clear();
+                    return true;
+                }
+            }
             if self.steps - begun > STUCK {
                 let set_up = self.scene.known.lock().set_up;
                 self.violated(format!("nothing gets on any more; {set_up} statements of the set-up are done"));

@@ -7,11 +7,11 @@ impl Rng {
     pub fn new(seed: u64) -> Rng {
         let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         // Seeds that are near each other give numbers that are not.
-        (0..4).for_each(|_| _ = rng.next());
+        (0..4).for_each(|_| _ = rng.draw());
         rng
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -20,7 +20,7 @@ impl Rng {
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.draw() % n.max(1) as u64) as usize
     }
 
     /// True once in `n` times.
@@ -34,6 +34,6 @@ impl Rng {
 
     /// Another generator, which does not disturb this one.
     pub fn split(&mut self) -> Rng {
-        Rng::new(self.next())
+        Rng::new(self.draw())
     }
 }
