@@ -1107,7 +1107,7 @@ fn recover(
     let read: BTreeSet<RelationId> = jobs.values().flat_map(|job| job.inputs.iter().copied()).collect();
     // Rows mean what their table was when they were logged, so the catalog is lived through once more beside them.
     let mut tables: HashMap<RelationId, Arc<Table>> = HashMap::new();
-    let mut unseen: BTreeMap<RelationId, Vec<ChangeBatch>> = BTreeMap::new();
+    let mut unseen: BTreeMap<RelationId, Vec<(Epoch, ChangeBatch)>> = BTreeMap::new();
     let mut then = Catalog::new();
     number = 0;
     let log = Log::open_on(disk, &directory.log_folder(), |bytes| {
@@ -1128,13 +1128,15 @@ fn recover(
             let derived = rows.origin.is_some_and(|sink| {
                 catalog.relation(sink).is_some() || started.get(&sink).is_some_and(|from| number < *from)
             });
+            if record.epoch > until && read.contains(&rows.relation) && !derived {
+                if tables.contains_key(&rows.relation) {
+                    unseen.entry(rows.relation).or_default().push((record.epoch, rows.changes));
+                }
+                continue;
+            }
             let newest = changed.entry(rows.relation).or_default();
             *newest = record.epoch.max(*newest);
             if let (Some(table), false) = (tables.get(&rows.relation), derived) {
-                if record.epoch > until && read.contains(&rows.relation) {
-                    unseen.entry(rows.relation).or_default().push(rows.changes);
-                    continue;
-                }
                 table.store.apply(0, Epoch(1), &rows.changes)?;
                 table.store.maintain(Epoch(1))?;
             }
@@ -1142,15 +1144,15 @@ fn recover(
         Ok(())
     })?;
     let live: usize = tables.values().map(|t: &Arc<Table>| t.store.bytes()).sum();
-    // What a restored job has not seen must stay told apart.
-    let log = if unseen.is_empty() && log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > live as u64 {
+    let left: usize = unseen.values().flatten().map(|(_, changes)| changes.bytes()).sum();
+    let log = if log.len() > REWRITE_LOG_BYTES_MIN && log.len() / 2 > (live + left) as u64 {
         info!(bytes = log.len(), "rewriting the log");
         for (relation, epoch) in &since.merged {
             let newest = changed.entry(*relation).or_default();
             *newest = (*newest).max(*epoch);
         }
         changed.retain(|relation, _| catalog.relation(*relation).is_some());
-        rewrite(log, &catalog, &tables, reserved, &since, changed)?
+        rewrite(log, &catalog, &tables, reserved, &since, changed, &unseen)?
     } else {
         log
     };
@@ -1170,6 +1172,10 @@ fn recover(
     let stuck: BTreeSet<RelationId> = catalog.relations().filter(is_stuck).map(|r| r.oid).collect();
     let lasting = lost || checkpoint.is_some_and(|c| c.rewound);
     let newly_stuck = stuck.iter().filter(|sink| lasting && !since.stuck.contains(sink)).copied().collect();
+    let without_epochs = |(relation, all): (RelationId, Vec<(Epoch, ChangeBatch)>)| {
+        (relation, all.into_iter().map(|(_, changes)| changes).collect())
+    };
+    let unseen = unseen.into_iter().map(without_epochs).collect();
     let left = Recovery { unseen, jobs, stuck, newly_stuck, kept_in: since.kept_in };
     Ok(Recovered { log, catalog, tables, reserved, left })
 }
@@ -1216,7 +1222,8 @@ fn follow(
     Ok(())
 }
 
-/// The log that holds just the present state.
+/// The log that holds just the present state: the tables as the checkpoint's epoch has left them, and what restored jobs have not
+/// seen of the time after it, still told apart.
 fn rewrite(
     log: Log,
     catalog: &Catalog,
@@ -1224,6 +1231,7 @@ fn rewrite(
     reserved: Epoch,
     since: &Since,
     changed: HashMap<RelationId, Epoch>,
+    unseen: &BTreeMap<RelationId, Vec<(Epoch, ChangeBatch)>>,
 ) -> Result<Log> {
     let merged = record::merged(changed.into_iter().collect());
     let stuck = record::stuck(since.stuck.iter().copied().collect());
@@ -1236,6 +1244,13 @@ fn rewrite(
     }
     let rows = scans
         .into_iter()
-        .flat_map(|(relation, scan)| scan.map(move |batch| record::rows(relation, ChangeBatch::insert(batch?))));
+        .flat_map(|(relation, scan)| scan.map(move |batch| Ok((relation, ChangeBatch::insert(batch?), Epoch(0)))));
+    let later = unseen.iter().flat_map(|(relation, all)| {
+        all.iter().map(|(epoch, changes)| Ok::<_, Error>((*relation, changes.clone(), *epoch)))
+    });
+    let rows = rows.chain(later).map(|row: Result<_>| {
+        let (relation, changes, epoch) = row?;
+        record::rows(relation, changes, epoch)
+    });
     log.rewrite(head.chain(started).chain(rows))
 }

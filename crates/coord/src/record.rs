@@ -168,10 +168,10 @@ pub fn transaction(
     assemble(&Header { catalog, rows, ..empty() }, &bodies)
 }
 
-/// Rows of a table in a rewritten log.
-pub fn rows(relation: RelationId, rows: ChangeBatch) -> Result<Vec<u8>> {
-    let mut bytes = transaction(&[], &[(relation, rows)], None)?;
-    bytes.extend_from_slice(&epoch_bytes(Epoch(0)));
+/// Changes of a table in a rewritten log; of epoch 0 if it does not tell them apart.
+pub fn rows(relation: RelationId, changes: ChangeBatch, epoch: Epoch) -> Result<Vec<u8>> {
+    let mut bytes = transaction(&[], &[(relation, changes)], None)?;
+    bytes.extend_from_slice(&epoch_bytes(epoch));
     Ok(bytes)
 }
 
