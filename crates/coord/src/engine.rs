@@ -146,6 +146,15 @@ struct Recovering {
     starting: Vec<(Arc<Relation>, BTreeSet<RelationId>, Starting)>,
     outcomes: Vec<(Arc<Relation>, BTreeSet<RelationId>, Result<Started>)>,
     unseen: BTreeMap<RelationId, Vec<ChangeBatch>>,
+    anew: Vec<Anew>,
+}
+
+/// A job that begins anew.
+struct Anew {
+    relation: Arc<Relation>,
+    plan: ProcessPlan,
+    keys: Vec<Vec<usize>>,
+    inputs: BTreeSet<RelationId>,
 }
 
 impl Recovering {
@@ -354,7 +363,7 @@ impl Engine {
         let order = catalog.drop_order(&jobs.iter().map(|r| r.oid).collect::<Vec<_>>());
         jobs.sort_by_key(|r| std::cmp::Reverse(order.iter().position(|oid| *oid == r.oid)));
         let Recovery { unseen, jobs: mut restored, stuck, .. } = std::mem::take(&mut *self.recovery.lock());
-        let mut starting = Vec::new();
+        let (mut starting, mut anew) = (Vec::new(), Vec::new());
         if let Some(keeper) = &self.keeper {
             // A sink that begins anew has nothing of that checkpoint to commit.
             let sinks =
@@ -389,21 +398,14 @@ impl Engine {
                     Err(error) => self.cannot_start(&relation, error),
                 },
                 None if stuck.contains(&relation.oid) => self.cannot_start(&relation, has_published(&relation)),
-                None => {
-                    let engine = Arc::clone(self);
-                    tokio::spawn(async move {
-                        if let Err(error) = engine.start_job(&relation, plan, &keys, query.inputs).await {
-                            engine.cannot_start(&relation, error);
-                        }
-                    });
-                }
+                None => anew.push(Anew { relation, plan, keys, inputs: query.inputs }),
             }
         }
-        Recovering { starting, outcomes: Vec::new(), unseen }
+        Recovering { starting, outcomes: Vec::new(), unseen, anew }
     }
 
     fn finish_recovery(self: &Arc<Self>, recovering: Recovering) {
-        let Recovering { outcomes, unseen, .. } = recovering;
+        let Recovering { outcomes, unseen, anew, .. } = recovering;
         let mut subscribed = Vec::new();
         for (relation, inputs, started) in outcomes {
             match started {
@@ -421,6 +423,15 @@ impl Engine {
             if let Err(error) = self.follow_inputs(&relation, &inputs) {
                 self.cannot_start(&relation, error);
             }
+        }
+        // Last: the first of them to start lets its sources be read, and a job that goes on must be there before.
+        for Anew { relation, plan, keys, inputs } in anew {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = engine.start_job(&relation, plan, &keys, inputs).await {
+                    engine.cannot_start(&relation, error);
+                }
+            });
         }
         self.clock.send(Event::Recovered);
     }

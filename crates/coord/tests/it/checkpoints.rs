@@ -553,3 +553,53 @@ async fn a_log_is_rewritten_with_what_came_after_the_checkpoint() {
         instance.close().await;
     }
 }
+
+/// A job that begins anew does not let a source be read before the jobs that go on are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn jobs_that_go_on_see_what_a_source_gives_to_one_that_begins_anew() {
+    let folder = scratch();
+    let (data, input) = (folder.path().join("data"), folder.path().join("in.json"));
+    let append = |numbers: std::ops::Range<i64>| {
+        let lines: String = numbers.map(|n| format!("{{\"n\":{n}}}\n")).collect();
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&input).unwrap();
+        std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
+    };
+    append(0..500);
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    let source = format!(
+        "CREATE SOURCE f (n int) WITH (connector = 'file', path = '{}', format = 'json', follow = 'true', poll_interval = '1ms')",
+        input.display()
+    );
+    ok(&mut s, &source).await;
+    // It has no state in checkpoints, and comes first.
+    ok(&mut s, "CREATE SINK plain FROM f WITH (connector = 'blackhole')").await;
+    let views: Vec<String> = (0..12).map(|n| format!("v{n}")).collect();
+    for view in &views {
+        ok(&mut s, &format!("CREATE MATERIALIZED VIEW {view} AS SELECT count(*) AS c, sum(n) AS s FROM f")).await;
+    }
+    let mut instance = Some(instance);
+    for round in 1..=5i64 {
+        let expected = [[(500 * round).to_string(), (0..500 * round).sum::<i64>().to_string()]];
+        for view in &views {
+            let mut found = Vec::new();
+            for _ in 0..300 {
+                found = rows(&mut s, &format!("SELECT c, s FROM {view}")).await;
+                if found == expected {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            assert_eq!(found, expected, "{view} in round {round}");
+        }
+        ok(&mut s, "CHECKPOINT").await;
+        append(500 * round..500 * (round + 1));
+        drop(s);
+        instance.take().unwrap().close().await;
+        let next = open(&data, 2);
+        s = next.session();
+        instance = Some(next);
+    }
+    drop(s);
+    instance.take().unwrap().close().await;
+}
