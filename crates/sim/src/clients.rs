@@ -366,7 +366,7 @@ async fn arrivals(session: &mut Session, makes: bool) -> Result<Arrived, Error> 
     run(session, "BEGIN READ ONLY").await?;
     let on_time = number(session, "SELECT n FROM seen").await?;
     let late = number(session, "SELECT count(*) FROM \"e$late\"").await?;
-    let made = if makes { number(session, "SELECT n FROM made_seen").await? } else { 0 };
     run(session, "COMMIT").await?;
+    let made = if makes { number(session, "SELECT n FROM made_seen").await? } else { 0 };
     Ok(Arrived { on_time, late, made })
 }

@@ -31,6 +31,8 @@ const STEPS_MAX: usize = 6_000;
 const STUCK: usize = 2_000_000;
 /// The same after the log has failed: a view that was not up by then will not come up before the next start.
 const STUCK_WITHOUT_LOG: usize = 100_000;
+/// Nothing is sent any more after so many steps without an end: a machine that does not keep up gets the time to.
+const SENDS_MAX: usize = 50_000;
 const MEMORY: usize = 1 << 30;
 const SLOTS_MAX: usize = 3;
 
@@ -350,7 +352,20 @@ impl Being<'_> {
             }
             if self.steps - begun > STUCK {
                 let set_up = self.scene.known.lock().set_up;
-                self.violated(format!("nothing gets on any more; {set_up} statements of the set-up are done"));
+                let jobs: Vec<String> = self
+                    .clock
+                    .iter()
+                    .flat_map(|clock| {
+                        (16384..16420).filter_map(|oid| {
+                            Some(format!("{oid} {:?}", clock.board.status(flow::RelationId(oid))?.phase))
+                        })
+                    })
+                    .collect();
+                let completed = self.clock.as_ref().map(|clock| clock.completed());
+                self.violated(format!(
+                    "nothing gets on any more; {set_up} statements of the set-up are done, epoch {completed:?} is complete; {jobs:?}; {}",
+                    self.machine.show()
+                ));
                 return true;
             }
             let part = self.rng.below(parts);
@@ -385,7 +400,7 @@ impl Being<'_> {
                     polled.filter(|_| !doom::is_dead())
                 }
                 9 => {
-                    self.happen();
+                    self.happen(self.steps - begun < SENDS_MAX);
                     Some(true)
                 }
                 slot => {
@@ -402,8 +417,8 @@ impl Being<'_> {
     }
 
     /// The world goes on: rows are sent, and now and then there is trouble.
-    fn happen(&mut self) {
-        if !self.plan.last && self.rng.one_in(12) {
+    fn happen(&mut self, sends: bool) {
+        if sends && !self.plan.last && self.rng.one_in(12) {
             let rows = self.rng.below(6);
             self.world.send(rows);
         }

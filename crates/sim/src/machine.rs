@@ -126,6 +126,14 @@ impl Machine {
         }
     }
 
+    /// What waits for what.
+    pub fn show(&self) -> String {
+        let feeders = self.feeders.lock();
+        let shown: Vec<String> =
+            feeders.iter().map(|(f, fed)| format!("{} {fed:?} {:?}", f.name(), f.ready(*fed))).collect();
+        format!("{shown:?}, {} services", self.services.lock().len())
+    }
+
     /// One of the services takes a step; true when it did something.
     pub fn serve(&self, chosen: usize) -> bool {
         let shelf = {
