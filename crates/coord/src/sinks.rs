@@ -66,7 +66,6 @@ struct Running {
     sender: Sender<ToSink>,
     join: Box<dyn Join>,
     shared: Arc<SinkShared>,
-    identity: Option<String>,
 }
 
 /// What a sink's service tells about itself.
@@ -122,12 +121,14 @@ pub struct Sinks {
     prepare_at: Arc<AtomicU64>,
     tell: Mutex<Option<Tell>>,
     running: Mutex<HashMap<RelationId, Running>>,
+    /// Of every sink that was ever started here: what one has prepared may become durable after it was stopped.
+    identities: Mutex<HashMap<RelationId, String>>,
 }
 
 impl Sinks {
     pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, time: Time, slots: usize) -> Sinks {
-        let (prepare_at, tell, running) = (Arc::default(), Mutex::default(), Mutex::default());
-        Sinks { execution, clock, time, slots, prepare_at, tell, running }
+        let (prepare_at, tell, running, identities) = Default::default();
+        Sinks { execution, clock, time, slots, prepare_at, tell, running, identities }
     }
 
     /// Whoever keeps checkpoints is told what sinks have done for them from now on.
@@ -147,9 +148,9 @@ impl Sinks {
         sink.sender.send(ToSink::Commit { permit, prepared }).is_ok()
     }
 
-    /// What tells apart what the sink publishes, if it delivers exactly once.
+    /// What tells apart what the sink publishes or has published until it was stopped, if it delivers exactly once.
     pub fn identity(&self, relation: RelationId) -> Option<String> {
-        self.running.lock().get(&relation)?.identity.clone()
+        self.identities.lock().get(&relation).cloned()
     }
 
     /// Starts the service that writes sink `relation`. With an identity it delivers exactly once.
@@ -183,7 +184,10 @@ impl Sinks {
             }),
         };
         let join = self.execution.start_service(Box::new(service))?;
-        self.running.lock().insert(relation, Running { sender, join, shared, identity });
+        if let Some(identity) = identity {
+            self.identities.lock().insert(relation, identity);
+        }
+        self.running.lock().insert(relation, Running { sender, join, shared });
         Ok(())
     }
 
