@@ -184,9 +184,11 @@ impl Sinks {
             }),
         };
         let join = self.execution.start_service(Box::new(service))?;
-        if let Some(identity) = identity {
-            self.identities.lock().insert(relation, identity);
-        }
+        match identity {
+            Some(identity) => self.identities.lock().insert(relation, identity),
+            // One of the same name that was replaced may have had one.
+            None => self.identities.lock().remove(&relation),
+        };
         self.running.lock().insert(relation, Running { sender, join, shared });
         Ok(())
     }

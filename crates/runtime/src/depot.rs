@@ -44,8 +44,8 @@ use crate::terminal::{self, Stores};
 
 /// A segment is put into the store when it has so many bytes, though its checkpoint is not whole.
 const SEGMENT_BYTES: usize = 64 << 20;
-/// A segment of so many bytes at most stands in manifests, unless those of its chain there are more bytes together than the other:
-/// every checkpoint writes them once more.
+/// A segment of at most so many bytes stands in manifests, as long as those of its chain that do come to no more than the second
+/// number: every checkpoint writes them once more.
 const INLINE_BYTES: u64 = 2 << 10;
 const INLINE_BYTES_CHAIN: u64 = 4 << 10;
 /// Rows of a chunk at most.

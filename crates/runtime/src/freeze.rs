@@ -124,8 +124,8 @@ impl Restore {
     }
 }
 
-/// Fills a new function with the rows of its slot, which is `place.0` of the `place.1` that the job works on. With another parallelism than before they are also what its slot stores
-/// first: nothing of what the old slots have stored is only its own.
+/// Fills a new function with the rows of its slot, `place.0` of the `place.1` that the job works on. With another parallelism than
+/// before they are also what its slot stores first: nothing of what the old slots have stored is only its own.
 pub fn restore(
     function: &mut dyn ProcessFunction,
     index: usize,
