@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use self::rescale::Rescales;
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
+use crate::history::{Chronicler, EndState, Ended, JobFacts};
 use crate::job::{JobBoard, JobState, Phase};
 use crate::stalls::{Stalls, Waiting};
 use crate::subscriptions::{Feeds, Why};
@@ -62,7 +63,8 @@ pub enum Event {
         reply: oneshot::Sender<Result<()>>,
     },
     Remove {
-        relations: Vec<RelationId>,
+        /// With how each has ended, should it have a job.
+        relations: Vec<(RelationId, EndState)>,
         reply: oneshot::Sender<()>,
     },
     /// A back-fill has sent everything, or could not.
@@ -92,6 +94,8 @@ pub struct Deploy {
     pub plan: Arc<ProcessPlan>,
     /// Relations that the job reads.
     pub inputs: Vec<RelationId>,
+    /// For the archive, when it has ended.
+    pub facts: Arc<JobFacts>,
     /// Whether readers wait for this job (views) or not (sinks).
     pub is_view: bool,
     /// Whether checkpoints keep the job's state.
@@ -351,9 +355,13 @@ pub struct ClockLoop {
     /// The newest processing time that was given out.
     stamped_us: i64,
     timers: Vec<Option<i64>>,
+    /// The slot that gets the next part of a large input.
+    input_turn: usize,
     deliver: Box<dyn Fn(FromSlot) + Send>,
     on_complete: Box<dyn Fn(Epoch) + Send>,
     checkpoints: Option<Schedule>,
+    /// Where jobs that have ended are told.
+    chronicler: Option<Chronicler>,
     rescales: Rescales,
     stopped: bool,
 }
@@ -370,6 +378,7 @@ impl ClockLoop {
         deliver: Box<dyn Fn(FromSlot) + Send>,
         on_complete: Box<dyn Fn(Epoch) + Send>,
         checkpoints: Option<Schedule>,
+        chronicler: Option<Chronicler>,
         stamped_us: Option<i64>,
     ) -> ClockLoop {
         let cut = Epoch(clock.open.read().0 - 1);
@@ -386,9 +395,11 @@ impl ClockLoop {
             last_cut_us: i64::MIN / 2,
             stamped_us: stamped_us.unwrap_or(i64::MIN / 2),
             timers,
+            input_turn: 0,
             deliver,
             on_complete,
             checkpoints,
+            chronicler,
             rescales: Rescales::default(),
             stopped: false,
         }
@@ -536,8 +547,8 @@ impl ClockLoop {
                 self.rescale(relation, parallelism, catalog, reply);
             }
             Event::Remove { relations, reply } => {
-                for relation in relations {
-                    self.remove(relation);
+                for (relation, state) in relations {
+                    self.remove(relation, state);
                 }
                 self.advance();
                 // The statement may have been cancelled; the objects are gone all the same.
@@ -615,8 +626,12 @@ impl ClockLoop {
         } else if let Some(schedule) = &mut self.checkpoints {
             schedule.changed_us.get_or_insert(now_us);
         }
+        let mut rows: HashMap<RelationId, usize> = HashMap::new();
+        for (relation, changes) in &pending.inputs {
+            *rows.entry(*relation).or_default() += changes.num_rows();
+        }
         for (relation, changes) in pending.inputs {
-            if let Err(cause) = self.send_input(relation, epoch, changes) {
+            if let Err(cause) = self.send_input(relation, epoch, changes, rows[&relation]) {
                 // Its readers have missed rows: they must not go on.
                 let readers = self.jobs.values().filter(|j| j.inputs.contains(&relation)).map(|j| j.deployment);
                 for deployment in readers.collect::<Vec<_>>() {
@@ -694,7 +709,9 @@ impl ClockLoop {
         Ok(())
     }
 
-    fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) -> Result<()> {
+    /// Hands a part of the epoch's `all` changed rows of a relation to the slots. Much is handed on whole, to the slots in turn:
+    /// operators work best on large batches. Little is spread.
+    fn send_input(&mut self, relation: RelationId, epoch: Epoch, changes: ChangeBatch, all: usize) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
         let batch_rows = self.worker.shared().batch_rows;
@@ -712,10 +729,11 @@ impl ClockLoop {
             self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
             return Ok(());
         }
-        let piece = batch_rows.min(rows.div_ceil(slots));
-        for (n, start) in (0..rows).step_by(piece).enumerate() {
+        let piece = batch_rows.min(all.div_ceil(slots));
+        for start in (0..rows).step_by(piece) {
             let changes = changes.slice(start, piece.min(rows - start));
-            self.worker.send(SlotId((n % slots) as u16), ToSlot::Input { relation, epoch, changes });
+            self.worker.send(SlotId(self.input_turn as u16), ToSlot::Input { relation, epoch, changes });
+            self.input_turn = (self.input_turn + 1) % slots;
         }
         Ok(())
     }
@@ -738,11 +756,8 @@ impl ClockLoop {
         self.worker.shared().stores.remove(deploy.relation);
         self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
         let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
-        let (plan, slots) = (Arc::clone(&deploy.plan), self.worker.slots());
-        let mut job = JobState::new(deployment, deploy.relation, plan, deploy.inputs, deploy.is_view, open, slots);
-        job.kept = deploy.kept && self.checkpoints.is_some();
-        job.parallelism = deploy.parallelism;
-        job.incarnation = deploy.restore.as_ref().map_or(open, |restored| restored.incarnation);
+        let mut job = JobState::new(deployment, &deploy, open, self.worker.slots());
+        job.kept &= self.checkpoints.is_some();
         if let Some((_, cause)) = broken {
             self.clock.board.set(&job, Phase::Failed(upstream_failed(&cause)));
             let _ = deploy.reply.send(Err(upstream_failed(&cause)));
@@ -789,10 +804,12 @@ impl ClockLoop {
         self.advance();
     }
 
-    fn remove(&mut self, relation: RelationId) {
+    fn remove(&mut self, relation: RelationId, state: EndState) {
         if let Some(deployment) = self.deployment_of(relation) {
+            if let Some(job) = self.jobs.remove(&deployment) {
+                self.archive(&job, state, None);
+            }
             self.worker.broadcast(&ToSlot::Remove { deployment });
-            self.jobs.remove(&deployment);
             self.tell(ToKeeper::Gone(deployment));
             let cause = Error::new(flow::SqlState::UndefinedObject, "the job was dropped");
             self.give_up_rescale(Some(deployment), &cause);
@@ -803,9 +820,29 @@ impl ClockLoop {
         self.clock.feeds.end(relation, Why::Dropped, self.clock.completed());
     }
 
+    /// Hands the record of a job that ends to the archive.
+    fn archive(&self, job: &JobState, state: EndState, error: Option<&Error>) {
+        let Some(chronicler) = &self.chronicler else { return };
+        let shared = self.worker.shared();
+        let store = shared.stores.get(job.relation).filter(|_| job.is_view);
+        chronicler.tell(Ended {
+            facts: Arc::clone(&job.facts),
+            state,
+            error: error.cloned(),
+            plan: Arc::clone(&job.plan),
+            parallelism: job.parallelism,
+            first: job.incarnation,
+            last: job.finished_epoch(),
+            rows: store.as_ref().map(|store| store.live_rows() as u64),
+            bytes: store.as_ref().map(|store| store.bytes() as u64),
+            rows_touched: shared.rows_touched(job.deployment),
+        });
+    }
+
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
+        self.archive(&job, EndState::Failed, Some(&error));
         self.tell(ToKeeper::Gone(deployment));
         if job.incarnation < job.first && !matches!(job.phase, Phase::Running) {
             self.tell(ToKeeper::Spare);
