@@ -2,10 +2,12 @@
 
 mod bytes;
 mod checkpoints;
+mod compaction;
 mod event_time;
 mod fixtures;
 mod harness;
 mod isolation;
+mod log_failures;
 mod messages;
 mod nexmark;
 mod pages;

@@ -2,6 +2,7 @@
 
 mod demo;
 mod killed;
+mod log_rewrite;
 mod offline;
 mod process;
 mod protocol;
