@@ -12,6 +12,7 @@ mod messages;
 mod nexmark;
 mod pages;
 mod parallelism;
+mod planted;
 mod processing_time;
 mod random_views;
 mod recovery;
