@@ -17,6 +17,8 @@ pub const COMMITTED: &str = "committed";
 pub const SEGMENTS: &str = "jobs";
 pub const SAVEPOINTS: &str = "savepoint";
 pub const PROBES: &str = "probe";
+/// Records of jobs that have ended; no checkpoint needs them.
+pub const HISTORY: &str = "history";
 
 /// The object of a segment: state of one slot of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +105,7 @@ pub enum Kind {
     Committed = 5,
     Savepoint = 6,
     Probe = 7,
+    History = 8,
 }
 
 impl Kind {
@@ -115,6 +118,7 @@ impl Kind {
             COMMITTED => Kind::Committed,
             SAVEPOINTS => Kind::Savepoint,
             PROBES => Kind::Probe,
+            HISTORY => Kind::History,
             _ => Kind::Other,
         }
     }

@@ -234,6 +234,8 @@ pub struct CheckpointStatus {
     pub created_us: i64,
     /// From the cut until it was durable; `None` for those of an earlier start.
     pub duration_us: Option<i64>,
+    /// How long the slot that took longest stood still for it; `None` for those of an earlier start.
+    pub pause_us: Option<i64>,
     pub jobs: usize,
     /// Bytes written for it.
     pub bytes: Option<u64>,
@@ -435,7 +437,22 @@ struct UnderWay {
     committing: Option<BTreeSet<RelationId>>,
 }
 
+/// How long a checkpoint took.
+struct Times {
+    duration_us: i64,
+    pause_us: i64,
+}
+
 impl UnderWay {
+    /// How long the slot that took longest stood still, for all of its jobs together.
+    fn pause_us(&self) -> i64 {
+        let mut slots: BTreeMap<SlotId, i64> = BTreeMap::new();
+        for ((_, slot), state) in &self.stored {
+            *slots.entry(*slot).or_default() += state.pause_us;
+        }
+        slots.into_values().max().unwrap_or(0)
+    }
+
     fn jobs(&self) -> impl Iterator<Item = &KeptJob> {
         self.begin.jobs.iter().filter(|job| !self.gone.contains(&job.deployment))
     }
@@ -561,12 +578,13 @@ impl KeeperService {
     }
 
     /// Adds a checkpoint to those that are shown.
-    fn show(&self, manifest: &Manifest, duration_us: Option<i64>, bytes: Option<u64>) {
+    fn show(&self, manifest: &Manifest, times: Option<Times>, bytes: Option<u64>) {
         let mut shown = self.shown.lock();
         shown.push(CheckpointStatus {
             epoch: manifest.epoch,
             created_us: manifest.created_us,
-            duration_us,
+            duration_us: times.as_ref().map(|t| t.duration_us),
+            pause_us: times.as_ref().map(|t| t.pause_us),
             jobs: manifest.jobs.len(),
             bytes,
             state_bytes: manifest.segments().map(|s| s.bytes).sum(),
@@ -773,7 +791,9 @@ impl KeeperService {
         self.note_committed();
         let (permit, bytes) = self.kept.owner.publish(&manifest, self.kept.config.retained)?;
         let duration_us = created_us.saturating_sub(now_us);
-        info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, "checkpoint is durable");
+        let pause_us = under_way.pause_us();
+        metrics::histogram!("millstream_checkpoint_pause_seconds").record(pause_us as f64 / 1e6);
+        info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, pause_us, "checkpoint is durable");
         crash::point("C9");
         if let Some(prefix) = under_way.begin.captured.prefix.take() {
             prefix.begin();
@@ -793,7 +813,7 @@ impl KeeperService {
             }
         }
         under_way.committing = Some(committing);
-        self.show(&manifest, Some(duration_us), Some(bytes + side_bytes));
+        self.show(&manifest, Some(Times { duration_us, pause_us }), Some(bytes + side_bytes));
         Ok(())
     }
 

@@ -27,6 +27,7 @@ use self::rescale::Rescales;
 use self::start::PutOff;
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
+use crate::history::{Chronicler, EndState, Ended, JobFacts};
 use crate::job::{JobBoard, JobState, Phase};
 use crate::stalls::{Stalls, Waiting};
 use crate::subscriptions::{Feeds, Why};
@@ -65,7 +66,8 @@ pub enum Event {
         reply: oneshot::Sender<Result<()>>,
     },
     Remove {
-        relations: Vec<RelationId>,
+        /// With how each has ended, should it have a job.
+        relations: Vec<(RelationId, EndState)>,
         reply: oneshot::Sender<()>,
     },
     /// A back-fill has sent everything, or could not.
@@ -97,6 +99,8 @@ pub struct Deploy {
     pub plan: Arc<ProcessPlan>,
     /// Relations that the job reads.
     pub inputs: Vec<RelationId>,
+    /// For the archive, when it has ended.
+    pub facts: Arc<JobFacts>,
     /// Whether readers wait for this job (views) or not (sinks).
     pub is_view: bool,
     /// Whether checkpoints keep the job's state.
@@ -384,9 +388,13 @@ pub struct ClockLoop {
     /// The newest processing time that was given out.
     stamped_us: i64,
     timers: Vec<Option<i64>>,
+    /// The slot that gets the next part of a large input.
+    input_turn: usize,
     deliver: Box<dyn Fn(FromSlot) + Send>,
     on_complete: Box<dyn Fn(Epoch) + Send>,
     checkpoints: Option<Schedule>,
+    /// Where jobs that have ended are told.
+    chronicler: Option<Chronicler>,
     rescales: Rescales,
     /// Jobs whose start the log has refused for now.
     put_off: Vec<PutOff>,
@@ -407,6 +415,7 @@ impl ClockLoop {
         deliver: Box<dyn Fn(FromSlot) + Send>,
         on_complete: Box<dyn Fn(Epoch) + Send>,
         checkpoints: Option<Schedule>,
+        chronicler: Option<Chronicler>,
         stamped_us: Option<i64>,
     ) -> ClockLoop {
         let cut = Epoch(clock.open.read().0 - 1);
@@ -423,9 +432,11 @@ impl ClockLoop {
             last_cut_us: i64::MIN / 2,
             stamped_us: stamped_us.unwrap_or(i64::MIN / 2),
             timers,
+            input_turn: 0,
             deliver,
             on_complete,
             checkpoints,
+            chronicler,
             rescales: Rescales::default(),
             put_off: Vec::new(),
             at_cut: None,
@@ -581,8 +592,8 @@ impl ClockLoop {
                 self.rescale(relation, parallelism, catalog, reply);
             }
             Event::Remove { relations, reply } => {
-                for relation in relations {
-                    self.remove(relation);
+                for (relation, state) in relations {
+                    self.remove(relation, state);
                 }
                 self.advance();
                 // The statement may have been cancelled; the objects are gone all the same.
@@ -666,8 +677,12 @@ impl ClockLoop {
         } else if let Some(schedule) = &mut self.checkpoints {
             schedule.changed_us.get_or_insert(now_us);
         }
+        let mut rows: HashMap<RelationId, usize> = HashMap::new();
+        for (relation, changes) in &pending.inputs {
+            *rows.entry(*relation).or_default() += changes.num_rows();
+        }
         for (relation, changes) in pending.inputs {
-            if let Err(cause) = self.send_input(relation, epoch, changes) {
+            if let Err(cause) = self.send_input(relation, epoch, changes, rows[&relation]) {
                 // Its readers have missed rows: they must not go on.
                 let readers = self.jobs.values().filter(|j| j.inputs.contains(&relation)).map(|j| j.deployment);
                 for deployment in readers.collect::<Vec<_>>() {
@@ -745,7 +760,9 @@ impl ClockLoop {
         Ok(())
     }
 
-    fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) -> Result<()> {
+    /// Hands a part of the epoch's `all` changed rows of a relation to the slots. Much is handed on whole, to the slots in turn:
+    /// operators work best on large batches. Little is spread.
+    fn send_input(&mut self, relation: RelationId, epoch: Epoch, changes: ChangeBatch, all: usize) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
         let batch_rows = self.worker.shared().batch_rows;
@@ -763,19 +780,22 @@ impl ClockLoop {
             self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
             return Ok(());
         }
-        let piece = batch_rows.min(rows.div_ceil(slots));
-        for (n, start) in (0..rows).step_by(piece).enumerate() {
+        let piece = batch_rows.min(all.div_ceil(slots));
+        for start in (0..rows).step_by(piece) {
             let changes = changes.slice(start, piece.min(rows - start));
-            self.worker.send(SlotId((n % slots) as u16), ToSlot::Input { relation, epoch, changes });
+            self.worker.send(SlotId(self.input_turn as u16), ToSlot::Input { relation, epoch, changes });
+            self.input_turn = (self.input_turn + 1) % slots;
         }
         Ok(())
     }
 
-    fn remove(&mut self, relation: RelationId) {
+    fn remove(&mut self, relation: RelationId, state: EndState) {
         self.forget_put_off(relation);
         if let Some(deployment) = self.deployment_of(relation) {
+            if let Some(job) = self.jobs.remove(&deployment) {
+                self.archive(&job, state, None);
+            }
             self.worker.broadcast(&ToSlot::Remove { deployment });
-            self.jobs.remove(&deployment);
             self.tell(ToKeeper::Gone(deployment));
             let cause = Error::new(flow::SqlState::UndefinedObject, "the job was dropped");
             self.give_up_rescale(Some(deployment), &cause);
@@ -786,9 +806,29 @@ impl ClockLoop {
         self.clock.feeds.end(relation, Why::Dropped, self.clock.completed());
     }
 
+    /// Hands the record of a job that ends to the archive.
+    fn archive(&self, job: &JobState, state: EndState, error: Option<&Error>) {
+        let Some(chronicler) = &self.chronicler else { return };
+        let shared = self.worker.shared();
+        let store = shared.stores.get(job.relation).filter(|_| job.is_view);
+        chronicler.tell(Ended {
+            facts: Arc::clone(&job.facts),
+            state,
+            error: error.cloned(),
+            plan: Arc::clone(&job.plan),
+            parallelism: job.parallelism,
+            first: job.incarnation,
+            last: job.finished_epoch(),
+            rows: store.as_ref().map(|store| store.live_rows() as u64),
+            bytes: store.as_ref().map(|store| store.bytes() as u64),
+            rows_touched: shared.rows_touched(job.deployment),
+        });
+    }
+
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
+        self.archive(&job, EndState::Failed, Some(&error));
         self.tell(ToKeeper::Gone(deployment));
         if job.incarnation < job.first && !matches!(job.phase, Phase::Running) {
             self.tell(ToKeeper::Spare);

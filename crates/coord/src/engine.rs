@@ -36,6 +36,7 @@ use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder
 use crate::compaction::{Compaction, Prefix, SharedTables};
 use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
+use crate::history::{EndState, History, HistoryConfig, JobFacts};
 use crate::into_table::TableSink;
 use crate::job::{JobStatus, Phase};
 use crate::locks::Locks;
@@ -90,6 +91,8 @@ pub struct CheckpointConfig {
     pub savepoint: Option<String>,
     /// Checkpoints that are kept.
     pub retained: usize,
+    /// How long jobs that have ended are remembered, beside the checkpoints.
+    pub history: HistoryConfig,
     /// A sink whose target does not answer for so long is stopped, so that it holds up no checkpoint any more.
     pub timeout: Duration,
     /// Random, so that no two processes write under one name.
@@ -120,6 +123,7 @@ pub struct Engine {
     pub worker: Arc<dyn Worker>,
     execution: Arc<dyn Execution>,
     keeper: Option<Arc<Keeper>>,
+    history: Option<History>,
     /// What the jobs of the last checkpoint go on from, until they are started.
     recovery: Mutex<Recovery>,
     catalog: RwLock<Catalog>,
@@ -226,6 +230,7 @@ impl Engine {
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
         let sinks = Arc::new(sinks);
 
+        let history = kept.as_ref().map(|kept| (Arc::clone(&kept.door), kept.config.history));
         let keeper = kept
             .zip(shared.depot.clone())
             .map(|(kept, depot)| {
@@ -240,6 +245,13 @@ impl Engine {
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
         let (pins_at, floor) = (Arc::clone(&pins), Arc::clone(&shared.floor));
         let (feeds, time) = (Arc::clone(&clock.feeds), config.time.clone());
+        let (history, chronicler) = match (history, &keeper) {
+            (Some((door, config)), Some(keeper)) => {
+                let keeper = Arc::clone(keeper);
+                History::start(&*execution, door, config, clock.time.clone(), Arc::new(move || keeper.all()))?.unzip()
+            }
+            _ => (None, None),
+        };
         let event_loop = ClockLoop::new(
             Arc::clone(&clock),
             Arc::clone(&worker),
@@ -254,6 +266,7 @@ impl Engine {
                 feeds.tell(completed, time.now_us());
             }),
             schedule,
+            chronicler,
             stamped_us,
         );
         let event_loop = match &keeper {
@@ -281,6 +294,7 @@ impl Engine {
             worker,
             execution,
             keeper,
+            history,
             recovery: Mutex::new(recovered.left),
             catalog: RwLock::new(recovered.catalog),
             locks,
@@ -664,6 +678,7 @@ impl Engine {
         let deploy = Deploy {
             relation: oid,
             plan: Arc::new(plan),
+            facts: Arc::new(self.job_facts(relation, inputs)),
             inputs: inputs.iter().copied().collect(),
             is_view,
             kept,
@@ -675,6 +690,21 @@ impl Engine {
         };
         self.clock.send(Event::Deploy(deploy));
         Ok(answer)
+    }
+
+    fn job_facts(&self, relation: &Relation, inputs: &BTreeSet<RelationId>) -> JobFacts {
+        let inputs: Vec<RelationId> = inputs.iter().copied().collect();
+        JobFacts::new(&self.catalog(), relation, &inputs, self.config.time.now_us())
+    }
+
+    /// Whether nothing can change any more in what a job reads.
+    fn inputs_ended(&self, relation: RelationId) -> bool {
+        let Some(job) = self.clock.board.status(relation) else { return false };
+        let ended = |input: &RelationId| match self.sources.get(*input) {
+            Some(source) => source.status().ended.is_some(),
+            None => self.table(*input).is_none() && self.inputs_ended(*input),
+        };
+        job.inputs.iter().all(ended)
     }
 
     /// Lets the sources that a job reads be read, and keeps its changes if it declares so.
@@ -930,8 +960,12 @@ impl Engine {
     /// Stops and forgets relations that the catalog no longer has; dependants come first.
     pub async fn drop_storage(&self, relations: &[Arc<Relation>]) -> Result<()> {
         let (reply, done) = oneshot::channel();
-        let oids: Vec<RelationId> = relations.iter().map(|r| r.oid).collect();
-        self.clock.send(Event::Remove { relations: oids.clone(), reply });
+        let state = |r: &Arc<Relation>| match self.inputs_ended(r.oid) {
+            true => EndState::Finished,
+            false => EndState::Cancelled,
+        };
+        let ending = relations.iter().map(|r| (r.oid, state(r))).collect();
+        self.clock.send(Event::Remove { relations: ending, reply });
         done.await.map_err(|_| crate::clock::shutting_down())?;
         for relation in relations {
             if let Some(keeper) = &self.keeper {
@@ -1034,6 +1068,9 @@ impl Engine {
         self.sinks.stop_all();
         self.clock.send(Event::Shutdown);
         self.execution.stop();
+        if let Some(history) = &self.history {
+            history.stop();
+        }
         if let Some(keeper) = &self.keeper {
             keeper.stop();
         }

@@ -8,6 +8,9 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use plan::ProcessPlan;
 use runtime::{DeploymentId, Tick};
 
+use crate::clock::Deploy;
+use crate::history::JobFacts;
+
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Phase {
@@ -53,6 +56,8 @@ pub struct JobState {
     pub plan: Arc<ProcessPlan>,
     /// On how many slots it works, the first ones. All of them finish its ticks.
     pub parallelism: usize,
+    /// For the archive, when it has ended.
+    pub facts: Arc<JobFacts>,
     /// The newest tick that each slot has finished.
     slots: Vec<Option<Tick>>,
     /// Something changed since the board was last told.
@@ -60,28 +65,22 @@ pub struct JobState {
 }
 
 impl JobState {
-    pub fn new(
-        deployment: DeploymentId,
-        relation: RelationId,
-        plan: Arc<ProcessPlan>,
-        inputs: Vec<RelationId>,
-        is_view: bool,
-        first: Epoch,
-        slots: usize,
-    ) -> JobState {
+    /// `wanted` has its relation, plan, inputs and parallelism.
+    pub fn new(deployment: DeploymentId, wanted: &Deploy, first: Epoch, slots: usize) -> JobState {
         JobState {
             deployment,
-            relation,
-            inputs,
-            is_view,
+            relation: wanted.relation,
+            inputs: wanted.inputs.clone(),
+            is_view: wanted.is_view,
             first,
             readable: first,
             attached: false,
             phase: Phase::Backfilling,
-            kept: false,
-            incarnation: first,
-            plan,
-            parallelism: slots,
+            kept: wanted.kept,
+            incarnation: wanted.restore.as_ref().map_or(first, |restored| restored.incarnation),
+            plan: Arc::clone(&wanted.plan),
+            parallelism: wanted.parallelism,
+            facts: Arc::clone(&wanted.facts),
             slots: vec![None; slots],
             news: false,
         }

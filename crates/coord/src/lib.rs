@@ -16,6 +16,7 @@ mod driver;
 pub mod engine;
 pub mod execution;
 pub mod gate;
+pub mod history;
 pub mod into_table;
 pub mod job;
 pub mod locks;

@@ -103,6 +103,7 @@ type Held = Arc<Mutex<BTreeSet<ObjectName>>>;
 /// The slots' side of the store.
 pub struct Depot {
     door: Arc<Door>,
+    now_us: NowUs,
     errands: Sender<Errand>,
     /// Bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
@@ -128,7 +129,7 @@ impl Depot {
             door: Arc::clone(&door),
             counter,
             reports,
-            now_us,
+            now_us: Arc::clone(&now_us),
             todo,
             waiting: Arc::clone(&waiting),
             in_chains: Arc::clone(&held),
@@ -138,7 +139,12 @@ impl Depot {
             told_full: false,
         };
         let (ending, join) = (AtomicBool::new(false), Mutex::new(None));
-        (Arc::new(Depot { door, errands, waiting, ending, held, ended, join }), service)
+        (Arc::new(Depot { door, now_us, errands, waiting, ending, held, ended, join }), service)
+    }
+
+    /// What slots measure their pauses with.
+    pub fn clock(&self) -> NowUs {
+        Arc::clone(&self.now_us)
     }
 
     /// The service was started; [`stop`](Self::stop) waits for its end.
@@ -598,9 +604,7 @@ impl DepotService {
                 }
             }
         }
-        let Some((watermarks, now_us)) = kept.seal.as_ref().map(|s| (s.watermarks.clone(), s.now_us)) else {
-            return Ok(None);
-        };
+        let Some(Seal { watermarks, now_us, pause_us, .. }) = kept.seal.clone() else { return Ok(None) };
         if kept.instance.base == 0 {
             kept.instance.base = bytes_in(&kept.instance.chain);
         }
@@ -608,7 +612,7 @@ impl DepotService {
             self.shorten(kept, from)?;
         }
         let Instance { chain, base, .. } = &kept.instance;
-        Ok(Some(StoredState { chain: chain.clone(), base: *base, watermarks, now_us }))
+        Ok(Some(StoredState { chain: chain.clone(), base: *base, watermarks, now_us, pause_us }))
     }
 
     fn let_go(&self, chain: &[SegmentRef]) {

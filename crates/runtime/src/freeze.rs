@@ -14,6 +14,7 @@ use plan::{Placed, Task};
 
 use crate::depot::Share;
 use crate::message::{Restore, Tick};
+use crate::service::NowUs;
 use crate::slot::Shared;
 
 /// Bytes that a function may hold only to tell them, before it is asked between two checkpoints.
@@ -28,11 +29,13 @@ pub struct FrozenChange {
 }
 
 /// The state is whole as of the end of this epoch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Seal {
     pub epoch: Epoch,
     pub watermarks: Vec<Vec<i64>>,
     pub now_us: i64,
+    /// Microseconds for which the tasks stood still to freeze their state.
+    pub pause_us: i64,
 }
 
 /// What one instance of a job hands to the depot.
@@ -55,11 +58,15 @@ pub struct Freezing {
     told: VecDeque<(Tick, FrozenChange)>,
     bytes: usize,
     watermarks: Vec<Vec<i64>>,
+    /// Measures the pauses.
+    clock: NowUs,
+    /// Since the last seal.
+    pause_us: i64,
 }
 
 impl Freezing {
-    pub fn new(at: Arc<AtomicU64>, tasks: usize) -> Freezing {
-        Freezing { at, told: VecDeque::new(), bytes: 0, watermarks: vec![Vec::new(); tasks] }
+    pub fn new(at: Arc<AtomicU64>, tasks: usize, clock: NowUs) -> Freezing {
+        Freezing { at, told: VecDeque::new(), bytes: 0, watermarks: vec![Vec::new(); tasks], clock, pause_us: 0 }
     }
 
     pub fn is_due(&self, tick: Tick) -> bool {
@@ -77,6 +84,8 @@ impl Freezing {
             && (due || function.tracked_bytes() > EARLY_BYTES)
         {
             let mut changes = Vec::new();
+            // Only for a checkpoint: nothing else looks at the time in the flow.
+            let since_us = due.then(|| (self.clock)());
             function.freeze(&mut changes)?;
             if due {
                 crash::point("C1");
@@ -87,6 +96,7 @@ impl Freezing {
                     self.told.push_back((tick, FrozenChange { task, part, changes }));
                 }
             }
+            self.pause_us += since_us.map_or(0, |since_us| (self.clock)().saturating_sub(since_us).max(0));
         }
         Ok(())
     }
@@ -105,7 +115,12 @@ impl Freezing {
             std::mem::take(&mut self.told).into_iter().partition(|(t, _)| *t <= tick);
         self.told = later;
         self.bytes -= ready.iter().map(|(_, c)| c.changes.bytes()).sum::<usize>();
-        let seal = due.then(|| Seal { epoch: tick.epoch, watermarks: self.watermarks.clone(), now_us });
+        let seal = due.then(|| Seal {
+            epoch: tick.epoch,
+            watermarks: self.watermarks.clone(),
+            now_us,
+            pause_us: std::mem::take(&mut self.pause_us),
+        });
         let changes: Vec<FrozenChange> = ready.into_iter().map(|(_, change)| change).collect();
         (due || !changes.is_empty()).then_some(Frozen { changes, seal })
     }

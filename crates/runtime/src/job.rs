@@ -345,8 +345,9 @@ impl Job {
             });
         }
         let level_count = task_levels.iter().max().map_or(1, |l| l + 1);
-        let freezing = start.kept.then(|| Freezing::new(Arc::clone(&shared.freeze_at), plan.tasks.len()));
-        if let (true, Some(depot)) = (start.kept, &shared.depot) {
+        let depot = shared.depot.as_ref().filter(|_| start.kept);
+        let freezing = depot.map(|depot| Freezing::new(Arc::clone(&shared.freeze_at), plan.tasks.len(), depot.clock()));
+        if let Some(depot) = depot {
             let own = start.restore.and_then(|r| r.own_chain(slot, parallelism));
             let chain = own.unwrap_or_default().to_vec();
             let base = start.restore.filter(|_| !chain.is_empty()).and_then(|r| r.bases.get(slot.0 as usize));
@@ -673,18 +674,29 @@ pub fn partition(changes: &ChangeBatch, columns: &[usize], slots: usize) -> Resu
     }
     let keys: Vec<ArrayRef> = columns.iter().map(|c| Arc::clone(changes.rows.column(*c))).collect();
     let hashes = hash_columns(&keys, changes.num_rows())?;
-    let mut indices: Vec<Vec<u32>> = vec![Vec::new(); slots];
-    for (row, hash) in hashes.iter().enumerate() {
-        indices[slot_of_vnode(vnode(*hash), slots)].push(row as u32);
+    let owners: Vec<u8> = hashes.iter().map(|hash| slot_of_vnode(vnode(*hash), slots) as u8).collect();
+    // A counting sort: the rows of one slot after those of another, each in their order.
+    let mut ends = vec![0usize; slots];
+    owners.iter().for_each(|owner| ends[*owner as usize] += 1);
+    if let Some(all) = ends.iter().position(|rows| *rows == owners.len()) {
+        return Ok(vec![(all, changes.clone())]);
     }
+    let mut placed = 0;
+    for end in &mut ends {
+        let rows = std::mem::replace(end, placed);
+        placed += rows;
+    }
+    let starts = ends.clone();
+    let mut indices = vec![0u32; owners.len()];
+    for (row, owner) in owners.iter().enumerate() {
+        let end = &mut ends[*owner as usize];
+        indices[*end] = row as u32;
+        *end += 1;
+    }
+    let indices = UInt32Array::from(indices);
     let mut parts = Vec::new();
-    for (slot, rows) in indices.into_iter().enumerate() {
-        if rows.len() == changes.num_rows() {
-            return Ok(vec![(slot, changes.clone())]);
-        }
-        if !rows.is_empty() {
-            parts.push((slot, changes.take(&UInt32Array::from(rows))?));
-        }
+    for (slot, (start, end)) in starts.into_iter().zip(ends).enumerate().filter(|(_, (start, end))| end > start) {
+        parts.push((slot, changes.take(&indices.slice(start, end - start))?));
     }
     Ok(parts)
 }

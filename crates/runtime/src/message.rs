@@ -44,6 +44,8 @@ pub struct StoredState {
     pub watermarks: Vec<Vec<i64>>,
     /// The epoch's processing time.
     pub now_us: i64,
+    /// Microseconds for which the job's tasks stood still on this slot to freeze it.
+    pub pause_us: i64,
 }
 
 /// A job's state on all slots that it had, for a start from a checkpoint at any parallelism.

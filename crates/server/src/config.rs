@@ -8,6 +8,7 @@ use std::time::Duration;
 use checkpoint::door::Store;
 use checkpoint::remote::RemoteStore;
 use coord::engine::CheckpointConfig;
+use coord::history::HistoryConfig;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
 use flow::{Error, Result, SqlState};
@@ -33,6 +34,9 @@ const SETTINGS: &[&str] = &[
     "checkpoint_timeout",
     "checkpoint_url",
     "checkpoints_retained",
+    "history_addr",
+    "history_age",
+    "history_retained",
     "max_connections",
     "log_format",
     "log_level",
@@ -58,6 +62,12 @@ pub struct Config {
     /// `10min`, `30s`: a sink whose target does not answer for so long is stopped.
     pub checkpoint_timeout: String,
     pub checkpoints_retained: usize,
+    /// Jobs that have ended and are remembered; 0: none.
+    pub history_retained: usize,
+    /// `30d`, `12h`: how long they are; `off`: as long as there are not too many.
+    pub history_age: String,
+    /// Where `millstream history` shows them.
+    pub history_addr: SocketAddr,
     /// Chosen for one start, never by the file.
     #[serde(skip)]
     pub from_savepoint: Option<String>,
@@ -81,6 +91,9 @@ impl Default for Config {
             checkpoint_url: String::new(),
             checkpoint_timeout: "10min".into(),
             checkpoints_retained: 3,
+            history_retained: 1000,
+            history_age: "30d".into(),
+            history_addr: SocketAddr::from(([127, 0, 0, 1], 7482)),
             from_savepoint: None,
             max_connections: 1000,
             log_format: "text".into(),
@@ -113,6 +126,7 @@ impl Config {
         flag("data_dir", args.data_dir.as_ref().map(|p| p.display().to_string()));
         flag("pg_addr", args.pg_addr.clone());
         flag("http_addr", args.http_addr.clone());
+        flag("history_addr", args.history_addr.clone());
         flag("memory_limit", args.memory_limit.clone());
         flag("checkpoint_url", args.checkpoint_url.clone());
         flag("log_format", args.log_format.clone());
@@ -171,7 +185,8 @@ impl Config {
         let store = self.checkpoint_store()?;
         let savepoint = self.from_savepoint.clone();
         let (rest, interval) = (None, Some(interval));
-        Ok(Some(CheckpointConfig { store, rest, savepoint, interval, retained, timeout, nonce }))
+        let history = HistoryConfig { retained: self.history_retained, age: history_age(&self.history_age)? };
+        Ok(Some(CheckpointConfig { store, rest, savepoint, interval, retained, history, timeout, nonce }))
     }
 
     /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the
@@ -195,6 +210,22 @@ impl Config {
     pub fn memory_bytes(&self) -> Result<usize> {
         parse_bytes(&self.memory_limit)
     }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// `30d`, `12h`, `off`.
+fn history_age(text: &str) -> Result<Option<Duration>> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    let days = text.strip_suffix('d').and_then(|days| days.trim().parse::<u32>().ok()).filter(|days| *days > 0);
+    let age = days.map(|days| DAY * days).or_else(|| connect::options::parse_duration(text));
+    age.map(Some).ok_or_else(|| {
+        Error::new(SqlState::InvalidParameterValue, format!("invalid value for history_age: \"{text}\""))
+            .with_hint("Write a time such as 30d or 12h, or off.")
+    })
 }
 
 /// `512MiB`, `4GB`, `1000000`, `auto`.

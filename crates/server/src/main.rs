@@ -9,6 +9,7 @@ mod adapter;
 mod client;
 mod config;
 mod demo;
+mod history;
 mod http;
 mod logging;
 mod offline;
@@ -45,6 +46,8 @@ enum Command {
     Fsck(FsckArgs),
     /// Show the state in the checkpoints of a data directory while no server uses it.
     State(StateArgs),
+    /// Show jobs that have ended over HTTP; no server needs to run.
+    History(HistoryArgs),
     /// Start a server, feed it with orders, and show views of them live.
     Demo(DemoArgs),
 }
@@ -61,6 +64,9 @@ pub struct ServerArgs {
     /// Address of health and metrics over HTTP [default: 127.0.0.1:7480]
     #[arg(long)]
     http_addr: Option<String>,
+    /// Only of `millstream history`.
+    #[arg(skip)]
+    history_addr: Option<String>,
     /// Configuration file [default: conf/millstream.yaml if it exists]
     #[arg(long)]
     config: Option<PathBuf>,
@@ -137,6 +143,19 @@ impl DataArgs {
 }
 
 #[derive(Args)]
+pub struct HistoryArgs {
+    /// Folder of all durable data [default: as of the server]
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Configuration file [default: conf/millstream.yaml if it exists]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Address of the pages over HTTP [default: 127.0.0.1:7482]
+    #[arg(long)]
+    history_addr: Option<String>,
+}
+
+#[derive(Args)]
 pub struct FsckArgs {
     #[command(flatten)]
     data: DataArgs,
@@ -198,6 +217,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Sql(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::History(args) => history::run(&args),
         Command::State(args) => args.data.config().and_then(|config| offline::state(&config, &args.command)),
         Command::Fsck(args) => match args.data.config().and_then(|c| offline::check(&c, args.repair_orphans)) {
             Ok(true) => Ok(()),

@@ -82,7 +82,7 @@ pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
     Ok(Arc::new(Server::new(engine, base)))
 }
 
-async fn bind(what: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
+pub async fn bind(what: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(addr).await.map_err(|e| {
         Error::new(SqlState::ConnectionFailure, format!("cannot listen on {addr} for {what}: {e}"))
             .with_hint("Another server may run there; choose another address.")

@@ -13,6 +13,7 @@ use coord::clock::Clock;
 use coord::compaction::LOG_BYTES_MIN;
 use coord::engine::{CheckpointConfig, Replanner};
 use coord::execution::Execution;
+use coord::history::HistoryConfig;
 use coord::session::replan::StoredQueries;
 use coord::{Engine, EngineConfig, Session, Time};
 use flow::SqlState;
@@ -172,6 +173,7 @@ impl Being<'_> {
                 rest: Some(Arc::new(ClockRest(Arc::clone(&self.world.now)))),
                 interval,
                 savepoint: None,
+                history: HistoryConfig { retained: 8, age: None },
                 retained: 1 + self.world.seed as usize % 2,
                 timeout: Duration::from_secs(3600),
                 nonce: self.world.seed.wrapping_mul(1000) + self.world.lives as u64,

@@ -1,19 +1,21 @@
 //! What checkpoints cost: the speed of q4, q5 and q8 with them and without, what an idle server writes, and how long state of
 //! about a gigabyte takes until it answers again after a crash.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::measure::{Report, ms_since, now};
+use super::measure::{Latencies, Report, ms_since, now};
 use super::server::Server;
 use super::{Options, Result};
 
 const QUERIES: [&str; 3] = ["q4", "q5", "q8"];
 const EVENTS: u64 = 30_000_000;
 const ROUNDS: u64 = 3;
-const INTERVALS: [&str; 2] = ["off", "10s"];
+/// The last is for the pauses, of which ten seconds would show too few.
+const INTERVALS: [&str; 3] = ["off", "10s", "1s"];
 /// Events whose bids make a gigabyte of a view.
 const RESTORED_EVENTS: u64 = 4_500_000;
 const IDLE: Duration = Duration::from_secs(15);
@@ -37,14 +39,19 @@ async fn create_sources(client: &Client, events: u64, rows: &str) -> Result<()> 
     Ok(())
 }
 
-/// Waits until every source that is read has ended.
-async fn sources_end(client: &Client) -> Result<()> {
+/// Waits until every source that is read has ended. Returns how long slots stood still for each checkpoint meanwhile, in milliseconds.
+async fn sources_end(client: &Client) -> Result<BTreeMap<String, f64>> {
+    let mut pauses = BTreeMap::new();
     loop {
+        for row in client.query("SHOW CHECKPOINTS", &[]).await? {
+            let pause = row.get::<_, Option<&str>>("pause").and_then(|p| p.strip_suffix(" ms")?.parse().ok());
+            pauses.extend(pause.map(|pause: f64| (row.get::<_, &str>("epoch").to_string(), pause)));
+        }
         let rows = client.query("SHOW SOURCES", &[]).await?;
         let status = |row: &tokio_postgres::Row| row.get::<_, &str>("status").to_string();
         if rows.iter().all(|row| matches!(status(row).as_str(), "ended" | "idle")) {
             client.batch_execute("FLUSH").await?;
-            return Ok(());
+            return Ok(pauses);
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -55,7 +62,7 @@ async fn speed(query: &str, options: &Options, report: &mut Report) -> Result<()
     let events = options.rows_or(EVENTS);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql-tests/nexmark");
     let text = std::fs::read_to_string(folder.join(format!("{query}.sql")))?;
-    let mut ratios = Vec::new();
+    let (mut ratios, mut pauses) = (Vec::new(), Latencies::default());
     for round in 0..options.rounds_or(ROUNDS) {
         let mut speeds = Vec::new();
         for interval in INTERVALS {
@@ -64,7 +71,7 @@ async fn speed(query: &str, options: &Options, report: &mut Report) -> Result<()
             create_sources(&client, events, "").await?;
             let (start, before) = (now(), server.usage()?);
             client.batch_execute(&format!("CREATE MATERIALIZED VIEW out AS {text}")).await?;
-            sources_end(&client).await?;
+            sources_end(&client).await?.into_values().for_each(|ms| pauses.add(ms));
             let speed = events as f64 / ms_since(start) * 1e3;
             report.value(
                 format!("checkpoints.{query}.{interval}.{round}"),
@@ -88,6 +95,7 @@ async fn speed(query: &str, options: &Options, report: &mut Report) -> Result<()
     }
     ratios.sort_by(f64::total_cmp);
     report.value(format!("checkpoints.{query}.ratio"), ratios[ratios.len() / 2], "of the speed", Default::default());
+    report.latencies(format!("checkpoints.{query}.pause"), &pauses, Default::default());
     Ok(())
 }
 

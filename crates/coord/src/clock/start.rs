@@ -3,7 +3,6 @@
 //! Law: a job does not begin before the log says so. A log that refuses it for now puts the job off, visibly, and is asked again;
 //! nobody but the job and its readers waits for that.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use flow::{Error, RelationId, Result, SqlState};
@@ -124,13 +123,10 @@ impl ClockLoop {
         let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
         self.worker.shared().stores.remove(deploy.relation);
         self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
-        let (plan, slots) = (Arc::clone(&deploy.plan), self.worker.slots());
-        let mut job = JobState::new(deployment, deploy.relation, plan, deploy.inputs, deploy.is_view, open, slots);
-        job.kept = deploy.kept && self.checkpoints.is_some();
-        job.parallelism = deploy.parallelism;
+        let mut job = JobState::new(deployment, &deploy, open, self.worker.slots());
+        job.kept &= self.checkpoints.is_some();
         // Restored rows are there before any epoch; what is back-filled appears with the first.
         job.readable = if deploy.restore.is_some() { self.cut } else { open };
-        job.incarnation = deploy.restore.as_ref().map_or(open, |restored| restored.incarnation);
         let feeder = if deploy.restore.is_some() { None } else { (deploy.start)(&started) };
         let backfills = feeder.is_some();
         let first = if backfills { started.first } else { Tick::end_of(open) };

@@ -51,7 +51,9 @@ impl Session {
             Show::Columns(_) => text_columns(&["name", "type", "nullable", "default"]),
             Show::Create { .. } => text_columns(&["name", "statement"]),
             Show::Watermarks => text_columns(&super::watermarks::COLUMNS),
-            Show::Checkpoints => text_columns(&["epoch", "created", "duration", "jobs", "bytes", "state_bytes"]),
+            Show::Checkpoints => {
+                text_columns(&["epoch", "created", "duration", "pause", "jobs", "bytes", "state_bytes"])
+            }
             Show::Savepoints => text_columns(&["name", "epoch", "created", "jobs", "state_bytes"]),
             Show::Subscriptions => {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
@@ -207,6 +209,7 @@ impl Session {
                 Some(c.epoch.to_string()),
                 Some(super::watermarks::timestamp(c.created_us)),
                 c.duration_us.map(|us| format!("{:.1} ms", us as f64 / 1e3)),
+                c.pause_us.map(|us| format!("{:.1} ms", us as f64 / 1e3)),
                 Some(c.jobs.to_string()),
                 c.bytes.map(|bytes| bytes.to_string()),
                 Some(c.state_bytes.to_string()),

@@ -9,6 +9,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use coord::engine::{CheckpointConfig, Replanner};
 use coord::execution::{Execution, Threads};
+use coord::history::HistoryConfig;
 use coord::session::replan::StoredQueries;
 use coord::session::{Outcome, Session};
 use coord::{Engine, EngineConfig, Time};
@@ -71,6 +72,7 @@ pub fn keeping(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
         savepoint: None,
         interval: None,
         retained: 2,
+        history: HistoryConfig::default(),
         timeout,
         nonce,
     });

@@ -1,6 +1,7 @@
 //! The server as its clients see it: the binary, over TCP, through tokio-postgres and through bytes of its own.
 
 mod demo;
+mod history;
 mod killed;
 mod log_rewrite;
 mod offline;
