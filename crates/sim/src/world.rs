@@ -251,7 +251,7 @@ impl World {
 
     /// Whether the log is rewritten with every checkpoint and at every start.
     pub fn rewrites_log(&self) -> bool {
-        self.seed % 2 == 0
+        self.seed.is_multiple_of(2)
     }
 
     pub fn data(&self) -> PathBuf {

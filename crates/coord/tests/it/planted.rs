@@ -25,6 +25,8 @@ use crate::sql_tests::{Life, check_file};
 
 /// Seeds within which a bug is found; each is another order of statements, checkpoints and restarts.
 const SEEDS: u64 = 12;
+/// How long one file or scenario may take, on a machine that does much else.
+const LIMIT: Duration = Duration::from_secs(120);
 /// How long slots that have nothing to do sleep.
 const IDLE: Duration = Duration::from_micros(100);
 
@@ -123,7 +125,7 @@ fn over_files(names: &[&str], bug: Option<&'static str>, seeds: u64) -> Vec<Stri
         let lives = move || vec![Life::Restarts(Arc::new(move || Planted::new(bug) as Arc<dyn Execution>))];
         let found = runtime.block_on(async {
             let check = tokio::spawn(async move { check_file(&path, seed() + n, lives).await });
-            match tokio::time::timeout(Duration::from_secs(30), check).await {
+            match tokio::time::timeout(LIMIT, check).await {
                 Ok(Ok(problems)) => problems,
                 Ok(Err(panicked)) => vec![format!("panicked: {panicked}")],
                 Err(_) => vec!["did not end in time".to_string()],
@@ -215,7 +217,7 @@ fn sources_and_sinks(bug: Option<&'static str>) -> Vec<String> {
     let runtime = runtime_with(bug);
     let found = runtime.block_on(async {
         let run = tokio::spawn(over_sources_and_sinks(bug));
-        match tokio::time::timeout(Duration::from_secs(30), run).await {
+        match tokio::time::timeout(LIMIT, run).await {
             Ok(Ok(problems)) => problems,
             Ok(Err(panicked)) => vec![format!("panicked: {panicked}")],
             Err(_) => vec!["did not end in time".to_string()],
