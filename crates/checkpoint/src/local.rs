@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use flow::{Error, Result};
+use flow::{Error, Result, SqlState};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -46,6 +46,18 @@ impl LocalStore {
         sync_folder(root)?;
         if let Some(parent) = root.parent() {
             sync_folder(parent)?;
+        }
+        Ok(LocalStore { root: root.to_path_buf(), temporary: AtomicU64::new(0), folders: Mutex::default() })
+    }
+
+    /// The same in a folder that another process owns, which is there already: what has no name yet may be being written by
+    /// others. Errors: `58P01` the folder is not there.
+    pub fn share(root: &Path) -> Result<LocalStore> {
+        if !root.join(TEMPORARY).is_dir() {
+            return Err(Error::new(
+                SqlState::UndefinedFile,
+                format!("\"{}\" is no folder of checkpoints", root.display()),
+            ));
         }
         Ok(LocalStore { root: root.to_path_buf(), temporary: AtomicU64::new(0), folders: Mutex::default() })
     }

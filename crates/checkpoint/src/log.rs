@@ -44,6 +44,8 @@ pub struct Log {
     durable: AtomicU64,
     /// Set by a failed sync: the kernel may have dropped the pages, so nothing may be acknowledged any more.
     broken: AtomicBool,
+    /// Set by [`close`](Log::close).
+    closed: AtomicBool,
 }
 
 struct Tail {
@@ -87,6 +89,7 @@ impl Log {
             tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             file,
             disk,
         };
@@ -131,6 +134,7 @@ impl Log {
             tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -176,6 +180,7 @@ impl Log {
             tail: Mutex::new(Tail { end, allocated: end, written: end }),
             durable: AtomicU64::new(end),
             broken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -236,6 +241,13 @@ impl Log {
         Ok(Position(end))
     }
 
+    /// Refuses everything from now on: another log may be opened on the same folder, though somebody still holds this one.
+    pub fn close(&self) {
+        // Nobody is in the middle of an append.
+        let _tail = self.lock();
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Bytes of records in the log.
     pub fn len(&self) -> u64 {
         self.lock().end
@@ -251,6 +263,9 @@ impl Log {
     }
 
     fn check(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(SqlState::AdminShutdown, "the log is closed"));
+        }
         if self.broken.load(Ordering::Acquire) {
             return Err(Error::new(SqlState::IoError, "the log is read-only after a failed sync")
                 .with_hint("Check the disk and restart the server."));

@@ -83,6 +83,11 @@ pub enum Event {
         relation: RelationId,
         error: Error,
     },
+    /// The slots are gone, for this cause: nothing is cut any more. What is committed is made durable first.
+    Interrupt {
+        cause: Error,
+        reply: oneshot::Sender<()>,
+    },
     Shutdown,
 }
 
@@ -549,12 +554,38 @@ impl ClockLoop {
                     self.fail(deployment, error);
                 }
             }
+            Event::Interrupt { cause, reply } => {
+                self.interrupt(cause);
+                // Whoever asked may be gone.
+                let _ = reply.send(());
+            }
             Event::Shutdown => {
                 self.worker.broadcast(&ToSlot::Shutdown);
                 self.clock.board.close();
                 self.clock.feeds.close(self.clock.completed());
                 self.stopped = true;
             }
+        }
+    }
+
+    /// Ends the open epoch without a cut: who waits for what is in it is answered by the log alone, and nobody joins any more.
+    fn interrupt(&mut self, cause: Error) {
+        // Nobody is in the middle of a commit while this is held.
+        let open = self.clock.open.write();
+        if self.clock.durable.borrow().failed.is_some() {
+            return;
+        }
+        let logged = self.clock.pending.lock().logged;
+        let synced = if logged { self.log.sync().map(drop) } else { Ok(()) };
+        let epoch = *open;
+        self.clock.durable.send_modify(|durable| match synced {
+            Ok(()) => (durable.epoch, durable.failed) = (epoch, Some(cause)),
+            Err(failed) => durable.failed = Some(failed),
+        });
+        drop(open);
+        if let Some(schedule) = &mut self.checkpoints {
+            let failed = self.clock.durable.borrow().failed.clone();
+            schedule.give_up(&failed.unwrap_or_else(shutting_down));
         }
     }
 
@@ -697,7 +728,7 @@ impl ClockLoop {
     fn send_input(&self, relation: RelationId, epoch: Epoch, changes: ChangeBatch) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
-        let batch_rows = self.worker.shared().batch_rows;
+        let batch_rows = self.worker.batch_rows();
         if let Some(route) = self.clock.route(relation).filter(|_| slots > 1) {
             for (slot, part) in partition(&changes, &route, slots)? {
                 for start in (0..part.num_rows()).step_by(batch_rows) {
@@ -735,7 +766,7 @@ impl ClockLoop {
         let open = self.cut.next();
         let now_us = self.stamp(self.time.now_us());
         let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
-        self.worker.shared().stores.remove(deploy.relation);
+        self.worker.holdings().forget_view(deploy.relation);
         self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
         let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
         let (plan, slots) = (Arc::clone(&deploy.plan), self.worker.slots());
@@ -799,7 +830,7 @@ impl ClockLoop {
             self.has_moved(relation, Some(&cause));
         }
         self.clock.board.forget(relation);
-        self.worker.shared().stores.remove(relation);
+        self.worker.holdings().forget_view(relation);
         self.clock.feeds.end(relation, Why::Dropped, self.clock.completed());
     }
 
@@ -811,7 +842,7 @@ impl ClockLoop {
             self.tell(ToKeeper::Spare);
         }
         self.worker.broadcast(&ToSlot::Remove { deployment });
-        self.worker.shared().stores.remove(job.relation);
+        self.worker.holdings().forget_view(job.relation);
         self.give_up_rescale(Some(deployment), &error);
         self.has_moved(job.relation, Some(&error));
         self.clock.board.set(&job, Phase::Failed(error.clone()));

@@ -11,6 +11,8 @@ use parking_lot::RwLock;
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waiting {
+    /// Every job, for workers that are away.
+    Workers,
     /// Slots, to store the state of jobs.
     State,
     /// The coordinator, to make checkpoints durable.
@@ -53,7 +55,8 @@ impl Stalls {
 
     /// Why a job does not get on; `kept`: checkpoints hold its state.
     pub fn of_job(&self, relation: RelationId, kept: bool) -> Option<Error> {
-        let of_sink = self.causes.read().get(&Waiting::Sink(relation)).cloned();
+        let of_all = self.causes.read().get(&Waiting::Workers).cloned();
+        let of_sink = of_all.or_else(|| self.causes.read().get(&Waiting::Sink(relation)).cloned());
         of_sink.or_else(|| self.of_checkpoints().filter(|_| kept))
     }
 
@@ -88,6 +91,8 @@ mod tests {
         assert_eq!(stalls.of_job(other, true).unwrap().message(), "full");
         assert_eq!(stalls.of_job(other, false), None);
         assert!(stalls.check().is_ok());
+        stalls.set(Waiting::Workers, Error::new(SqlState::CannotConnectNow, "worker 2 is away"));
+        assert_eq!(stalls.of_job(other, false).unwrap().message(), "worker 2 is away");
         stalls.set_full(true);
         assert_eq!(stalls.check().unwrap_err().state(), SqlState::DiskFull);
         assert!(stalls.clear(Waiting::Checkpoints));
