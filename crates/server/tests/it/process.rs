@@ -13,6 +13,8 @@ use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 pub struct Server {
     process: Child,
     pub addr: SocketAddr,
+    /// Where a coordinator listens for workers.
+    pub cluster: Option<SocketAddr>,
     /// Removed when the process has ended.
     _data: Option<TempDir>,
 }
@@ -49,12 +51,18 @@ impl Server {
         checkpoint_interval: &str,
         environment: &[(&str, &str)],
     ) -> Result<Server, ExitStatus> {
+        let environment = [&[("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)][..], environment].concat();
+        Server::try_start_as(&["server", "--slots", &slots.to_string()], data, &environment)
+    }
+
+    /// The same in another role of the cluster.
+    pub fn try_start_as(role: &[&str], data: &Path, environment: &[(&str, &str)]) -> Result<Server, ExitStatus> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
-            .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", &slots.to_string()])
+            .args(role)
+            .args(["--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
             .args(["--log-format", "json", "--config", "/dev/null", "--data-dir"])
             .arg(data)
             .current_dir(data)
-            .env("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)
             .env("MILLSTREAM_MEMORY_LIMIT", "256MiB")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
@@ -62,18 +70,22 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut cluster = None;
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
         let addr = loop {
             let Some(line) = log.next() else { return Err(process.wait().unwrap()) };
             let line = line.unwrap();
             let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let Some(addr) = entry["fields"]["cluster"].as_str() {
+                cluster = addr.parse().ok();
+            }
             if let Some(addr) = entry["fields"]["pg"].as_str() {
                 break addr.parse().unwrap();
             }
         };
         // The pipe must be read to its end, or a talkative server would block on it.
         std::thread::spawn(move || log.for_each(drop));
-        Ok(Server { process, addr, _data: None })
+        Ok(Server { process, addr, cluster, _data: None })
     }
 
     /// How the process has ended, if it has.
