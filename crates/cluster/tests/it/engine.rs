@@ -106,7 +106,6 @@ async fn rows(session: &mut Session, sql: &str) -> Vec<String> {
 }
 
 /// A view and its query give the same.
-#[track_caller]
 async fn same(session: &mut Session, view: &str, query: &str) {
     let (view, query) = (rows(session, &format!("SELECT * FROM {view}")).await, rows(session, query).await);
     assert_eq!(view, query);
