@@ -58,9 +58,10 @@ impl Drop for Worker {
 }
 
 struct Cluster {
-    data: TempDir,
-    coordinator: Server,
     workers: Vec<Worker>,
+    coordinator: Server,
+    /// Removed when the processes have ended.
+    data: TempDir,
 }
 
 fn environment(workers: &str) -> [(&str, &str); 6] {
@@ -83,7 +84,7 @@ impl Cluster {
             Server::try_start_as(&["coordinator"], data.path(), &environment(&workers.to_string())).unwrap();
         let addr = coordinator.cluster.unwrap();
         let workers = (0..workers).map(|_| Worker::start(addr, slots)).collect();
-        Cluster { data, coordinator, workers }
+        Cluster { workers, coordinator, data }
     }
 
     fn addr(&self) -> SocketAddr {
