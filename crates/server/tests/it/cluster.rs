@@ -234,9 +234,13 @@ fn published_rows(folder: &Path) -> usize {
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            // What begins so is the sink's own.
+            if name.starts_with(['.', '_']) {
+                continue;
+            }
             if path.is_dir() {
                 open.push(path);
-            } else if !name.starts_with(['.', '_']) {
+            } else {
                 rows += std::fs::read_to_string(path).unwrap_or_default().lines().count();
             }
         }
