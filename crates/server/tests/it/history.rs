@@ -112,7 +112,7 @@ async fn ended_jobs_are_shown_when_no_server_runs() {
     assert!(server.wait_ended(Duration::from_secs(30)).await.unwrap().success());
 
     let shares = "public.\"<b>shares\"";
-    let all = pairs(&[(shares, "failed"), ("public.sums", "cancelled"), ("public.out", "finished")]);
+    let all = pairs(&[(shares, "failed"), ("public.sums", "cancelled"), ("public.\"out\"", "finished")]);
     assert_eq!(history.list(""), all);
     // It needs nothing of the server, and another one finds the same.
     drop(history);
