@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use flow::{Error, Result};
+use flow::{Error, Result, SqlState};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -46,6 +46,18 @@ impl LocalStore {
         sync_folder(root)?;
         if let Some(parent) = root.parent() {
             sync_folder(parent)?;
+        }
+        Ok(LocalStore { root: root.to_path_buf(), temporary: AtomicU64::new(0), folders: Mutex::default() })
+    }
+
+    /// The same in a folder that another process owns, which is there already: what has no name yet may be being written by
+    /// others. Errors: `58P01` the folder is not there.
+    pub fn share(root: &Path) -> Result<LocalStore> {
+        if !root.join(TEMPORARY).is_dir() {
+            return Err(Error::new(
+                SqlState::UndefinedFile,
+                format!("\"{}\" is no folder of checkpoints", root.display()),
+            ));
         }
         Ok(LocalStore { root: root.to_path_buf(), temporary: AtomicU64::new(0), folders: Mutex::default() })
     }
@@ -248,6 +260,20 @@ mod tests {
         let door = door(folder.path(), 1);
         assert_eq!(door.list("").unwrap(), []);
         assert!(!folder.path().join(TEMPORARY).join("1-0").exists());
+    }
+
+    #[test]
+    fn who_shares_a_folder_leaves_what_its_owner_is_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let nothing = LocalStore::share(folder.path()).err().unwrap();
+        assert_eq!(nothing.state(), SqlState::UndefinedFile);
+        let owner = door(folder.path(), 1);
+        owner.put_new("manifest/a", b"payload").unwrap();
+        let unnamed = folder.path().join(TEMPORARY).join("1-0");
+        fs::write(&unnamed, "half").unwrap();
+        let guest = Door::new(Arc::new(LocalStore::share(folder.path()).unwrap()), Arc::new(NoRest), 2);
+        assert_eq!(guest.get("manifest/a").unwrap().unwrap(), b"payload".as_slice());
+        assert!(unnamed.exists());
     }
 
     #[test]

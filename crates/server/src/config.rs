@@ -1,11 +1,12 @@
 //! Configuration: defaults, then the file, then the environment, then flags. Unknown keys are refused.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use checkpoint::door::Store;
+use checkpoint::door::{Door, Store, ThreadRest};
+use checkpoint::local::LocalStore;
 use checkpoint::remote::RemoteStore;
 use coord::engine::CheckpointConfig;
 use coord::history::HistoryConfig;
@@ -126,7 +127,6 @@ impl Config {
         flag("data_dir", args.data_dir.as_ref().map(|p| p.display().to_string()));
         flag("pg_addr", args.pg_addr.clone());
         flag("http_addr", args.http_addr.clone());
-        flag("history_addr", args.history_addr.clone());
         flag("memory_limit", args.memory_limit.clone());
         flag("log_format", args.log_format.clone());
         flag("log_level", args.log_level.clone());
@@ -203,6 +203,16 @@ impl Config {
                     .with_hint("Write s3://bucket/prefix, or leave it empty for a folder of the data directory."))
             }
         }
+    }
+
+    /// A way to what lies beside the checkpoints, without a generation. `local` opens the folder if they are in one.
+    pub fn door(&self, local: impl FnOnce(&Path) -> Result<LocalStore>) -> Result<Door> {
+        let store: Arc<dyn Store> = match self.checkpoint_store()? {
+            Some(store) => store,
+            None => Arc::new(local(&self.data_dir.join("checkpoints"))?),
+        };
+        let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
+        Ok(Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce))
     }
 
     /// The memory limit in bytes.

@@ -12,14 +12,14 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{self, Query, State};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use checkpoint::door::{Door, Store, ThreadRest};
 use checkpoint::local::LocalStore;
 use chrono::DateTime;
 use coord::history::{Archive, EndState, EndedJob};
@@ -30,8 +30,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::HistoryArgs;
 use crate::config::Config;
-use crate::{HistoryArgs, ServerArgs};
 
 /// Jobs on one page.
 const PAGE: usize = 100;
@@ -42,40 +42,28 @@ const CACHED_MAX: usize = 10_000;
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(args: &HistoryArgs) -> Result<()> {
-    let flags = ServerArgs {
-        data_dir: args.data_dir.clone(),
-        config: args.config.clone(),
-        history_addr: args.history_addr.clone(),
-        ..ServerArgs::default()
-    };
-    let config = Config::load(&flags)?;
+    let config = args.data.config()?;
+    let addr = args.history_addr.unwrap_or(config.history_addr);
     crate::logging::install(&config.log_format, &config.log_level);
     let archive = open(&config)?;
     crate::serve::runtime()?.block_on(async {
         let stop = crate::serve::signals()?;
-        let listener = crate::serve::bind("the history", config.history_addr).await?;
-        let addr = listener.local_addr().unwrap_or(config.history_addr);
+        let listener = crate::serve::bind("the history", addr).await?;
+        let addr = listener.local_addr().unwrap_or(addr);
         info!(%addr, place = archive.door.place(), "the history of jobs is ready");
         serve(listener, archive, stop).await
     })
 }
 
-/// The archive of a data directory, or of the store that the configuration names. Errors: `58P01` there is no such directory.
+/// The archive of a data directory, which a server may be using, or of the store that the configuration names. Errors: `58P01`
+/// there are no checkpoints.
 fn open(config: &Config) -> Result<Archive> {
-    let store: Arc<dyn Store> = match config.checkpoint_store()? {
-        Some(store) => store,
-        None => {
-            let folder = config.data_dir.join("checkpoints");
-            if !folder.is_dir() {
-                let message = format!("there are no checkpoints in \"{}\"", config.data_dir.display());
-                return Err(Error::new(SqlState::UndefinedFile, message)
-                    .with_hint("Give the data directory of a server that takes checkpoints, or its checkpoint_url."));
-            }
-            Arc::new(LocalStore::open(&folder)?)
-        }
+    let shared = |folder: &Path| {
+        LocalStore::share(folder).map_err(|error| {
+            error.with_hint("Give the data directory of a server that takes checkpoints, or its checkpoint_url.")
+        })
     };
-    let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
-    Ok(Archive { door: Arc::new(Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce)) })
+    Ok(Archive { door: Arc::new(config.door(shared)?) })
 }
 
 #[derive(Clone)]
@@ -186,7 +174,7 @@ async fn list(State(web): State<Web>, Query(wanted): Query<Wanted>) -> Response 
     }
 }
 
-async fn job(State(web): State<Web>, Path(id): Path<String>) -> Response {
+async fn job(State(web): State<Web>, extract::Path(id): extract::Path<String>) -> Response {
     let wanted = id.clone();
     match web.ask(move |web| web.read(&wanted)).await {
         Ok(Some(job)) => Json(job.as_ref()).into_response(),
@@ -212,7 +200,7 @@ async fn list_page(State(web): State<Web>, Query(wanted): Query<Wanted>) -> Resp
     }
 }
 
-async fn job_page(State(web): State<Web>, Path(id): Path<String>) -> Response {
+async fn job_page(State(web): State<Web>, extract::Path(id): extract::Path<String>) -> Response {
     let wanted = id.clone();
     match web.ask(move |web| web.read(&wanted)).await {
         Ok(Some(job)) => Html(page(&full_name(&job), &job_body(&id, &job))).into_response(),

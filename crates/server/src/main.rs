@@ -16,6 +16,7 @@ mod offline;
 mod run;
 mod serve;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -64,9 +65,6 @@ pub struct ServerArgs {
     /// Address of health and metrics over HTTP [default: 127.0.0.1:7480]
     #[arg(long)]
     http_addr: Option<String>,
-    /// Only of `millstream history`.
-    #[arg(skip)]
-    history_addr: Option<String>,
     /// Configuration file [default: conf/millstream.yaml if it exists]
     #[arg(long)]
     config: Option<PathBuf>,
@@ -141,15 +139,11 @@ impl DataArgs {
 
 #[derive(Args)]
 pub struct HistoryArgs {
-    /// Folder of all durable data [default: as of the server]
-    #[arg(long)]
-    data_dir: Option<PathBuf>,
-    /// Configuration file [default: conf/millstream.yaml if it exists]
-    #[arg(long)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     /// Address of the pages over HTTP [default: 127.0.0.1:7482]
     #[arg(long)]
-    history_addr: Option<String>,
+    history_addr: Option<SocketAddr>,
 }
 
 #[derive(Args)]

@@ -1,11 +1,10 @@
 //! `millstream fsck` and `millstream state`: what lies in a data directory while no server uses it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use arrow::util::pretty::pretty_format_batches;
 use catalog::Catalog;
-use checkpoint::door::{Door, Store, ThreadRest};
+use checkpoint::door::Door;
 use checkpoint::fsck::{self, CheckpointLine};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, SegmentRef};
@@ -60,17 +59,8 @@ impl Offline {
         if let Some((path, bytes)) = segment {
             (log.place, log.bytes) = (path.display().to_string(), bytes);
         }
-        let store: Arc<dyn Store> = match config.checkpoint_store()? {
-            Some(store) => store,
-            None => Arc::new(LocalStore::open(&config.data_dir.join("checkpoints"))?),
-        };
-        let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
-        Ok(Offline {
-            _directory: directory,
-            door: Door::new(store, Arc::new(ThreadRest::seeded(nonce)), nonce),
-            catalog,
-            log,
-        })
+        let door = config.door(LocalStore::open)?;
+        Ok(Offline { _directory: directory, door, catalog, log })
     }
 
     fn name_of(&self, job: &JobState) -> String {

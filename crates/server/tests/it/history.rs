@@ -1,6 +1,6 @@
 //! `millstream history` on the jobs that a server has run, beside it and after it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::Server;
+use crate::process::{Server, told_addr};
 
 /// A history server of the test's own.
 struct History {
@@ -27,15 +27,7 @@ impl History {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
-        let addr = loop {
-            let line = log.next().expect("the history server ended before it was ready").unwrap();
-            let entry: Value = serde_json::from_str(&line).unwrap_or_default();
-            if let Some(addr) = entry["fields"]["addr"].as_str() {
-                break addr.parse().unwrap();
-            }
-        };
-        std::thread::spawn(move || log.for_each(drop));
+        let addr = told_addr(&mut process, "addr").expect("the history server ended before it was ready");
         History { process, addr }
     }
 
@@ -180,6 +172,6 @@ fn a_folder_without_checkpoints_is_refused() {
         .output()
         .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && error.contains("there are no checkpoints in"), "{error}");
+    assert!(!output.status.success() && error.contains("is no folder of checkpoints"), "{error}");
     assert!(error.contains("HINT: Give the data directory"), "{error}");
 }

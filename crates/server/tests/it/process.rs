@@ -10,6 +10,18 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
+/// The address that a process tells under this name in its JSON log, once it is ready; `None`: it ended before.
+pub fn told_addr(process: &mut Child, name: &str) -> Option<SocketAddr> {
+    let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+    let told = log.find_map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap_or_default();
+        entry["fields"][name].as_str().map(|addr| addr.parse().unwrap())
+    });
+    // The pipe must be read to its end, or a talkative process would block on it.
+    std::thread::spawn(move || log.for_each(drop));
+    told
+}
+
 pub struct Server {
     process: Child,
     pub addr: SocketAddr,
@@ -62,17 +74,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
-        let addr = loop {
-            let Some(line) = log.next() else { return Err(process.wait().unwrap()) };
-            let line = line.unwrap();
-            let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if let Some(addr) = entry["fields"]["pg"].as_str() {
-                break addr.parse().unwrap();
-            }
-        };
-        // The pipe must be read to its end, or a talkative server would block on it.
-        std::thread::spawn(move || log.for_each(drop));
+        let Some(addr) = told_addr(&mut process, "pg") else { return Err(process.wait().unwrap()) };
         Ok(Server { process, addr, _data: None })
     }
 
