@@ -19,10 +19,17 @@
 //! | C14 | some of it is gone |
 //! | C15 | a start has read some of the state back |
 //! | C16 | a start reads the state of another number of slots |
+//! | L0 | what the log says up to a checkpoint is written anew beside it |
+//! | L1 | so is the rest, durably |
+//! | L2 | the new segment has its name, which is not durable yet |
+//! | L3 | it is, and the old segment is still there |
 
-/// All points, in the order of a checkpoint and of a start.
+/// Those of a checkpoint and of a start, in their order.
 pub const POINTS: [&str; 17] =
     ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16"];
+
+/// Those of a log that is rewritten while the server runs.
+pub const LOG_POINTS: [&str; 4] = ["L0", "L1", "L2", "L3"];
 
 /// The environment variable that chooses one: `C7`, or `C7:3` for the third time that it is reached.
 pub const CRASH_AT: &str = "MILLSTREAM_CRASH_AT";

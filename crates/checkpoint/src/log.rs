@@ -1,29 +1,32 @@
 //! The append-only log: one file of checksummed records, group-committed.
 //!
-//! Layout of a segment `NNNNNNNNNN.log`: an 8-byte magic, then records of `length u32 · crc32 u32 · payload`, little
-//! endian, then zeros up to the preallocated size. Space is preallocated *before* a record is written, so that a full
+//! It lies in a segment `NNNNNNNNNN.log`; how, says `format`. Space is preallocated *before* a record is written, so that a full
 //! disk refuses the record (`53100`) instead of losing it at sync time. Small records go to blocks that already hold
 //! zeros: a block's first write changes metadata, and a sync would then wait for the file system's journal and so, on
 //! ext4, for the pages that anybody else has just written.
 //!
-//! A crash can tear only the tail that was never synced. On opening, the first record that does not check out ends the
-//! log, unless a whole record follows it: then synced data is damaged, and opening fails with `XX001` rather than
-//! dropping what came after.
+//! A crash can tear only the tail that was never synced. On opening that tail is dropped; anything else that does not check out
+//! is damage, and opening fails with `XX001` rather than dropping what was acknowledged.
+//!
+//! [`Rewrite`] puts another segment in the log's place while records go on to be appended.
+
+mod format;
+mod rewrite;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use flow::{Error, Result, SqlState};
 
+use self::format::{HEADER_BYTES, Header, MAGIC, VERSION};
+pub use self::rewrite::{Records, Rewrite};
 use crate::directory::{io_error, sync_folder};
 use crate::disk::{Disk, SystemDisk};
 
-const MAGIC: &[u8; 8] = b"MSLOG\x00\x00\x01";
-const HEADER_BYTES: usize = 8;
 /// Space taken from the file system at a time.
 const PREALLOCATE_BYTES: u64 = 16 << 20;
 /// Bytes filled with zeros at a time, ahead of small records.
@@ -31,22 +34,45 @@ const ZEROED_BYTES: u64 = 256 << 10;
 /// A record above this is refused: it could not be read back into memory with certainty.
 pub const RECORD_BYTES_MAX: usize = 1 << 30;
 
-/// A byte position in the log: everything before it belongs to earlier appends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position(u64);
+/// A byte position in the log: everything before it belongs to earlier appends. It means nothing any more when a [`Rewrite`] has
+/// taken the log's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    segment: u64,
+    at: u64,
+}
+
+impl Position {
+    /// How far it is from an earlier position of the same log.
+    pub fn bytes_since(self, earlier: Position) -> u64 {
+        self.at.saturating_sub(earlier.at)
+    }
+}
+
+/// Called once, with the cause, when the log can be written no more.
+pub type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// The open log. Appends are serialised; [`sync`](Log::sync) runs beside them.
 pub struct Log {
-    path: PathBuf,
-    file: File,
+    folder: PathBuf,
     disk: Arc<dyn Disk>,
     tail: Mutex<Tail>,
-    durable: AtomicU64,
     /// Set by a failed sync: the kernel may have dropped the pages, so nothing may be acknowledged any more.
     broken: AtomicBool,
+    on_failure: OnceLock<OnFailure>,
+}
+
+/// One file of the log.
+struct Segment {
+    number: u64,
+    path: PathBuf,
+    file: File,
+    /// Everything before is durable.
+    durable: AtomicU64,
 }
 
 struct Tail {
+    segment: Arc<Segment>,
     /// Where the next record starts.
     end: u64,
     /// File size obtained so far.
@@ -55,9 +81,34 @@ struct Tail {
     written: u64,
 }
 
+impl Tail {
+    /// Of a file that is durable as a whole.
+    fn at_end_of(number: u64, path: PathBuf, file: File, end: u64) -> Tail {
+        let segment = Arc::new(Segment { number, path, file, durable: AtomicU64::new(end) });
+        // The mark behind the last record.
+        let written = end + HEADER_BYTES as u64;
+        Tail { segment, end, allocated: written, written }
+    }
+}
+
+/// The number that a file of the log's folder has as a segment.
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_suffix(".log")?.parse().ok()
+}
+
+/// A segment's own name, and the one that it has until it is whole.
+fn paths(folder: &Path, number: u64) -> (PathBuf, PathBuf) {
+    (folder.join(format!("{number:010}.log")), folder.join(format!("{number:010}.tmp")))
+}
+
+fn create_file(path: &Path) -> Result<File> {
+    let made = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path);
+    made.map_err(|e| io_error("create", path, &e))
+}
+
 impl Log {
     /// Opens the newest segment in `folder` (creating the first), handing each whole record to `replay` in order.
-    /// Older segments and unfinished successors are removed.
+    /// Older segments and unfinished successors are removed; one of an older version is written anew.
     pub fn open(folder: &Path, replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
         Log::open_on(Arc::new(SystemDisk), folder, replay)
     }
@@ -67,32 +118,46 @@ impl Log {
         let mut segments = Vec::new();
         for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
             let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.ends_with(".tmp") {
+            if path.extension().is_some_and(|e| e == "tmp") {
                 fs::remove_file(&path).map_err(|e| io_error("remove", &path, &e))?;
-            } else if let Some(number) = name.strip_suffix(".log").and_then(|n| n.parse::<u64>().ok()) {
+            } else if let Some(number) = number_of(&path) {
                 segments.push((number, path));
             }
         }
         segments.sort();
-        let Some((_, path)) = segments.pop() else {
+        let Some((number, path)) = segments.pop() else {
             return Self::create(disk, folder, 1);
         };
-        let (file, end) = read_segment(&path, &mut replay)?;
+        let read = format::read(&path, &mut replay)?;
         for (_, old) in segments {
             fs::remove_file(&old).map_err(|e| io_error("remove", &old, &e))?;
         }
-        let log = Log {
-            path,
-            tail: Mutex::new(Tail { end, allocated: end, written: end }),
-            durable: AtomicU64::new(end),
-            broken: AtomicBool::new(false),
-            file,
-            disk,
-        };
-        // Whatever a torn tail left behind must not be taken for a record later.
-        log.file.set_len(end).and_then(|()| log.file.sync_all()).map_err(|e| io_error("truncate", &log.path, &e))?;
+        let log = Log::at(disk, folder, Tail::at_end_of(number, path.clone(), read.file, read.end));
+        if read.version < VERSION {
+            return log.of_version_1(&path);
+        }
+        {
+            let tail = log.lock();
+            // Whatever a torn tail left behind must not be taken for a record later.
+            let file = &tail.segment.file;
+            let mark = Header::mark(tail.end).encode(tail.end);
+            let done = file.set_len(tail.end).and_then(|()| log.disk.write(file, &mark, tail.end));
+            done.and_then(|()| file.sync_all()).map_err(|e| io_error("truncate", &path, &e))?;
+        }
         Ok(log)
+    }
+
+    fn at(disk: Arc<dyn Disk>, folder: &Path, tail: Tail) -> Log {
+        let (broken, on_failure) = (AtomicBool::new(false), OnceLock::new());
+        Log { folder: folder.to_path_buf(), disk, tail: Mutex::new(tail), broken, on_failure }
+    }
+
+    /// The same records in a segment of the present version.
+    fn of_version_1(self, path: &Path) -> Result<Log> {
+        let mut rewrite = self.begin_rewrite()?;
+        format::read(path, &mut |record: &[u8]| rewrite.append(record))?;
+        rewrite.take_place(&self, self.end())?;
+        Ok(self)
     }
 
     /// Hands each whole record of the newest segment in `folder` to `seen`, in order, and changes nothing. Returns the segment
@@ -101,82 +166,31 @@ impl Log {
         let mut newest = None;
         for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
             let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
-            let number =
-                path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".log")?.parse::<u64>().ok());
-            newest = newest.max(number.map(|n| (n, path)));
+            newest = newest.max(number_of(&path).map(|n| (n, path)));
         }
         let Some((_, path)) = newest else { return Ok(None) };
-        let (_, end) = read_segment(&path, &mut seen)?;
-        Ok(Some((path, end)))
+        let read = format::read(&path, &mut seen)?;
+        Ok(Some((path, read.end)))
     }
 
     fn create(disk: Arc<dyn Disk>, folder: &Path, number: u64) -> Result<Log> {
-        let path = folder.join(format!("{number:010}.log"));
-        let temporary = folder.join(format!("{number:010}.tmp"));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .open(&temporary)
-            .map_err(|e| io_error("create", &temporary, &e))?;
-        file.write_all_at(MAGIC, 0).and_then(|()| file.sync_all()).map_err(|e| io_error("write", &temporary, &e))?;
+        let (path, temporary) = paths(folder, number);
+        let file = create_file(&temporary)?;
+        let end = MAGIC.len() as u64;
+        let content = [&MAGIC[..], &Header::mark(end).encode(end)].concat();
+        let written = disk.write(&file, &content, 0).and_then(|()| file.sync_all());
+        written.map_err(|e| io_error("write", &temporary, &e))?;
         fs::rename(&temporary, &path).map_err(|e| io_error("rename", &path, &e))?;
         sync_folder(folder)?;
-        let end = MAGIC.len() as u64;
-        Ok(Log {
-            path,
-            file,
-            disk,
-            tail: Mutex::new(Tail { end, allocated: end, written: end }),
-            durable: AtomicU64::new(end),
-            broken: AtomicBool::new(false),
-        })
+        Ok(Log::at(disk, folder, Tail::at_end_of(number, path, file, end)))
     }
 
-    /// Replaces the log by a new segment that holds exactly `records`: the way to forget what was overwritten.
-    /// A crash leaves either the old log or the new one.
-    pub fn rewrite(self, records: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<Log> {
-        let folder = self.path.parent().unwrap_or(Path::new(".")).to_path_buf();
-        let number = self
-            .path
-            .file_stem()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.parse::<u64>().ok())
-            .ok_or_else(|| Error::internal("log segment without a number"))?;
-        let path = folder.join(format!("{:010}.log", number + 1));
-        let temporary = folder.join(format!("{:010}.tmp", number + 1));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .open(&temporary)
-            .map_err(|e| io_error("create", &temporary, &e))?;
-        let mut end = 0u64;
-        let mut put = |bytes: &[u8]| -> Result<()> {
-            file.write_all_at(bytes, end).map_err(|e| io_error("write", &temporary, &e))?;
-            end += bytes.len() as u64;
-            Ok(())
-        };
-        put(MAGIC)?;
-        for record in records {
-            let record = record?;
-            put(&header(&[&record])?)?;
-            put(&record)?;
+    /// Calls `on_failure` when the log fails, or at once if it has. The first to ask is the one that is told.
+    pub fn on_failure(&self, on_failure: OnFailure) {
+        let told = self.on_failure.set(on_failure);
+        if let (Ok(()), Err(failed), Some(tell)) = (told, self.check(), self.on_failure.get()) {
+            tell(&failed);
         }
-        file.sync_all().map_err(|e| io_error("sync", &temporary, &e))?;
-        fs::rename(&temporary, &path).map_err(|e| io_error("rename", &path, &e))?;
-        sync_folder(&folder)?;
-        fs::remove_file(&self.path).map_err(|e| io_error("remove", &self.path, &e))?;
-        Ok(Log {
-            path,
-            file,
-            disk: self.disk,
-            tail: Mutex::new(Tail { end, allocated: end, written: end }),
-            durable: AtomicU64::new(end),
-            broken: AtomicBool::new(false),
-        })
     }
 
     /// Appends one record (the concatenation of `parts`) and returns the position after it. On an error the log is
@@ -184,40 +198,45 @@ impl Log {
     ///
     /// Errors: `53100` disk full, `58030` other failures, `54000` for a record above [`RECORD_BYTES_MAX`].
     pub fn append(&self, parts: &[&[u8]]) -> Result<Position> {
-        let header = header(parts)?;
-        let total = (HEADER_BYTES + parts.iter().map(|p| p.len()).sum::<usize>()) as u64;
+        let mut header = Header::of(parts, 0)?;
+        let total = HEADER_BYTES as u64 + u64::from(header.length);
         let mut tail = self.lock();
         self.check()?;
-        if tail.end + total > tail.allocated {
-            let size = (tail.end + total - tail.allocated).next_multiple_of(PREALLOCATE_BYTES);
-            self.disk.allocate(&self.file, tail.allocated, size).map_err(|e| io_error("extend", &self.path, &e))?;
+        let segment = Arc::clone(&tail.segment);
+        header.synced = segment.durable.load(Ordering::Acquire);
+        // With room for the mark behind it.
+        let needed = tail.end + total + HEADER_BYTES as u64;
+        if needed > tail.allocated {
+            let size = (needed - tail.allocated).next_multiple_of(PREALLOCATE_BYTES);
+            let allocated = self.disk.allocate(&segment.file, tail.allocated, size);
+            allocated.map_err(|e| io_error("extend", &segment.path, &e))?;
             tail.allocated += size;
         }
         let start = tail.end;
-        if start + total > tail.written && total <= ZEROED_BYTES {
+        if needed > tail.written && total <= ZEROED_BYTES {
             let from = tail.written.max(start);
-            let to = (start + total).max(from + ZEROED_BYTES).min(tail.allocated);
+            let to = needed.max(from + ZEROED_BYTES).min(tail.allocated);
             let zeros = vec![0; (to - from) as usize];
-            self.disk.write(&self.file, &zeros, from).map_err(|e| io_error("extend", &self.path, &e))?;
+            let zeroed = self.disk.write(&segment.file, &zeros, from);
+            zeroed.map_err(|e| io_error("extend", &segment.path, &e))?;
             tail.written = to;
         }
         let written = (|| {
             // The header goes last: until it is there, the bytes after it mean nothing.
             let mut at = start + HEADER_BYTES as u64;
             for part in parts {
-                self.disk.write(&self.file, part, at)?;
+                self.disk.write(&segment.file, part, at)?;
                 at += part.len() as u64;
             }
-            self.disk.write(&self.file, &header, start)
+            self.disk.write(&segment.file, &header.encode(start), start)
         })();
         if let Err(e) = written {
-            // Best effort; a record that did not check out ends the log on opening anyway.
-            let _ = self.disk.write(&self.file, &[0; HEADER_BYTES], start);
-            return Err(io_error("append to", &self.path, &e));
+            self.mark(&tail);
+            return Err(io_error("append to", &segment.path, &e));
         }
         tail.end = start + total;
         tail.written = tail.written.max(tail.end);
-        Ok(Position(tail.end))
+        Ok(Position { segment: segment.number, at: tail.end })
     }
 
     /// Makes everything appended before the call durable and returns up to where.
@@ -225,15 +244,46 @@ impl Log {
     /// After a failure the log refuses everything (`58030`): the kernel may have dropped what it could not write.
     pub fn sync(&self) -> Result<Position> {
         self.check()?;
-        let end = self.lock().end;
-        if end > self.durable.load(Ordering::Acquire) {
-            if let Err(e) = self.disk.sync(&self.file) {
-                self.broken.store(true, Ordering::Release);
-                return Err(io_error("sync", &self.path, &e));
+        let (segment, end) = {
+            let tail = self.lock();
+            (Arc::clone(&tail.segment), tail.end)
+        };
+        if end > segment.durable.load(Ordering::Acquire) {
+            if let Err(e) = self.disk.sync(&segment.file) {
+                return Err(self.fail(io_error("sync", &segment.path, &e)));
             }
-            self.durable.fetch_max(end, Ordering::AcqRel);
+            // If another segment has taken the place meanwhile, that one holds the same and is durable.
+            segment.durable.fetch_max(end, Ordering::AcqRel);
+            let tail = self.lock();
+            if Arc::ptr_eq(&tail.segment, &segment) {
+                self.mark(&tail);
+            }
         }
-        Ok(Position(end))
+        Ok(Position { segment: segment.number, at: end })
+    }
+
+    /// Says behind the last record how far the log is durable. Best effort: a crash may lose it in any case, and then a damaged
+    /// record of the last sync passes for a torn one. What is at that place means nothing, so half a mark does no harm.
+    fn mark(&self, tail: &Tail) {
+        let synced = tail.segment.durable.load(Ordering::Acquire);
+        let _ = self.disk.write(&tail.segment.file, &Header::mark(synced).encode(tail.end), tail.end);
+    }
+
+    /// Nothing is acknowledged any more. Gives the error back.
+    fn fail(&self, error: Error) -> Error {
+        let error = error.with_hint("Check the disk and restart the server.");
+        if !self.broken.swap(true, Ordering::AcqRel)
+            && let Some(tell) = self.on_failure.get()
+        {
+            tell(&error);
+        }
+        error
+    }
+
+    /// Where the next record will stand.
+    pub fn end(&self) -> Position {
+        let tail = self.lock();
+        Position { segment: tail.segment.number, at: tail.end }
     }
 
     /// Bytes of records in the log.
@@ -246,187 +296,16 @@ impl Log {
         self.len() == MAGIC.len() as u64
     }
 
-    fn lock(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn check(&self) -> Result<()> {
+    /// Whether it can be written. Errors: `58030` after a failed sync.
+    pub fn check(&self) -> Result<()> {
         if self.broken.load(Ordering::Acquire) {
             return Err(Error::new(SqlState::IoError, "the log is read-only after a failed sync")
                 .with_hint("Check the disk and restart the server."));
         }
         Ok(())
     }
-}
 
-fn header(parts: &[&[u8]]) -> Result<[u8; HEADER_BYTES]> {
-    let length: usize = parts.iter().map(|p| p.len()).sum();
-    if length > RECORD_BYTES_MAX {
-        return Err(Error::new(SqlState::ProgramLimitExceeded, "transaction is too large for one log record")
-            .with_detail(format!("It has {length} bytes; the limit is {RECORD_BYTES_MAX}."))
-            .with_hint("Commit in smaller parts."));
-    }
-    let mut crc = crc32fast::Hasher::new();
-    parts.iter().for_each(|p| crc.update(p));
-    let mut header = [0; HEADER_BYTES];
-    header[..4].copy_from_slice(&(length as u32).to_le_bytes());
-    header[4..].copy_from_slice(&crc.finalize().to_le_bytes());
-    Ok(header)
-}
-
-/// What stands at a position of a segment.
-enum Found {
-    Record {
-        payload: Vec<u8>,
-        next: u64,
-    },
-    /// Not a whole record; `next` is where one would follow if only the payload is damaged.
-    Broken {
-        next: Option<u64>,
-    },
-    /// Zeros or the end of the file.
-    Nothing,
-}
-
-fn record_at(file: &File, at: u64, size: u64) -> std::io::Result<Found> {
-    if at + HEADER_BYTES as u64 > size {
-        return Ok(Found::Nothing);
-    }
-    let mut header = [0; HEADER_BYTES];
-    file.read_exact_at(&mut header, at)?;
-    let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as u64;
-    let crc = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    if length == 0 && crc == 0 {
-        return Ok(Found::Nothing);
-    }
-    let start = at + HEADER_BYTES as u64;
-    if length as usize > RECORD_BYTES_MAX || start + length > size {
-        return Ok(Found::Broken { next: None });
-    }
-    let mut payload = vec![0; length as usize];
-    file.read_exact_at(&mut payload, start)?;
-    let next = start + length;
-    if crc32fast::hash(&payload) == crc {
-        Ok(Found::Record { payload, next })
-    } else {
-        Ok(Found::Broken { next: Some(next) })
-    }
-}
-
-fn read_segment(path: &Path, replay: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<(File, u64)> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| io_error("open", path, &e))?;
-    let size = file.metadata().map_err(|e| io_error("read", path, &e))?.len();
-    let mut magic = [0; 8];
-    file.read_exact(&mut magic).map_err(|e| io_error("read", path, &e))?;
-    if &magic != MAGIC {
-        return Err(Error::new(SqlState::DataCorrupted, format!("\"{}\" is not a log segment", path.display())));
-    }
-    let mut at = MAGIC.len() as u64;
-    loop {
-        match record_at(&file, at, size).map_err(|e| io_error("read", path, &e))? {
-            Found::Record { payload, next } => {
-                replay(&payload)?;
-                at = next;
-            }
-            Found::Nothing => return Ok((file, at)),
-            Found::Broken { next } => {
-                let follower = match next {
-                    Some(next) => record_at(&file, next, size).map_err(|e| io_error("read", path, &e))?,
-                    None => Found::Nothing,
-                };
-                if matches!(follower, Found::Record { .. }) {
-                    return Err(Error::new(SqlState::DataCorrupted, "the log is damaged")
-                        .with_detail(format!("The record at byte {at} of \"{}\" fails its checksum.", path.display()))
-                        .with_hint("Restore the file from a backup; nothing was changed."));
-                }
-                return Ok((file, at));
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn records(folder: &Path) -> Result<Vec<Vec<u8>>> {
-        let mut seen = Vec::new();
-        Log::open(folder, |r| {
-            seen.push(r.to_vec());
-            Ok(())
-        })?;
-        Ok(seen)
-    }
-
-    fn segment(folder: &Path) -> PathBuf {
-        fs::read_dir(folder)
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .find(|p| p.extension().is_some_and(|e| e == "log"))
-            .unwrap()
-    }
-
-    #[test]
-    fn what_was_synced_is_read_back_in_order() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), |_| panic!("empty")).unwrap();
-        for i in 0..1000u32 {
-            log.append(&[b"record ", &i.to_le_bytes()]).unwrap();
-        }
-        log.sync().unwrap();
-        drop(log);
-        let seen = records(folder.path()).unwrap();
-        assert_eq!(seen.len(), 1000);
-        assert_eq!(seen[999], [b"record ".as_slice(), &999u32.to_le_bytes()].concat());
-        assert_eq!(records(folder.path()).unwrap(), seen);
-    }
-
-    #[test]
-    fn torn_tail_is_dropped_at_every_byte() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), |_| Ok(())).unwrap();
-        log.append(&[b"first"]).unwrap();
-        let before = log.len();
-        log.append(&[b"second record"]).unwrap();
-        let after = log.len();
-        drop(log);
-        let path = segment(folder.path());
-        let whole = fs::read(&path).unwrap();
-        for cut in before..after {
-            fs::write(&path, &whole[..cut as usize]).unwrap();
-            assert_eq!(records(folder.path()).unwrap(), vec![b"first".to_vec()], "cut at {cut}");
-        }
-        fs::write(&path, &whole).unwrap();
-        assert_eq!(records(folder.path()).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn damage_before_a_whole_record_refuses_to_open() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), |_| Ok(())).unwrap();
-        log.append(&[b"first"]).unwrap();
-        log.append(&[b"second"]).unwrap();
-        log.sync().unwrap();
-        drop(log);
-        let path = segment(folder.path());
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[MAGIC.len() + HEADER_BYTES] ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        assert_eq!(records(folder.path()).unwrap_err().state(), SqlState::DataCorrupted);
-        assert_eq!(fs::read(&path).unwrap(), bytes);
-    }
-
-    #[test]
-    fn rewritten_log_holds_only_the_given_records() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), |_| Ok(())).unwrap();
-        for _ in 0..10 {
-            log.append(&[b"old"]).unwrap();
-        }
-        let log = log.rewrite([Ok(b"new".to_vec())]).unwrap();
-        log.append(&[b"newer"]).unwrap();
-        log.sync().unwrap();
-        drop(log);
-        assert_eq!(records(folder.path()).unwrap(), vec![b"new".to_vec(), b"newer".to_vec()]);
+    fn lock(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

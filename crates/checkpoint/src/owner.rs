@@ -148,6 +148,11 @@ fn claim(door: &Door, record: &EpochRecord) -> Result<Put> {
         .with_hint("Use a store that lists at once what was created."))
 }
 
+fn name_taken(name: &str) -> Error {
+    Error::new(SqlState::DuplicateObject, format!("savepoint \"{name}\" already exists"))
+        .with_hint("Choose another name, or drop that savepoint first.")
+}
+
 impl Owner {
     /// Becomes the newest generation and goes on from the newest checkpoint, or from the retained record that is `asked` for.
     /// Returns that checkpoint; `None` if there was none yet. If it is not committed, its sinks must commit, and
@@ -419,12 +424,21 @@ impl Owner {
         Ok(swept)
     }
 
-    /// Keeps a retained checkpoint under a name, until it is dropped. Errors: `42704` the record is not retained or holds no
-    /// checkpoint, `42710` the name is taken, `42602` it is not a name; `58030`.
-    pub fn keep(&mut self, name: &str, number: u64, created_us: i64) -> Result<()> {
+    /// Whether a savepoint can have this name. Errors: `42710` it is taken, `42602` it is not a name; `58030`.
+    pub fn check_name(&self, name: &str) -> Result<()> {
         if name.contains('/') {
             return Err(Error::new(SqlState::InvalidName, format!("\"{name}\" is not a name of a savepoint")));
         }
+        match self.door.get(&ObjectName::Savepoint(name.to_string()).to_string())? {
+            Some(_) => Err(name_taken(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a retained checkpoint under a name, until it is dropped. Errors: `42704` the record is not retained or holds no
+    /// checkpoint; of [`check_name`](Self::check_name).
+    pub fn keep(&mut self, name: &str, number: u64, created_us: i64) -> Result<()> {
+        self.check_name(name)?;
         let (from, to) = (self.head().retained_from, self.head().number);
         let not_retained = || Error::from(Refusal::NotRetained { record: number, from, to });
         if !(from..=to).contains(&number) {
@@ -439,9 +453,7 @@ impl Owner {
         let payload = serde_json::to_vec(&savepoint).map_err(|e| Error::internal(format!("write savepoint: {e}")))?;
         match self.door.put_new(&ObjectName::Savepoint(name.to_string()).to_string(), &payload)? {
             PutNew::Created => Ok(()),
-            PutNew::Exists(_) => {
-                Err(Error::new(SqlState::DuplicateObject, format!("savepoint \"{name}\" already exists")))
-            }
+            PutNew::Exists(_) => Err(name_taken(name)),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use flow::{ChangeBatch, Epoch, RelationId, Result, SlotId};
+use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
 use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
 use state::{Pin, Snapshot};
@@ -120,10 +120,9 @@ impl Backfill {
         loop {
             match self.step() {
                 Fed::More => {}
-                // Fails only when the server stops, and then the next step has nobody to feed.
                 Fed::UntilCompleted(epoch) => {
-                    if futures::executor::block_on(self.clock.wait_completed(epoch)).is_err() {
-                        return;
+                    if let Err(error) = futures::executor::block_on(self.clock.wait_completed(epoch)) {
+                        return self.fail(error);
                     }
                 }
                 Fed::UntilFinished(tick) => {
@@ -151,10 +150,14 @@ impl Backfill {
         match self.try_step() {
             Ok(fed) => fed,
             Err(error) => {
-                self.clock.send(Event::BackfillFailed { deployment: self.started.deployment, error });
+                self.fail(error);
                 Fed::All
             }
         }
+    }
+
+    fn fail(&self, error: Error) {
+        self.clock.send(Event::BackfillFailed { deployment: self.started.deployment, error });
     }
 
     fn try_step(&mut self) -> Result<Fed> {

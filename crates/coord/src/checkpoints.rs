@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::clock::{Clock, Event};
+use crate::compaction::{Compaction, Prefix};
 use crate::execution::Execution;
 use crate::recovery::{Found, Kept, port_watermarks};
 use crate::sinks::{Done, Sinks};
@@ -128,6 +129,8 @@ pub struct Captured {
     pub sources: Vec<SourceState>,
     /// Side tables of sources, which are in no log.
     pub sides: Vec<Side>,
+    /// What of the log need not be told apart any more once the checkpoint is durable, if that is worth it.
+    prefix: Option<Prefix>,
     /// Segments numbered so far.
     counter: u64,
 }
@@ -176,6 +179,11 @@ pub enum ToKeeper {
     Spare,
     /// A sink has finished the commit of the checkpoint that this process has started from, or is gone.
     Resumed(RelationId),
+    /// Whether a savepoint can have this name.
+    CheckName {
+        name: String,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// Keep the newest checkpoint by this name. The answer is its epoch.
     Keep {
         name: String,
@@ -239,6 +247,7 @@ pub struct CheckpointStatus {
 pub struct Capture {
     pub sources: Arc<Sources>,
     pub counter: Arc<AtomicU64>,
+    pub compaction: Arc<Compaction>,
 }
 
 impl Capture {
@@ -248,7 +257,8 @@ impl Capture {
         let sides =
             sides.map(|(count, table)| Side { relation: table.relation, count, rows: table.store.snapshot(epoch) });
         let counter = self.counter.load(Ordering::Relaxed);
-        Captured { sources: self.sources.kept(), sides: sides.collect(), counter }
+        let prefix = self.compaction.prefix(epoch);
+        Captured { sources: self.sources.kept(), sides: sides.collect(), prefix, counter }
     }
 }
 
@@ -364,6 +374,11 @@ impl Keeper {
     /// A sink has finished the commit of that checkpoint, or is gone.
     pub fn resumed(&self, sink: RelationId) {
         let _ = self.sender.send(ToKeeper::Resumed(sink));
+    }
+
+    /// Whether a savepoint can have this name. Errors: `42710` it is taken, `42602` it is none, `58030`.
+    pub async fn check_name(&self, name: &str) -> Result<()> {
+        self.ask(|reply| ToKeeper::CheckName { name: name.to_string(), reply }).await
     }
 
     /// Keeps the newest checkpoint by name, and returns its epoch. Errors: `42710` the name is taken, `42602` it is none, `58030`.
@@ -619,6 +634,10 @@ impl KeeperService {
                     self.note_committed();
                 }
             }
+            ToKeeper::CheckName { name, reply } => {
+                // Who has gone does not wait.
+                let _ = reply.send(self.kept.owner.check_name(&name));
+            }
             ToKeeper::Keep { name, reply } => {
                 // Who has gone does not wait.
                 let _ = reply.send(self.keep(&name));
@@ -776,6 +795,9 @@ impl KeeperService {
         metrics::histogram!("millstream_checkpoint_pause_seconds").record(pause_us as f64 / 1e6);
         info!(epoch = epoch.0, jobs = manifest.jobs.len(), duration_us, pause_us, "checkpoint is durable");
         crash::point("C9");
+        if let Some(prefix) = under_way.begin.captured.prefix.take() {
+            prefix.begin();
+        }
         if !self.noted {
             // Before anything is published: a start that finds no checkpoint must know that there was one.
             let noted = crate::record::kept_in(&self.kept.door.place()).and_then(|record| self.log.append(&[&record]));

@@ -5,6 +5,7 @@
 //! attached job has finished it on every slot; completed epochs only grow.
 
 mod rescale;
+mod start;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use catalog::Catalog;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
+use futures::future::Either;
 use parking_lot::{Mutex, RwLock};
 use plan::ProcessPlan;
 use runtime::job::partition;
@@ -22,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use self::rescale::Rescales;
+use self::start::PutOff;
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
 use crate::gate::Gate;
 use crate::history::{Chronicler, EndState, Ended, JobFacts};
@@ -85,6 +88,8 @@ pub enum Event {
         relation: RelationId,
         error: Error,
     },
+    /// The log can be written no more.
+    LogFailed(Error),
     Shutdown,
 }
 
@@ -100,6 +105,8 @@ pub struct Deploy {
     pub is_view: bool,
     /// Whether checkpoints keep the job's state.
     pub kept: bool,
+    /// Whether its rows go into a table, and so into the log.
+    pub into_table: bool,
     /// On how many slots it works.
     pub parallelism: usize,
     /// What the job goes on from, instead of what its inputs hold.
@@ -294,13 +301,39 @@ impl Clock {
         self.completed.subscribe()
     }
 
-    /// Waits until `epoch` is complete.
+    /// Waits until `epoch` is complete. Errors: `58030`, `53100` the log has failed before it was durable, so it never will be.
     pub async fn wait_completed(&self, epoch: Epoch) -> Result<()> {
         if self.completed() >= epoch {
             return Ok(());
         }
         let mut completed = self.completed.subscribe();
-        completed.wait_for(|c| *c >= epoch).await.map(|_| ()).map_err(|_| shutting_down())
+        let complete = async { completed.wait_for(|c| *c >= epoch).await.map(|_| ()).map_err(|_| shutting_down()) };
+        let failed = self.log_failure(Some(epoch));
+        futures::pin_mut!(complete, failed);
+        match futures::future::select(complete, failed).await {
+            Either::Left((complete, _)) => complete,
+            Either::Right((failed, _)) => Err(failed),
+        }
+    }
+
+    /// Waits until the log has failed; with an epoch, until it has failed without having made that durable.
+    pub async fn log_failure(&self, before: Option<Epoch>) -> Error {
+        let mut durable = self.durable.subscribe();
+        let failed = durable.wait_for(|d| d.failed.is_some() && before.is_none_or(|epoch| d.epoch < epoch)).await;
+        failed.ok().and_then(|d| d.failed.clone()).unwrap_or_else(shutting_down)
+    }
+
+    /// The log can be written no more: whoever waits for what is not durable is told now.
+    pub fn log_failed(&self, cause: &Error) {
+        let first = self.durable.send_if_modified(|d| {
+            let first = d.failed.is_none();
+            d.failed.get_or_insert_with(|| cause.clone());
+            first
+        });
+        if first {
+            error!(error = %cause, "the log cannot be written; refusing all writes");
+            self.send(Event::LogFailed(cause.clone()));
+        }
     }
 
     /// How far the log is durable, and whether it can still be written.
@@ -363,6 +396,10 @@ pub struct ClockLoop {
     /// Where jobs that have ended are told.
     chronicler: Option<Chronicler>,
     rescales: Rescales,
+    /// Jobs whose start the log has refused for now.
+    put_off: Vec<PutOff>,
+    /// Called at every cut, under its lease.
+    at_cut: Option<Box<dyn Fn(Epoch) + Send>>,
     stopped: bool,
 }
 
@@ -401,8 +438,15 @@ impl ClockLoop {
             checkpoints,
             chronicler,
             rescales: Rescales::default(),
+            put_off: Vec::new(),
+            at_cut: None,
             stopped: false,
         }
+    }
+
+    /// Lets `at_cut` be called at every cut, under its lease: what only then stands still.
+    pub fn with_cuts(self, at_cut: Box<dyn Fn(Epoch) + Send>) -> ClockLoop {
+        ClockLoop { at_cut: Some(at_cut), ..self }
     }
 
     /// Runs until [`Event::Shutdown`].
@@ -431,7 +475,8 @@ impl ClockLoop {
         }
         let now = self.time.now_us();
         let checkpoint = self.checkpoints.as_ref().and_then(Schedule::due_us);
-        let mut due = self.timers().chain(self.clock.next_idle_us()).chain(checkpoint).min();
+        let put_off = self.put_off.iter().map(|job| job.due_us(now));
+        let mut due = self.timers().chain(self.clock.next_idle_us()).chain(checkpoint).chain(put_off).min();
         if self.has_input() && self.in_flight() < IN_FLIGHT_MAX {
             let cut_at = self.last_cut_us + self.interval_us();
             due = Some(due.map_or(cut_at, |d| d.min(cut_at)));
@@ -560,6 +605,13 @@ impl ClockLoop {
                     self.fail(deployment, error);
                 }
             }
+            Event::LogFailed(failed) => {
+                if let Some(schedule) = &mut self.checkpoints {
+                    schedule.give_up(&failed);
+                }
+                self.give_up_rescale(None, &failed);
+                self.give_up_put_off(&failed);
+            }
             Event::Shutdown => {
                 self.worker.broadcast(&ToSlot::Shutdown);
                 self.clock.board.close();
@@ -579,6 +631,7 @@ impl ClockLoop {
             return;
         }
         let now = self.time.now_us();
+        self.start_put_off(now);
         let checkpoint_due = self.checkpoints.as_mut().is_some_and(|schedule| schedule.is_due(now));
         let timer_due = checkpoint_due || self.timers().chain(self.clock.next_idle_us()).any(|at| at <= now);
         if !(self.has_input() || timer_due) {
@@ -607,17 +660,15 @@ impl ClockLoop {
             // Within the lease: the rows of the next epoch are measured by what is promised here.
             let watermarks: Vec<(RelationId, i64)> =
                 self.clock.gates.read().values().map(|gate| (gate.relation, gate.advance(now_us))).collect();
+            if let Some(at_cut) = &self.at_cut {
+                at_cut(epoch);
+            }
             let captured = self.checkpoints.as_ref().filter(|_| checkpoint).map(|schedule| (schedule.capture)(epoch));
             (std::mem::take(&mut *self.clock.pending.lock()), watermarks, captured)
         };
         let epoch = self.cut;
         if let Err(failed) = self.make_durable(epoch, pending.logged) {
-            error!(error = %failed, "the log cannot be written; refusing all writes");
-            if let Some(schedule) = &mut self.checkpoints {
-                schedule.give_up(&failed);
-            }
-            self.clock.durable.send_modify(|d| d.failed = Some(failed.clone()));
-            self.give_up_rescale(None, &failed);
+            self.clock.log_failed(&failed);
             return;
         }
         self.clock.durable.send_modify(|d| d.epoch = epoch);
@@ -738,73 +789,8 @@ impl ClockLoop {
         Ok(())
     }
 
-    fn start_deploy(&mut self, deploy: Deploy) {
-        // Rows of the open epoch may have been read before the job said which columns it wants; they belong to its
-        // snapshot.
-        if self.has_input() {
-            self.cut_epoch(self.time.now_us());
-        }
-        self.deploy(deploy);
-    }
-
-    fn deploy(&mut self, deploy: Deploy) {
-        let deployment = self.new_deployment();
-        // Epochs up to `cut` have left; the job lives from the open one on.
-        let open = self.cut.next();
-        let now_us = self.stamp(self.time.now_us());
-        let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
-        self.worker.shared().stores.remove(deploy.relation);
-        self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
-        let broken = deploy.inputs.iter().find_map(|input| self.clock.board.failure(*input).map(|e| (*input, e)));
-        let mut job = JobState::new(deployment, &deploy, open, self.worker.slots());
-        job.kept &= self.checkpoints.is_some();
-        if let Some((_, cause)) = broken {
-            self.clock.board.set(&job, Phase::Failed(upstream_failed(&cause)));
-            let _ = deploy.reply.send(Err(upstream_failed(&cause)));
-            return;
-        }
-        // What it had is forgotten before it has something new.
-        if job.kept && deploy.restore.is_none() {
-            let logged = crate::record::job_started(deploy.relation, open).and_then(|r| self.log.append(&[&r]));
-            let logged = logged.and_then(|_| self.log.sync());
-            if let Err(error) = logged {
-                self.clock.board.set(&job, Phase::Failed(error.clone()));
-                let _ = deploy.reply.send(Err(error));
-                return;
-            }
-        }
-        let feeder = if deploy.restore.is_some() { None } else { (deploy.start)(&started) };
-        let backfills = feeder.is_some();
-        let first = if backfills { started.first } else { Tick::end_of(open) };
-        job.phase = if backfills { Phase::Backfilling } else { Phase::CatchingUp };
-        let restore = deploy.restore.map(|restored| restored.state);
-        let spread = self.spread(&job);
-        self.worker.broadcast(&ToSlot::Deploy {
-            deployment,
-            plan: deploy.plan,
-            spread,
-            first,
-            kept: job.kept,
-            restore,
-        });
-        self.clock.board.set(&job, job.phase.clone());
-        if !backfills {
-            // Nothing to catch up with: the job is complete up to the cut by having seen nothing.
-            job.start_at(Tick::end_of(self.cut));
-        }
-        self.jobs.insert(deployment, job);
-        if !backfills {
-            // The first row of a global aggregate, or of constants, needs an epoch to appear in.
-            self.clock.pending.lock().logged |= true;
-        }
-        if let Some(feed) = feeder {
-            feed();
-        }
-        let _ = deploy.reply.send(Ok(started));
-        self.advance();
-    }
-
     fn remove(&mut self, relation: RelationId, state: EndState) {
+        self.forget_put_off(relation);
         if let Some(deployment) = self.deployment_of(relation) {
             if let Some(job) = self.jobs.remove(&deployment) {
                 self.archive(&job, state, None);

@@ -3,7 +3,7 @@
 //! Law: a catalog change is logged and synced before it takes effect; it is checked so thoroughly before that it cannot
 //! fail after. DDL statements exclude each other; they never wait for data of another job.
 
-mod replay;
+pub(crate) mod replay;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use checkpoint::disk::SystemDisk;
 use checkpoint::{DataDirectory, Disk, Log};
 use connect::sink::Delivery;
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SqlState};
+use futures::future::Either;
 use parking_lot::{Mutex, RwLock};
 use plan::process::{Terminal, ViewTraits};
 use plan::stream::{ChangeKind, Distribution, TimeColumn};
@@ -32,6 +33,7 @@ use self::replay::{Recovery, recover};
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::checkpoints::{Capture, Keeper};
 use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
+use crate::compaction::{Compaction, Prefix, SharedTables};
 use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
 use crate::history::{EndState, History, HistoryConfig, JobFacts};
@@ -59,6 +61,8 @@ pub struct EngineConfig {
     pub time: Time,
     /// Under the log; `None`: the machine's.
     pub disk: Option<Arc<dyn Disk>>,
+    /// A log above this is rewritten when most of it is overwritten; see [`LOG_BYTES_MIN`](crate::compaction::LOG_BYTES_MIN). 0: whenever it can be.
+    pub log_bytes_min: u64,
     /// Where state is kept over restarts; `None`: nowhere, everything is made anew from its inputs.
     pub checkpoints: Option<CheckpointConfig>,
 }
@@ -125,7 +129,8 @@ pub struct Engine {
     catalog: RwLock<Catalog>,
     /// Of rows, tables and the catalog.
     pub locks: Arc<Locks>,
-    tables: RwLock<HashMap<RelationId, Arc<Table>>>,
+    tables: SharedTables,
+    pub compaction: Arc<Compaction>,
     views: RwLock<HashMap<RelationId, ViewTraits>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
     pub started_us: i64,
@@ -176,7 +181,8 @@ impl Engine {
         let open = |c: CheckpointConfig| Kept::open(&config.data_dir, c.clone(), &directory.identity(c.nonce)?);
         let mut kept = config.checkpoints.clone().map(open).transpose()?;
         let disk = config.disk.clone().unwrap_or_else(|| Arc::new(SystemDisk));
-        let recovered = recover(&directory, disk, &locks, kept.as_ref().and_then(|k| k.newest.as_ref()))?;
+        let newest = kept.as_ref().and_then(|k| k.newest.as_ref());
+        let recovered = recover(&directory, disk, &locks, newest, config.log_bytes_min)?;
         if let (Some(kept), Some(interval)) = (&mut kept, recovered.catalog.system(CHECKPOINT_INTERVAL)) {
             kept.config.interval = Some(checkpoint_interval(interval)?);
         }
@@ -207,6 +213,8 @@ impl Engine {
             set_gate(relation, &recovered.catalog, &recovered.tables, &clock)?;
         }
         let sender = Arc::clone(&clock);
+        let told = Arc::clone(&clock);
+        log.on_failure(Box::new(move |cause| told.log_failed(cause)));
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let mut shared = Shared::new(budget.clone(), config.batch_rows);
         if let Some(kept) = &kept {
@@ -216,7 +224,8 @@ impl Engine {
             shared.depot = Some(depot);
         }
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
-        let pins = Pins::new();
+        let (pins, tables) = (Pins::new(), Arc::new(RwLock::new(recovered.tables)));
+        let compaction = Compaction::new(&log, &pins, &tables, &locks, &execution, config.log_bytes_min);
         let sources = Arc::new(Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone()));
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
         let sinks = Arc::new(sinks);
@@ -225,7 +234,8 @@ impl Engine {
         let keeper = kept
             .zip(shared.depot.clone())
             .map(|(kept, depot)| {
-                let capture = Capture { sources: Arc::clone(&sources), counter: Arc::clone(&kept.counter) };
+                let (sources, counter) = (Arc::clone(&sources), Arc::clone(&kept.counter));
+                let capture = Capture { sources, counter, compaction: Arc::clone(&compaction) };
                 let (clock, sinks, log) = (Arc::clone(&clock), Arc::clone(&sinks), Arc::clone(&log));
                 Keeper::start(&*execution, kept, capture, clock, sinks, depot, log)
             })
@@ -259,6 +269,15 @@ impl Engine {
             chronicler,
             stamped_us,
         );
+        let event_loop = match &keeper {
+            Some(_) => event_loop,
+            // Without checkpoints every job begins anew at a start: nothing is ever told apart.
+            None => {
+                let compaction = Arc::clone(&compaction);
+                let rewrite = move |epoch| compaction.prefix(epoch).into_iter().for_each(Prefix::begin);
+                event_loop.with_cuts(Box::new(rewrite))
+            }
+        };
         execution.start_clock(event_loop, events)?;
 
         let started_us = config.time.now_us();
@@ -279,7 +298,8 @@ impl Engine {
             recovery: Mutex::new(recovered.left),
             catalog: RwLock::new(recovered.catalog),
             locks,
-            tables: RwLock::new(recovered.tables),
+            tables,
+            compaction,
             views: RwLock::default(),
             directory: Mutex::new(Some(directory)),
         });
@@ -609,12 +629,12 @@ impl Engine {
         restore: Option<JobStart>,
     ) -> Result<oneshot::Receiver<Result<Started>>> {
         let is_view = relation.kind() == RelationKind::MaterializedView;
-        let mut kept = is_view;
+        let (mut kept, mut into_table) = (is_view, false);
         let mut identity = String::new();
         if let Definition::Sink(sink) = &relation.definition {
             let writer = match sink.into {
                 Some(table) => {
-                    self.log.append(&[&record::sink_started(relation.oid)?])?;
+                    into_table = true;
                     TableSink::open(self, relation.oid, table)?
                 }
                 None => {
@@ -662,6 +682,7 @@ impl Engine {
             inputs: inputs.iter().copied().collect(),
             is_view,
             kept,
+            into_table,
             parallelism: self.parallelism(relation.parallelism()),
             restore: restore.map(|r| r.restored),
             start: Box::new(move |started| engine.start_backfill(oid, started, &wanted)),
@@ -870,17 +891,33 @@ impl Engine {
         }))
     }
 
-    /// The rows of a view at a completed epoch.
+    /// The rows of a view at a completed epoch. Errors: `55000` the view is younger than that, or has stopped.
     pub fn view_snapshot(&self, relation: RelationId, epoch: Epoch) -> Result<Snapshot> {
-        self.view_store(relation)?.snapshot(epoch)
+        let snapshot = self.view_store(relation)?.snapshot(epoch)?;
+        // Looked at afterwards: the store may be that of a view that was made anew just now.
+        match self.clock.board.status(relation) {
+            Some(job) if epoch < job.readable => Err(self.younger(relation, epoch, job.readable)),
+            _ => Ok(snapshot),
+        }
+    }
+
+    fn noun_and_name(&self, relation: RelationId) -> (&'static str, String) {
+        let catalog = self.catalog();
+        let found = catalog.relation(relation);
+        found.map_or_else(|| ("relation", relation.to_string()), |r| (r.kind().noun(), r.name.clone()))
+    }
+
+    fn younger(&self, relation: RelationId, epoch: Epoch, first: Epoch) -> Error {
+        let (noun, name) = self.noun_and_name(relation);
+        let message = format!("{noun} \"{name}\" is younger than the snapshot of this transaction");
+        Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+            .with_detail(format!("The transaction reads epoch {epoch}; the {noun} has rows from epoch {first} on."))
+            .with_hint("End the transaction and run the query again; it will read the newest completed epoch.")
     }
 
     /// The error of every read of a view whose job has stopped.
     pub fn failed_view(&self, relation: RelationId, cause: &Error) -> Error {
-        let catalog = self.catalog();
-        let (noun, name) = catalog
-            .relation(relation)
-            .map_or_else(|| ("relation", relation.to_string()), |r| (r.kind().noun(), r.name.clone()));
+        let (noun, name) = self.noun_and_name(relation);
         let mut detail = format!("It stopped with: {} (SQLSTATE {}).", cause.message(), cause.state().code());
         if let Some(more) = cause.detail() {
             detail.push(' ');
@@ -894,18 +931,25 @@ impl Engine {
             })
     }
 
-    /// Waits until a relation can be read: at once for tables and sources, when it has caught up for a view.
+    /// Waits until a relation can be read: at once for tables and sources, when it has caught up for a view. Errors: `55000` its
+    /// job has stopped; `58030`, `53100` the log has failed, so that it never will.
     pub async fn wait_ready(&self, relation: RelationId) -> Result<()> {
-        let outcome = self
-            .clock
-            .board
-            .wait_for(|board| match board.status(relation).map(|s| s.phase) {
-                None | Some(Phase::Running) => Some(Ok(())),
-                Some(Phase::Failed(cause)) => Some(Err(cause)),
-                Some(_) => None,
-            })
-            .await;
-        outcome.map_err(|cause| self.failed_view(relation, &cause))
+        let up = self.clock.board.wait_for(|board| match board.status(relation).map(|s| s.phase) {
+            None | Some(Phase::Running) => Some(Ok(())),
+            Some(Phase::Failed(cause)) => Some(Err(cause)),
+            Some(_) => None,
+        });
+        let failed = self.clock.log_failure(None);
+        futures::pin_mut!(up, failed);
+        match futures::future::select(up, failed).await {
+            Either::Left((outcome, _)) => outcome.map_err(|cause| self.failed_view(relation, &cause)),
+            Either::Right((cause, _)) => {
+                let (noun, name) = self.noun_and_name(relation);
+                Err(Error::new(cause.state(), format!("{noun} \"{name}\" cannot catch up: the log has failed"))
+                    .with_detail(cause.to_string())
+                    .with_hint("Check the disk and restart the server."))
+            }
+        }
     }
 
     /// Notes the traits of a view that is about to start.
@@ -1030,6 +1074,7 @@ impl Engine {
         if let Some(keeper) = &self.keeper {
             keeper.stop();
         }
+        self.compaction.stop();
         if let Some(depot) = &self.worker.shared().depot {
             depot.stop();
         }

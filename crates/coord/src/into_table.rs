@@ -92,7 +92,7 @@ impl TableSink {
 }
 
 /// The rows that a change adds (or takes away), each as often as its weight says.
-fn signed(change: &ChangeBatch, added: bool) -> Result<RecordBatch> {
+pub(crate) fn signed(change: &ChangeBatch, added: bool) -> Result<RecordBatch> {
     let mut indices = Vec::new();
     for row in 0..change.num_rows() {
         let weight = if added { change.weight(row) } else { -change.weight(row) };

@@ -45,6 +45,8 @@ pub struct JobState {
     pub is_view: bool,
     /// The first epoch that the job can show.
     pub first: Epoch,
+    /// The first at which its rows can be read, wherever they have moved since.
+    pub readable: Epoch,
     pub attached: bool,
     pub phase: Phase,
     /// Whether checkpoints keep its state.
@@ -71,6 +73,7 @@ impl JobState {
             inputs: wanted.inputs.clone(),
             is_view: wanted.is_view,
             first,
+            readable: first,
             attached: false,
             phase: Phase::Backfilling,
             kept: wanted.kept,
@@ -120,6 +123,8 @@ pub struct JobStatus {
     pub is_view: bool,
     /// The first epoch that the job has shown, over all restarts from its own state.
     pub incarnation: Epoch,
+    /// The first epoch at which a view that has a store can be read.
+    pub readable: Epoch,
     /// Rows fed and rows to feed of a back-fill.
     pub backfill: Option<(u64, u64)>,
     /// On how many slots it works; `None` while it does not.
@@ -163,6 +168,7 @@ impl JobBoard {
                 inputs: job.inputs.clone(),
                 is_view: job.is_view,
                 incarnation: job.incarnation,
+                readable: job.readable,
                 backfill: None,
                 parallelism: None,
             });
@@ -171,6 +177,7 @@ impl JobBoard {
             entry.inputs.clone_from(&job.inputs);
             entry.is_view = job.is_view;
             entry.incarnation = job.incarnation;
+            entry.readable = job.readable;
             entry.phase = phase.clone();
             entry.finished = job.finished_tick();
         }
@@ -208,6 +215,7 @@ impl JobBoard {
             inputs: Vec::new(),
             is_view: true,
             incarnation: Epoch(0),
+            readable: Epoch(0),
             backfill: None,
             parallelism: None,
         };

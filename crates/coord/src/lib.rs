@@ -10,6 +10,7 @@
 pub mod backfill;
 pub mod checkpoints;
 pub mod clock;
+pub mod compaction;
 pub mod connectors;
 mod driver;
 pub mod engine;

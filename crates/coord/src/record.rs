@@ -53,6 +53,8 @@ struct RowsHeader {
 pub struct Record {
     pub catalog: Vec<catalog::CatalogChange>,
     pub catalog_snapshot: Option<catalog::Catalog>,
+    /// Whose rows it changes.
+    pub touched: Vec<RelationId>,
     pub rows: Vec<LoggedRows>,
     pub reserved_epochs: Option<Epoch>,
     pub sink_started: Option<RelationId>,
@@ -168,24 +170,25 @@ pub fn transaction(
     assemble(&Header { catalog, rows, ..empty() }, &bodies)
 }
 
-/// Changes of a table in a rewritten log; of epoch 0 if it does not tell them apart.
-pub fn rows(relation: RelationId, changes: ChangeBatch, epoch: Epoch) -> Result<Vec<u8>> {
-    let mut bytes = transaction(&[], &[(relation, changes)], None)?;
+/// Changes of a table in a rewritten log, derived by this sink if there is one; of epoch 0 if it does not tell them apart.
+pub fn rows(relation: RelationId, changes: ChangeBatch, epoch: Epoch, origin: Option<RelationId>) -> Result<Vec<u8>> {
+    let mut bytes = transaction(&[], &[(relation, changes)], origin)?;
     bytes.extend_from_slice(&epoch_bytes(epoch));
     Ok(bytes)
 }
 
 /// Reads a record back without its rows.
 pub fn decode_catalog(bytes: &[u8]) -> Result<Record> {
-    read(bytes, false)
+    decode_of(bytes, |_| false)
 }
 
 /// Reads a record back; `XX001` for anything that this module did not write.
 pub fn decode(bytes: &[u8]) -> Result<Record> {
-    read(bytes, true)
+    decode_of(bytes, |_| true)
 }
 
-fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
+/// Reads a record back, with the rows of these relations.
+pub fn decode_of(bytes: &[u8], with_rows: impl Fn(RelationId) -> bool) -> Result<Record> {
     let length =
         bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize).ok_or_else(|| damaged("too short"))?;
     let json = bytes.get(4..4 + length).ok_or_else(|| damaged("header is cut off"))?;
@@ -219,7 +222,8 @@ fn read(bytes: &[u8], with_rows: bool) -> Result<Record> {
     for rows in header.rows {
         let body = bytes.get(at..at.saturating_add(rows.bytes as usize)).ok_or_else(|| damaged("rows are cut off"))?;
         at += body.len();
-        if !with_rows {
+        record.touched.push(rows.relation);
+        if !with_rows(rows.relation) {
             continue;
         }
         let changes = flow::wire::decode(body)?;

@@ -17,6 +17,8 @@ pub enum Waiting {
     Checkpoints,
     /// A sink, to write to its target.
     Sink(RelationId),
+    /// A job, to be noted in the log before it starts.
+    Start(RelationId),
 }
 
 /// The causes.
@@ -53,8 +55,11 @@ impl Stalls {
 
     /// Why a job does not get on; `kept`: checkpoints hold its state.
     pub fn of_job(&self, relation: RelationId, kept: bool) -> Option<Error> {
-        let of_sink = self.causes.read().get(&Waiting::Sink(relation)).cloned();
-        of_sink.or_else(|| self.of_checkpoints().filter(|_| kept))
+        let own = {
+            let causes = self.causes.read();
+            causes.get(&Waiting::Start(relation)).or_else(|| causes.get(&Waiting::Sink(relation))).cloned()
+        };
+        own.or_else(|| self.of_checkpoints().filter(|_| kept))
     }
 
     /// Refuses rows while too much waits to be stored. Errors: `53100` where a disk is full, else `58030`.
@@ -84,6 +89,9 @@ mod tests {
         stalls.set(Waiting::Sink(sink), Error::new(SqlState::IoError, "away"));
         assert_eq!(stalls.of_job(sink, false).unwrap().message(), "away");
         assert_eq!(stalls.of_job(other, true), None);
+        stalls.set(Waiting::Start(other), Error::new(SqlState::IoError, "not noted"));
+        assert_eq!(stalls.of_job(other, false).unwrap().message(), "not noted");
+        assert!(stalls.clear(Waiting::Start(other)));
         stalls.set(Waiting::Checkpoints, Error::new(SqlState::DiskFull, "full"));
         assert_eq!(stalls.of_job(other, true).unwrap().message(), "full");
         assert_eq!(stalls.of_job(other, false), None);

@@ -128,6 +128,7 @@ impl Config {
         flag("pg_addr", args.pg_addr.clone());
         flag("http_addr", args.http_addr.clone());
         flag("memory_limit", args.memory_limit.clone());
+        flag("checkpoint_url", args.checkpoint_url.clone());
         flag("log_format", args.log_format.clone());
         flag("log_level", args.log_level.clone());
         if let Some(slots) = args.slots {
@@ -298,6 +299,16 @@ mod tests {
         let mut listed = SETTINGS.to_vec();
         listed.sort_unstable();
         assert_eq!(listed, named);
+    }
+
+    #[test]
+    fn checkpoints_are_kept_where_the_flag_says() {
+        let args = |url: &str| ServerArgs { checkpoint_url: Some(url.into()), ..ServerArgs::default() };
+        let config = Config::load(&args("s3://bucket/some/where")).unwrap();
+        assert_eq!(config.checkpoint_store().unwrap().unwrap().place(), "s3://bucket/some/where");
+        let refused = Config::load(&args("/a/folder")).unwrap_err();
+        assert_eq!(refused.state(), SqlState::InvalidParameterValue);
+        assert!(refused.hint().unwrap().contains("s3://bucket/prefix"));
     }
 
     #[test]

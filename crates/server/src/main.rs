@@ -74,6 +74,9 @@ pub struct ServerArgs {
     /// Memory for tables, views and jobs, such as 512MiB or 4GiB [default: half of the machine's]
     #[arg(long)]
     memory_limit: Option<String>,
+    /// Where checkpoints are kept, s3://bucket/prefix [default: a folder of the data directory]
+    #[arg(long)]
+    checkpoint_url: Option<String>,
     /// Go back to this savepoint: views and sources go on from it, tables keep all of their rows
     #[arg(long)]
     from_savepoint: Option<String>,

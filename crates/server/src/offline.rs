@@ -36,6 +36,8 @@ struct LogFound {
     epoch: Epoch,
     /// Where checkpoints were last made.
     kept_in: Option<String>,
+    /// Up to where it does not tell transactions apart: it was rewritten.
+    merged: Option<Epoch>,
 }
 
 impl Offline {
@@ -52,6 +54,7 @@ impl Offline {
                 catalog.apply(change)?;
             }
             log.kept_in = record.kept_in.or(log.kept_in.take());
+            log.merged = record.merged.iter().map(|(_, epoch)| *epoch).max().or(log.merged);
             log.records += 1;
             log.epoch = log.epoch.max(record.epoch);
             Ok(())
@@ -94,7 +97,9 @@ impl Offline {
 pub fn check(config: &Config, repair_orphans: bool) -> Result<bool> {
     let offline = Offline::open(config)?;
     let log = &offline.log;
-    println!("log {}: {} records, {} bytes, newest epoch {}: whole", log.place, log.records, log.bytes, log.epoch);
+    let merged = log.merged.map(|epoch| format!(", merged up to epoch {epoch}")).unwrap_or_default();
+    let LogFound { place, records, bytes, epoch, .. } = log;
+    println!("log {place}: {records} records, {bytes} bytes, newest epoch {epoch}{merged}: whole");
     let report = fsck::fsck(&offline.door)?;
     println!("{report}");
     if let Some(place) = log.kept_in.as_ref().filter(|_| report.records.is_none()) {

@@ -73,6 +73,7 @@ pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
         batch_rows: config.batch_rows,
         time: Time::system(),
         disk: None,
+        log_bytes_min: coord::compaction::LOG_BYTES_MIN,
         checkpoints: config.checkpoints()?,
     })?;
     let base = query::base_state(config.memory_bytes()?, config.slot_count())?;

@@ -9,7 +9,7 @@ use flow::{Error, SqlState};
 use parking_lot::Mutex;
 
 use crate::rng::Rng;
-use crate::sql::{is_of_log, passes, run, told};
+use crate::sql::{log_has_failed, passes, run, told};
 use crate::world::{ACCOUNTS, GROUPS, Known, MADE, Table};
 
 /// What the clients of one incarnation share.
@@ -22,7 +22,7 @@ pub struct Scene {
     pub stop: Arc<AtomicBool>,
     /// An object is damaged: jobs may be stopped for it.
     pub damaged: bool,
-    /// The disk fails at times: a job that cannot be noted in the log does not start.
+    /// The disk fails at times, and then the log does for good.
     pub trouble: bool,
 }
 
@@ -38,7 +38,7 @@ impl Scene {
     /// Whether a failure of a read is no violation.
     fn excused(&self, error: &Error) -> bool {
         let damage = matches!(error.state(), SqlState::DataCorrupted | SqlState::ObjectNotInPrerequisiteState);
-        (self.damaged && damage) || (self.trouble && is_of_log(error))
+        (self.damaged && damage) || (self.trouble && log_has_failed(error))
     }
 }
 
@@ -65,7 +65,7 @@ pub async fn set_up(mut session: Session, scene: Scene, statements: Arc<Vec<Stri
         loop {
             match run(&mut session, statement).await {
                 Ok(_) => break,
-                // The answer of the first try was lost with the process, or the log did not take the start of its job.
+                // The answer of the first try was lost with the process.
                 Err(e)
                     if (n == from || tries > 0)
                         && matches!(e.state(), SqlState::DuplicateTable | SqlState::DuplicateObject) =>
@@ -79,8 +79,6 @@ pub async fn set_up(mut session: Session, scene: Scene, statements: Arc<Vec<Stri
                     tries += 1;
                     pause(50).await;
                 }
-                // A view that it reads could not be noted in the log; the next start makes that one anew.
-                Err(e) if scene.trouble && is_of_log(&e) => return,
                 Err(e) => return scene.violated(format!("{statement}: {}", told(&e))),
             }
         }
@@ -108,6 +106,7 @@ pub async fn look_back(session: &mut Session, scene: &Scene) {
             }
             known.table = found;
         }
+        Err(e) if scene.excused(&e) => {}
         Err(e) => scene.violated(format!("t cannot be read: {}", told(&e))),
     }
     match number(session, "SELECT count(*) FROM transfers").await {
@@ -121,6 +120,7 @@ pub async fn look_back(session: &mut Session, scene: &Scene) {
             known.transfers = found;
             known.transfer_maybe = false;
         }
+        Err(e) if scene.excused(&e) => {}
         Err(e) => scene.violated(format!("transfers cannot be read: {}", told(&e))),
     }
 }
@@ -186,6 +186,9 @@ pub async fn writer(mut session: Session, scene: Scene, mut rng: Rng, clock: Arc
 async fn look_back_at_refused(session: &mut Session, scene: &Scene) {
     let (rows, count) =
         (run(session, "SELECT k, g, v FROM t").await, number(session, "SELECT count(*) FROM transfers").await);
+    if [rows.as_ref().err(), count.as_ref().err()].into_iter().flatten().any(|e| scene.excused(e)) {
+        return;
+    }
     let mut known = scene.known.lock();
     let same = rows.as_ref().is_ok_and(|rows| table(rows) == known.table);
     if !same || count.as_ref().ok() != Some(&known.transfers) {

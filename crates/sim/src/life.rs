@@ -10,6 +10,7 @@ use std::time::Duration;
 use checkpoint::faulty::disk::FaultyDisk;
 use checkpoint::faulty::{Weather, storm};
 use coord::clock::Clock;
+use coord::compaction::LOG_BYTES_MIN;
 use coord::engine::{CheckpointConfig, Replanner};
 use coord::execution::Execution;
 use coord::history::HistoryConfig;
@@ -30,8 +31,6 @@ use crate::world::World;
 const STEPS_MAX: usize = 6_000;
 /// So many steps without an end mean that nothing gets on any more.
 const STUCK: usize = 2_000_000;
-/// The same after the log has failed: a view that was not up by then will not come up before the next start.
-const STUCK_WITHOUT_LOG: usize = 100_000;
 /// Nothing is sent any more after so many steps without an end: a machine that does not keep up gets the time to.
 const SENDS_MAX: usize = 50_000;
 const MEMORY: usize = 1 << 30;
@@ -168,6 +167,7 @@ impl Being<'_> {
             batch_rows: self.plan.batch_rows,
             time: Time::from_fn(move || now.load(Ordering::Relaxed)),
             disk: Some(Arc::clone(&self.disk) as _),
+            log_bytes_min: if self.world.rewrites_log() { 0 } else { LOG_BYTES_MIN },
             checkpoints: Some(CheckpointConfig {
                 store: Some(Arc::clone(&self.store) as _),
                 rest: Some(Arc::new(ClockRest(Arc::clone(&self.world.now)))),
@@ -345,13 +345,6 @@ impl Being<'_> {
         let begun = self.steps;
         while !clients.is_empty() && self.steps < until {
             self.steps += 1;
-            if self.steps - begun > STUCK_WITHOUT_LOG && self.plan.trouble {
-                let failed = self.clock.as_ref().is_some_and(|clock| clock.durability().failed.is_some());
-                if failed {
-                    clients.clear();
-                    return true;
-                }
-            }
             if self.steps - begun > STUCK {
                 let set_up = self.scene.known.lock().set_up;
                 let jobs: Vec<String> = self

@@ -123,7 +123,8 @@ fn draw(rng: &mut Rng, seed: u64, life: usize) -> Doom {
         3 => Doom::AfterRequest(1 + rng.below(120) as u32),
         4 => Doom::Disk(1 + rng.below(200) as u32),
         _ => {
-            let point = crash::POINTS[(seed as usize * 5 + life) % crash::POINTS.len()];
+            let points = [&crash::POINTS[..], &crash::LOG_POINTS].concat();
+            let point = points[(seed as usize * 5 + life) % points.len()];
             Doom::Point(point, 1 + rng.below(3) as u32)
         }
     }

@@ -53,10 +53,10 @@ fn render(batch: &RecordBatch) -> Result<Vec<Vec<String>>> {
     Ok((0..batch.num_rows()).map(|row| columns.iter().map(|text| cell(row, text)).collect()).collect())
 }
 
-/// Whether something failed because the disk did not take what belongs into the log.
-pub fn is_of_log(error: &Error) -> bool {
+/// Whether something failed because the log takes nothing any more before the next start.
+pub fn log_has_failed(error: &Error) -> bool {
     let text = told(error);
-    ["could not append to", "could not sync", "after a failed sync"].iter().any(|what| text.contains(what))
+    ["could not sync", "after a failed sync"].iter().any(|what| text.contains(what))
 }
 
 /// Whether a statement failed for want of something that comes back by itself.

@@ -249,6 +249,11 @@ impl World {
         self.set_up.last().is_some_and(|last| last.contains("made_seen"))
     }
 
+    /// Whether the log is rewritten with every checkpoint and at every start.
+    pub fn rewrites_log(&self) -> bool {
+        self.seed.is_multiple_of(2)
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")
     }

@@ -61,7 +61,7 @@ fn seeds_play_without_a_violation_and_die_at_every_crash_point() {
         assert!(all.died_at.len() >= 4 && all.damaged > 0 && all.faults > 0 && all.checkpoints > 0, "{all:?}");
     }
     if wished.unwrap_or(SEEDS) >= SEEDS_OF_ALL_POINTS {
-        for point in crash::POINTS {
+        for point in crash::POINTS.into_iter().chain(crash::LOG_POINTS) {
             assert!(all.died_at.contains_key(point), "nothing died at {point}: {:?}", all.died_at);
         }
     }

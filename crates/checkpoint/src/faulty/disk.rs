@@ -1,8 +1,9 @@
-//! A disk for simulation: full, failing in the middle of a write or at a sync, and dead with what it had not synced.
+//! A disk for simulation: full, failing in the middle of a write or at a sync, and dead with what it had not synced. The names of
+//! files are durable at once.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex};
 
 use super::lock;
@@ -31,6 +32,7 @@ struct State {
 /// A write that is not durable.
 struct Unsynced {
     file: File,
+    inode: u64,
     at: u64,
     before: Vec<u8>,
     after: Vec<u8>,
@@ -60,21 +62,26 @@ impl FaultyDisk {
         lock(&self.state).on_request = Some(on_request);
     }
 
-    /// The machine loses its power: nothing has an effect any more, and of what was not synced a prefix is there, its last write
-    /// perhaps in part. `draw` gives a number below its argument.
+    /// The machine loses its power: nothing has an effect any more, and of what was not synced either a prefix is there or, as the
+    /// disk likes, any part, one of its writes perhaps torn. `draw` gives a number below its argument.
     pub fn crash(&self, mut draw: impl FnMut(usize) -> usize) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.dead = true;
         state.on_request = None;
         let unsynced = std::mem::take(&mut state.unsynced);
-        let whole = draw(unsynced.len() + 1);
-        for (n, write) in unsynced.iter().enumerate().rev() {
-            if n >= whole {
-                write.file.write_all_at(&write.before, write.at)?;
-            }
+        for write in unsynced.iter().rev() {
+            write.file.write_all_at(&write.before, write.at)?;
         }
-        if let Some(torn) = unsynced.get(whole) {
-            torn.file.write_all_at(&torn.after[..draw(torn.after.len() + 1)], torn.at)?;
+        let torn = draw(unsynced.len() + 1);
+        let in_order = draw(2) == 0;
+        for (n, write) in unsynced.iter().enumerate() {
+            let there = if in_order { n < torn } else { draw(2) == 0 };
+            let bytes = match (n == torn, there) {
+                (true, _) => draw(write.after.len() + 1),
+                (false, true) => write.after.len(),
+                (false, false) => 0,
+            };
+            write.file.write_all_at(&write.after[..bytes], write.at)?;
         }
         Ok(())
     }
@@ -116,19 +123,20 @@ impl Disk for FaultyDisk {
                 more => read += more,
             }
         }
-        state.unsynced.push(Unsynced { file: file.try_clone()?, at, before, after: bytes.to_vec() });
+        let inode = file.metadata()?.ino();
+        state.unsynced.push(Unsynced { file: file.try_clone()?, inode, at, before, after: bytes.to_vec() });
         file.write_all_at(bytes, at)?;
         if short { Err(io::Error::other("short write")) } else { Ok(()) }
     }
 
-    fn sync(&self, _: &File) -> io::Result<()> {
+    fn sync(&self, file: &File) -> io::Result<()> {
         self.request("sync")?;
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.failing_sync) {
             return Err(io::Error::other("could not sync"));
         }
-        // The log is the only file.
-        state.unsynced.clear();
+        let inode = file.metadata()?.ino();
+        state.unsynced.retain(|write| write.inode != inode);
         Ok(())
     }
 }
@@ -149,9 +157,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_synced_survives_every_crash_and_the_rest_a_prefix() {
+    fn what_was_synced_survives_every_crash_and_of_the_rest_a_prefix() {
         let (mut kept, mut lost) = (0, 0);
-        for seed in 0..200u64 {
+        for seed in 0..400u64 {
             let folder = tempfile::tempdir().unwrap();
             let disk = FaultyDisk::new();
             let log = Log::open_on(disk.clone(), folder.path(), |_| Ok(())).unwrap();

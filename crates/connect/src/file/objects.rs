@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flow::{Error, Result, SqlState};
 use object_store::aws::AmazonS3Builder;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig};
 use tokio::runtime::Runtime;
@@ -83,6 +84,8 @@ impl fmt::Debug for S3Options {
 /// A bucket, and who asks for its objects.
 pub struct Bucket {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same service, for objects in parts.
+    pub(super) parts: Arc<dyn MultipartStore>,
     /// `s3://bucket/`, before the key in the name of a split.
     root: String,
     /// What no message may show.
@@ -120,7 +123,11 @@ impl Bucket {
         let secrets = options.secret_access_key.iter().chain(&options.access_key_id).cloned().chain(from_environment);
         let secrets: Vec<String> = secrets.filter(|s| !s.is_empty()).collect();
         match builder.build() {
-            Ok(store) => Ok(Bucket::over(Arc::new(store), &format!("s3://{name}/"), secrets)),
+            Ok(store) => {
+                let store = Arc::new(store);
+                let parts = Arc::clone(&store);
+                Ok(Bucket::over(store, parts, &format!("s3://{name}/"), secrets))
+            }
             Err(e) => Err(Error::new(
                 SqlState::InvalidParameterValue,
                 format!("bucket \"{name}\" cannot be reached: {}", words(&e, &secrets)),
@@ -130,8 +137,13 @@ impl Bucket {
     }
 
     /// A bucket of any store. `root`: what stands before a key in a name.
-    pub fn over(store: Arc<dyn ObjectStore>, root: &str, secrets: Vec<String>) -> Bucket {
-        Bucket { store, root: root.into(), secrets }
+    pub fn over(
+        store: Arc<dyn ObjectStore>,
+        parts: Arc<dyn MultipartStore>,
+        root: &str,
+        secrets: Vec<String>,
+    ) -> Bucket {
+        Bucket { store, parts, root: root.into(), secrets }
     }
 
     pub fn name_of(&self, key: &str) -> String {
@@ -401,7 +413,9 @@ mod tests {
     use super::*;
 
     fn bucket() -> Arc<Bucket> {
-        Arc::new(Bucket::over(Arc::new(InMemory::new()), "memory://", vec!["sesame".into()]))
+        let objects = Arc::new(InMemory::new());
+        let parts = Arc::clone(&objects);
+        Arc::new(Bucket::over(objects, parts, "memory://", vec!["sesame".into()]))
     }
 
     fn put(bucket: &Bucket, key: &str, bytes: Vec<u8>) {

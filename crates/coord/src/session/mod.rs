@@ -435,6 +435,7 @@ impl Session {
                 }
                 self.end_implicit(true).await?;
                 let keeper = Arc::clone(self.engine.checkpoints()?);
+                keeper.check_name(name).await?;
                 let epoch = self.engine.checkpoint().await?;
                 keeper.keep(name).await?;
                 self.written = self.written.max(epoch);

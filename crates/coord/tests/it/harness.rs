@@ -56,7 +56,9 @@ pub fn scratch() -> tempfile::TempDir {
 /// What an engine of a test is opened with.
 pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     let (data_dir, time) = (folder.into(), Time::system());
-    EngineConfig { data_dir, slots, memory_limit: 2 << 30, batch_rows, time, disk: None, checkpoints: None }
+    let (memory_limit, disk, checkpoints) = (2 << 30, None, None);
+    let log_bytes_min = coord::compaction::LOG_BYTES_MIN;
+    EngineConfig { data_dir, slots, memory_limit, batch_rows, time, disk, log_bytes_min, checkpoints }
 }
 
 /// The same with checkpoints, taken when a statement says so.

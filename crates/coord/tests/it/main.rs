@@ -2,14 +2,17 @@
 
 mod bytes;
 mod checkpoints;
+mod compaction;
 mod event_time;
 mod fixtures;
 mod harness;
 mod isolation;
+mod log_failures;
 mod messages;
 mod nexmark;
 mod pages;
 mod parallelism;
+mod planted;
 mod processing_time;
 mod random_views;
 mod recovery;

@@ -72,8 +72,11 @@ async fn a_start_goes_back_to_a_savepoint() {
     assert_eq!((shown.len(), shown[0][0].as_str(), shown[0][3].as_str()), (1, "early", "3"));
     // Names and places.
     let state = |e: flow::Error| e.state();
+    let before = instance.engine.keeper().unwrap().durable();
     assert_eq!(run(&mut s, "CREATE SAVEPOINT early").await.map_err(state).err(), Some(SqlState::DuplicateObject));
     assert_eq!(run(&mut s, "CREATE SAVEPOINT \"a/b\"").await.map_err(state).err(), Some(SqlState::InvalidName));
+    // No checkpoint is made for what is refused.
+    assert_eq!(instance.engine.keeper().unwrap().durable(), before);
     assert_eq!(run(&mut s, "DROP SAVEPOINT late").await.map_err(state).err(), Some(SqlState::UndefinedObject));
     ok(&mut s, "DROP SAVEPOINT IF EXISTS late").await;
     ok(&mut s, "BEGIN").await;

@@ -203,8 +203,16 @@ async fn write(
 pub enum Life {
     /// In one piece, run in this way.
     Whole(Arc<dyn Execution>),
-    /// With checkpoints and restarts.
-    Restarts,
+    /// With checkpoints and restarts, each start run in a way of its own.
+    Restarts(Executions),
+}
+
+/// Makes the way in which a start runs.
+pub type Executions = Arc<dyn Fn() -> Arc<dyn Execution> + Send + Sync>;
+
+/// With a thread for each part.
+fn restarts() -> Life {
+    Life::Restarts(Arc::new(|| Arc::new(Threads::default()) as Arc<dyn Execution>))
 }
 
 /// The relations of `contents` in an engine.
@@ -237,16 +245,17 @@ async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool,
     let mut rng = Rng::new(seed);
     let folder = scratch();
     let mut slots = 1 + rng.below(4);
-    let (restarts, execution): (bool, Arc<dyn Execution>) = match life {
-        Life::Whole(execution) => (false, execution),
-        Life::Restarts => (true, Arc::new(Threads::default())),
+    let restarts = matches!(life, Life::Restarts(_));
+    let executions: Executions = match life {
+        Life::Whole(execution) => Arc::new(move || Arc::clone(&execution)),
+        Life::Restarts(executions) => executions,
     };
     let batch_rows = rng.pick(&[1, 32, 8192]);
     let how = |slots| match restarts {
         true => keeping(folder.path(), slots, batch_rows),
         false => config(folder.path(), slots, batch_rows),
     };
-    let mut instance = Instance::with(how(slots), execution);
+    let mut instance = Instance::with(how(slots), executions());
     let mut session = instance.session();
     let mut schemas: Vec<&str> = contents.tables.iter().map(|(r, _)| r.schema.as_str()).collect();
     schemas.dedup();
@@ -271,7 +280,7 @@ async fn check_standing(contents: &Contents, queries: &[Standing], decoys: bool,
             drop(session);
             instance.close().await;
             slots = 1 + rng.below(4);
-            instance = Instance::with(how(slots), Arc::new(Threads::default()));
+            instance = Instance::with(how(slots), executions());
             session = instance.session();
             relations = found(&instance, contents);
         }
@@ -356,7 +365,7 @@ pub async fn check_file(path: &Path, seed: u64, lives: impl Fn() -> Vec<Life> + 
                 let again = if let Life::Whole(_) = life { lives().remove(0) } else { life.clone() };
                 found = check_standing(&contents, &queries, false, seed, again).await;
             }
-            if let Life::Restarts = life {
+            if let Life::Restarts(_) = life {
                 found.iter_mut().for_each(|problem| problem.insert_str(0, "with restarts: "));
             }
             problems.extend(found);
@@ -387,7 +396,7 @@ fn sql_tests_give_the_same_rows_as_batch_and_as_standing_views() {
         // On a thread of the runtime, whose stack is large.
         let checked = runtime.block_on(async {
             let check = tokio::spawn(async move {
-                check_file(&file, seed, || vec![Life::Whole(Arc::new(Threads::default())), Life::Restarts]).await
+                check_file(&file, seed, || vec![Life::Whole(Arc::new(Threads::default())), restarts()]).await
             });
             tokio::time::timeout(FILE_TIME_MAX, check).await
         });

@@ -3,6 +3,7 @@
 mod demo;
 mod history;
 mod killed;
+mod log_rewrite;
 mod offline;
 mod process;
 mod protocol;
