@@ -20,7 +20,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("query", &["sql", "state"]),
     ("coord", &["query", "runtime", "connect"]),
     ("frontend", &["catalog"]),
-    ("server", &["coord", "frontend"]),
+    ("cluster", &["coord"]),
+    ("server", &["cluster", "frontend"]),
     ("sim", &["coord"]),
 ];
 

@@ -59,6 +59,8 @@ pub struct Log {
     tail: Mutex<Tail>,
     /// Set by a failed sync: the kernel may have dropped the pages, so nothing may be acknowledged any more.
     broken: AtomicBool,
+    /// Set by [`close`](Log::close).
+    closed: AtomicBool,
     on_failure: OnceLock<OnFailure>,
 }
 
@@ -148,8 +150,8 @@ impl Log {
     }
 
     fn at(disk: Arc<dyn Disk>, folder: &Path, tail: Tail) -> Log {
-        let (broken, on_failure) = (AtomicBool::new(false), OnceLock::new());
-        Log { folder: folder.to_path_buf(), disk, tail: Mutex::new(tail), broken, on_failure }
+        let (broken, closed, on_failure) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
+        Log { folder: folder.to_path_buf(), disk, tail: Mutex::new(tail), broken, closed, on_failure }
     }
 
     /// The same records in a segment of the present version.
@@ -286,6 +288,13 @@ impl Log {
         Position { segment: tail.segment.number, at: tail.end }
     }
 
+    /// Refuses everything from now on: another log may be opened on the same folder, though somebody still holds this one.
+    pub fn close(&self) {
+        // Nobody is in the middle of an append.
+        let _tail = self.lock();
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Bytes of records in the log.
     pub fn len(&self) -> u64 {
         self.lock().end
@@ -296,8 +305,11 @@ impl Log {
         self.len() == MAGIC.len() as u64
     }
 
-    /// Whether it can be written. Errors: `58030` after a failed sync.
+    /// Whether it can be written. Errors: `57P01` if it is closed, `58030` after a failed sync.
     pub fn check(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(SqlState::AdminShutdown, "the log is closed"));
+        }
         if self.broken.load(Ordering::Acquire) {
             return Err(Error::new(SqlState::IoError, "the log is read-only after a failed sync")
                 .with_hint("Check the disk and restart the server."));

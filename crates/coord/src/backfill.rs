@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
+use futures::executor::{block_on, block_on_stream};
 use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
-use state::{Pin, Snapshot};
+use state::{Pin, RelationSnapshot};
 use tracing::debug;
 
 use crate::clock::{Clock, Event, Started};
@@ -22,6 +23,9 @@ const CHUNKS_AHEAD: u32 = 2;
 /// Rows of one input in some order.
 pub type Rows = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
+/// Opens what a table or view held.
+pub type OpenSnapshot = Box<dyn FnOnce() -> Result<Arc<dyn RelationSnapshot>> + Send>;
+
 /// One input of the job, opened once the snapshot epoch is complete.
 pub struct BackfillInput {
     pub relation: RelationId,
@@ -32,7 +36,7 @@ pub struct BackfillInput {
 pub enum InputRows {
     /// A table or a view; `sharded` says that shard *i* belongs to slot *i* (views), `route` names the columns by which
     /// the rows are spread over the slots (tables whose rows can be taken away).
-    Store { open: Box<dyn FnOnce() -> Result<Snapshot> + Send>, sharded: bool, route: Option<Arc<[usize]>> },
+    Store { open: OpenSnapshot, sharded: bool, route: Option<Arc<[usize]>> },
     /// A source, read again up to the snapshot's offsets; the total is an estimate in rows.
     Source { open: Box<dyn FnOnce() -> Result<Rows> + Send> },
 }
@@ -121,7 +125,7 @@ impl Backfill {
             match self.step() {
                 Fed::More => {}
                 Fed::UntilCompleted(epoch) => {
-                    if let Err(error) = futures::executor::block_on(self.clock.wait_completed(epoch)) {
+                    if let Err(error) = block_on(self.clock.wait_completed(epoch)) {
                         return self.fail(error);
                     }
                 }
@@ -190,10 +194,10 @@ impl Backfill {
             let opened = match input.rows {
                 InputRows::Store { open, sharded, route } => {
                     let snapshot = open()?;
-                    self.total += snapshot.num_rows() as u64;
+                    self.total += block_on(snapshot.count())? as u64;
                     let mut parts = VecDeque::new();
                     for shard in 0..snapshot.shards() {
-                        let rows: Rows = Box::new(snapshot.scan_shard(shard, None, BATCH_ROWS)?);
+                        let rows: Rows = Box::new(block_on_stream(snapshot.scan_shard(shard, None, BATCH_ROWS)?));
                         parts.push_back((sharded.then_some(SlotId(shard as u16)), rows));
                     }
                     Opened { relation, parts, route }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use plan::ProcessPlan;
 use runtime::depot::{bytes_of, put_single};
 use runtime::service::wait_for_message;
-use runtime::{DeploymentId, Depot, Join, Pause, Service, Stepped, StoredState};
+use runtime::{DeploymentId, Join, Pause, Service, Stepped, StoredState, Worker};
 use serde::{Deserialize, Serialize};
 use state::{Snapshot, owned};
 use tokio::sync::oneshot;
@@ -283,7 +283,7 @@ impl Keeper {
         capture: Capture,
         clock: Arc<Clock>,
         sinks: Arc<Sinks>,
-        depot: Arc<Depot>,
+        worker: Arc<dyn Worker>,
         log: Arc<Log>,
     ) -> Result<Arc<Keeper>> {
         let (sender, receiver) = unbounded();
@@ -295,7 +295,7 @@ impl Keeper {
             let _ = tell.send(ToKeeper::Sink(sink, done));
         }));
         let (door, found) = (Arc::clone(&kept.door), kept.newest.clone());
-        let service = KeeperService::new(kept, clock, Arc::clone(&sinks), depot, log, Arc::clone(&shown), receiver);
+        let service = KeeperService::new(kept, clock, Arc::clone(&sinks), worker, log, Arc::clone(&shown), receiver);
         let join = execution.start_service(Box::new(service))?;
         Ok(Arc::new(Keeper {
             sender,
@@ -493,7 +493,7 @@ struct KeeperService {
     uncommitted: HashSet<RelationId>,
     /// See [`Coordinated`].
     identities: BTreeMap<u32, String>,
-    depot: Arc<Depot>,
+    worker: Arc<dyn Worker>,
     log: Arc<Log>,
     /// The log says where checkpoints are.
     noted: bool,
@@ -539,7 +539,7 @@ impl KeeperService {
         kept: Kept,
         clock: Arc<Clock>,
         sinks: Arc<Sinks>,
-        depot: Arc<Depot>,
+        worker: Arc<dyn Worker>,
         log: Arc<Log>,
         shown: Arc<Mutex<Vec<CheckpointStatus>>>,
         messages: Receiver<ToKeeper>,
@@ -563,7 +563,7 @@ impl KeeperService {
             spares,
             uncommitted,
             identities,
-            depot,
+            worker,
             log,
             noted,
         };
@@ -719,12 +719,18 @@ impl KeeperService {
             self.note_committed();
             crash::point("C12");
             if !self.spares
-                && let Err(error) = self.kept.owner.collect(&self.depot.held())
+                && let Err(error) = self.collect()
             {
                 warn!(%error, "what no checkpoint needs could not be cleared away");
             }
             self.clock.send(Event::CheckpointEnded(Ok(epoch)));
         }
+    }
+
+    /// Clears away what nothing needs any more.
+    fn collect(&mut self) -> Result<()> {
+        let held = self.worker.holdings().held(&self.kept.counter)?;
+        self.kept.owner.collect(&held).map(drop)
     }
 
     fn keep(&mut self, name: &str) -> Result<Epoch> {

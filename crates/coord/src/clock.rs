@@ -90,6 +90,11 @@ pub enum Event {
     },
     /// The log can be written no more.
     LogFailed(Error),
+    /// The slots are gone, for this cause: nothing is cut any more. What is committed is made durable first.
+    Interrupt {
+        cause: Error,
+        reply: oneshot::Sender<()>,
+    },
     Shutdown,
 }
 
@@ -605,12 +610,11 @@ impl ClockLoop {
                     self.fail(deployment, error);
                 }
             }
-            Event::LogFailed(failed) => {
-                if let Some(schedule) = &mut self.checkpoints {
-                    schedule.give_up(&failed);
-                }
-                self.give_up_rescale(None, &failed);
-                self.give_up_put_off(&failed);
+            Event::LogFailed(failed) => self.give_up(&failed),
+            Event::Interrupt { cause, reply } => {
+                self.interrupt(cause);
+                // Whoever asked may be gone.
+                let _ = reply.send(());
             }
             Event::Shutdown => {
                 self.worker.broadcast(&ToSlot::Shutdown);
@@ -619,6 +623,41 @@ impl ClockLoop {
                 self.stopped = true;
             }
         }
+    }
+
+    /// Ends the open epoch without a cut: who waits for what is in it is answered by the log alone, and nobody joins any more.
+    fn interrupt(&mut self, cause: Error) {
+        if let Some(failed) = self.end_open(cause) {
+            self.give_up(&failed);
+        }
+    }
+
+    /// The cause by which waiters are told; `None`: they were before.
+    fn end_open(&self, cause: Error) -> Option<Error> {
+        // Nobody is in the middle of a commit while this is held.
+        let open = self.clock.open.write();
+        if self.clock.durable.borrow().failed.is_some() {
+            return None;
+        }
+        let logged = self.clock.pending.lock().logged;
+        let synced = if logged { self.log.sync().map(drop) } else { Ok(()) };
+        let failed = synced.as_ref().err().cloned().unwrap_or(cause);
+        self.clock.durable.send_modify(|durable| {
+            if synced.is_ok() {
+                durable.epoch = *open;
+            }
+            durable.failed = Some(failed.clone());
+        });
+        Some(failed)
+    }
+
+    /// Tells those who wait for what cannot come any more.
+    fn give_up(&mut self, failed: &Error) {
+        if let Some(schedule) = &mut self.checkpoints {
+            schedule.give_up(failed);
+        }
+        self.give_up_rescale(None, failed);
+        self.give_up_put_off(failed);
     }
 
     fn deployment_of(&self, relation: RelationId) -> Option<DeploymentId> {
@@ -765,7 +804,7 @@ impl ClockLoop {
     fn send_input(&mut self, relation: RelationId, epoch: Epoch, changes: ChangeBatch, all: usize) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
-        let batch_rows = self.worker.shared().batch_rows;
+        let batch_rows = self.worker.batch_rows();
         if let Some(route) = self.clock.route(relation).filter(|_| slots > 1) {
             for (slot, part) in partition(&changes, &route, slots)? {
                 for start in (0..part.num_rows()).step_by(batch_rows) {
@@ -802,15 +841,14 @@ impl ClockLoop {
             self.has_moved(relation, Some(&cause));
         }
         self.clock.board.forget(relation);
-        self.worker.shared().stores.remove(relation);
+        self.worker.holdings().forget_view(relation);
         self.clock.feeds.end(relation, Why::Dropped, self.clock.completed());
     }
 
     /// Hands the record of a job that ends to the archive.
     fn archive(&self, job: &JobState, state: EndState, error: Option<&Error>) {
         let Some(chronicler) = &self.chronicler else { return };
-        let shared = self.worker.shared();
-        let store = shared.stores.get(job.relation).filter(|_| job.is_view);
+        let view = self.worker.holdings().view(job.relation).filter(|_| job.is_view);
         chronicler.tell(Ended {
             facts: Arc::clone(&job.facts),
             state,
@@ -819,9 +857,9 @@ impl ClockLoop {
             parallelism: job.parallelism,
             first: job.incarnation,
             last: job.finished_epoch(),
-            rows: store.as_ref().map(|store| store.live_rows() as u64),
-            bytes: store.as_ref().map(|store| store.bytes() as u64),
-            rows_touched: shared.rows_touched(job.deployment),
+            rows: view.as_ref().map(|view| view.live_rows() as u64),
+            bytes: view.as_ref().map(|view| view.bytes() as u64),
+            rows_touched: self.worker.shared().map(|shared| shared.rows_touched(job.deployment)),
         });
     }
 
@@ -834,7 +872,7 @@ impl ClockLoop {
             self.tell(ToKeeper::Spare);
         }
         self.worker.broadcast(&ToSlot::Remove { deployment });
-        self.worker.shared().stores.remove(job.relation);
+        self.worker.holdings().forget_view(job.relation);
         self.give_up_rescale(Some(deployment), &error);
         self.has_moved(job.relation, Some(&error));
         self.clock.board.set(&job, Phase::Failed(error.clone()));

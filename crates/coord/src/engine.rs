@@ -8,7 +8,6 @@ pub(crate) mod replay;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
@@ -25,9 +24,9 @@ use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
 use runtime::{Budget, Depot, FromSlot, Worker};
-use state::{Pin, Pins, Snapshot, Store};
+use state::{Pin, Pins, RelationSnapshot, RelationStore};
 use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use self::replay::{Recovery, recover};
 use crate::backfill::{Backfill, BackfillInput, InputRows};
@@ -45,6 +44,7 @@ use crate::recovery::{JobStart, Kept};
 use crate::sessions::Sessions;
 use crate::sinks::Sinks;
 use crate::sources::{Sides, Sources};
+use crate::stalls::Waiting;
 use crate::subscriptions::Why;
 use crate::table::Table;
 use crate::time::Time;
@@ -122,6 +122,8 @@ pub struct Engine {
     pub log: Arc<Log>,
     pub worker: Arc<dyn Worker>,
     execution: Arc<dyn Execution>,
+    /// What stores the state of jobs, if the slots are in this process.
+    depot: Option<Arc<Depot>>,
     keeper: Option<Arc<Keeper>>,
     history: Option<History>,
     /// What the jobs of the last checkpoint go on from, until they are started.
@@ -219,9 +221,8 @@ impl Engine {
         let mut shared = Shared::new(budget.clone(), config.batch_rows);
         if let Some(kept) = &kept {
             let (door, counter, time) = (Arc::clone(&kept.door), Arc::clone(&kept.counter), config.time.clone());
-            let (depot, service) = Depot::new(door, counter, Arc::clone(&reports), Arc::new(move || time.now_us()));
-            depot.started(execution.start_service(Box::new(service))?);
-            shared.depot = Some(depot);
+            shared.depot =
+                execution.start_depot(door, counter, Arc::clone(&reports), Arc::new(move || time.now_us()))?;
         }
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let (pins, tables) = (Pins::new(), Arc::new(RwLock::new(recovered.tables)));
@@ -232,18 +233,17 @@ impl Engine {
 
         let history = kept.as_ref().map(|kept| (Arc::clone(&kept.door), kept.config.history));
         let keeper = kept
-            .zip(shared.depot.clone())
-            .map(|(kept, depot)| {
+            .map(|kept| {
                 let (sources, counter) = (Arc::clone(&sources), Arc::clone(&kept.counter));
                 let capture = Capture { sources, counter, compaction: Arc::clone(&compaction) };
                 let (clock, sinks, log) = (Arc::clone(&clock), Arc::clone(&sinks), Arc::clone(&log));
-                Keeper::start(&*execution, kept, capture, clock, sinks, depot, log)
+                Keeper::start(&*execution, kept, capture, clock, sinks, Arc::clone(&worker), log)
             })
             .transpose()?;
         let stamped_us = keeper.as_ref().and_then(|k| k.found().map(|found| found.manifest.now_us));
         let schedule = keeper.as_ref().and_then(|keeper| keeper.schedule());
         let (deliver_to, trim) = (Arc::clone(&sinks), Arc::clone(&sources));
-        let (pins_at, floor) = (Arc::clone(&pins), Arc::clone(&shared.floor));
+        let (pins_at, slots) = (Arc::clone(&pins), Arc::clone(&worker));
         let (feeds, time) = (Arc::clone(&clock.feeds), config.time.clone());
         let (history, chronicler) = match (history, &keeper) {
             (Some((door, config)), Some(keeper)) => {
@@ -261,7 +261,7 @@ impl Engine {
             Box::new(move |message| deliver_to.deliver(message)),
             Box::new(move |completed| {
                 let oldest = pins_at.min_pinned(completed);
-                floor.store(oldest.0, Ordering::Release);
+                slots.holdings().raise_floor(oldest);
                 trim.trim(oldest);
                 feeds.tell(completed, time.now_us());
             }),
@@ -293,6 +293,7 @@ impl Engine {
             log,
             worker,
             execution,
+            depot: shared.depot,
             keeper,
             history,
             recovery: Mutex::new(recovered.left),
@@ -717,7 +718,7 @@ impl Engine {
             tokio::spawn(async move {
                 // A view that fails has no changes to keep.
                 if engine.wait_ready(relation.oid).await.is_ok() {
-                    engine.retain_changes(&relation);
+                    engine.retain_changes(&relation).await;
                 }
             });
         }
@@ -814,11 +815,19 @@ impl Engine {
     }
 
     /// Keeps the changes of a view that is up to date for as long as it declares.
-    pub fn retain_changes(&self, relation: &Relation) {
+    pub async fn retain_changes(&self, relation: &Relation) {
         if let Some(us) = relation.change_retention_us()
-            && let Some(store) = self.worker.shared().stores.get(relation.oid)
+            && let Some(store) = self.worker.holdings().view(relation.oid)
         {
-            self.clock.feeds.retain(relation.oid, &store, us, self.clock.completed());
+            // It keeps the log on until what is retained does.
+            let follower = match Arc::clone(&store).follow(&self.clock.feeds.room).await {
+                Ok(follower) => follower,
+                Err(error) => {
+                    warn!(relation = relation.name, %error, "the changes of a view cannot be kept");
+                    return;
+                }
+            };
+            self.clock.feeds.retain(relation.oid, follower.log(), us, self.clock.completed());
             if !self.is_stored_in(relation.oid, &store) {
                 self.clock.feeds.end(relation.oid, Why::Dropped, self.clock.completed());
             }
@@ -826,16 +835,21 @@ impl Engine {
     }
 
     /// The store of a view.
-    pub fn view_store(&self, relation: RelationId) -> Result<Arc<Store>> {
-        self.worker.shared().stores.get(relation).ok_or_else(|| self.no_store(relation))
+    pub fn view_store(&self, relation: RelationId) -> Result<Arc<dyn RelationStore>> {
+        self.worker.holdings().view(relation).ok_or_else(|| self.no_store(relation))
+    }
+
+    /// The store of a table or view.
+    pub fn store(&self, relation: RelationId) -> Option<Arc<dyn RelationStore>> {
+        match self.table(relation) {
+            Some(table) => Some(Arc::clone(&table.store) as Arc<dyn RelationStore>),
+            None => self.worker.holdings().view(relation),
+        }
     }
 
     /// Whether `store` still holds the rows of a table or view.
-    pub fn is_stored_in(&self, relation: RelationId, store: &Arc<Store>) -> bool {
-        match self.table(relation) {
-            Some(table) => Arc::ptr_eq(&table.store, store),
-            None => self.worker.shared().stores.get(relation).is_some_and(|s| Arc::ptr_eq(&s, store)),
-        }
+    pub fn is_stored_in(&self, relation: RelationId, store: &Arc<dyn RelationStore>) -> bool {
+        self.store(relation).is_some_and(|now| std::ptr::addr_eq(Arc::as_ptr(&now), Arc::as_ptr(store)))
     }
 
     fn no_store(&self, relation: RelationId) -> Error {
@@ -858,7 +872,7 @@ impl Engine {
             let epoch = started.snapshot;
             if let Some(table) = self.table(relation) {
                 if table.store.live_rows() + table.store.dead_rows() > 0 {
-                    let open = Box::new(move || table.store.snapshot(epoch));
+                    let open = Box::new(move || Arc::clone(&table.store).at(epoch));
                     let route = self.clock.route(relation);
                     feeds.push(BackfillInput { relation, rows: InputRows::Store { open, sharded: false, route } });
                 }
@@ -892,8 +906,8 @@ impl Engine {
     }
 
     /// The rows of a view at a completed epoch. Errors: `55000` the view is younger than that, or has stopped.
-    pub fn view_snapshot(&self, relation: RelationId, epoch: Epoch) -> Result<Snapshot> {
-        let snapshot = self.view_store(relation)?.snapshot(epoch)?;
+    pub fn view_snapshot(&self, relation: RelationId, epoch: Epoch) -> Result<Arc<dyn RelationSnapshot>> {
+        let snapshot = self.view_store(relation)?.at(epoch)?;
         // Looked at afterwards: the store may be that of a view that was made anew just now.
         match self.clock.board.status(relation) {
             Some(job) if epoch < job.readable => Err(self.younger(relation, epoch, job.readable)),
@@ -999,7 +1013,7 @@ impl Engine {
 
     /// The oldest epoch that a reader may still want.
     pub fn floor(&self) -> Epoch {
-        Epoch(self.worker.shared().floor.load(Ordering::Acquire))
+        self.worker.holdings().floor()
     }
 
     /// Waits until every bounded source that is read has ended and every job and sink has seen all of it.
@@ -1057,9 +1071,19 @@ impl Engine {
         self.clock.durability()
     }
 
+    /// The slots are gone, for this cause: jobs say so, writes are refused, and what is committed is durable when this returns.
+    /// The engine has to be shut down, and another one to be opened on its data.
+    pub async fn interrupt(&self, cause: &Error) {
+        self.clock.stalls.set(Waiting::Workers, cause.clone());
+        let (reply, done) = oneshot::channel();
+        self.clock.send(Event::Interrupt { cause: cause.clone(), reply });
+        // Fails only if the clock has ended already.
+        let _ = done.await;
+    }
+
     /// Stops clock, slots, sources and sinks. Acknowledged work is durable already.
     pub fn shutdown(&self) {
-        if let Some(depot) = &self.worker.shared().depot {
+        if let Some(depot) = &self.depot {
             depot.begin_to_stop();
         }
         for handle in self.sources.all() {
@@ -1075,10 +1099,11 @@ impl Engine {
             keeper.stop();
         }
         self.compaction.stop();
-        if let Some(depot) = &self.worker.shared().depot {
+        if let Some(depot) = &self.depot {
             depot.stop();
         }
         // Sessions may outlive the engine's work; the data may be opened again all the same.
+        self.log.close();
         *self.directory.lock() = None;
         info!("engine stopped");
     }

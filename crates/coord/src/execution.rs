@@ -2,14 +2,16 @@
 //! its seed.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
+use checkpoint::door::Door;
 use crossbeam_channel::Receiver;
 use flow::{Error, Result};
 use parking_lot::Mutex;
 use runtime::service::END_LOOK;
 use runtime::slot::{Reports, Shared};
-use runtime::{Join, Service, ThreadWorker, Wire, Worker};
+use runtime::{Depot, Join, NowUs, Service, ThreadWorker, Wire, Worker};
 use tracing::error;
 
 use crate::backfill::Backfill;
@@ -17,6 +19,20 @@ use crate::clock::{ClockLoop, Event};
 
 /// Lets slots, clock, feeders and services run.
 pub trait Execution: Send + Sync {
+    /// Makes what stores the state of jobs for the slots, before these are made. `None`: they are in other processes, which do it
+    /// themselves as the door's generation.
+    fn start_depot(
+        &self,
+        door: Arc<Door>,
+        counter: Arc<AtomicU64>,
+        reports: Reports,
+        now_us: NowUs,
+    ) -> Result<Option<Arc<Depot>>> {
+        let (depot, service) = Depot::new(door, counter, reports, now_us);
+        depot.started(self.start_service(Box::new(service))?);
+        Ok(Some(depot))
+    }
+
     /// Makes the slots; what they report goes to `reports`.
     fn start_slots(&self, slots: usize, shared: Shared, reports: Reports) -> Result<Arc<dyn Worker>>;
 

@@ -124,8 +124,8 @@ pub struct Ended {
     /// Rows and bytes of its view at the end; `None` for sinks.
     pub rows: Option<u64>,
     pub bytes: Option<u64>,
-    /// Rows of state that its operators have touched since its start.
-    pub rows_touched: u64,
+    /// Rows of state that its operators have touched since its start; `None`: in other processes.
+    pub rows_touched: Option<u64>,
 }
 
 /// An error as it is archived.
@@ -164,7 +164,7 @@ pub struct EndedJob {
     pub last_epoch: Option<u64>,
     pub rows: Option<u64>,
     pub state_bytes: Option<u64>,
-    pub rows_touched: u64,
+    pub rows_touched: Option<u64>,
     /// The process plan as `EXPLAIN (LAYER process)` shows it.
     pub plan: String,
     pub checkpoints: Vec<EndCheckpoint>,

@@ -81,6 +81,15 @@ pub struct OpenSession {
 }
 
 impl OpenSession {
+    /// The session goes on among those of another engine.
+    pub fn move_to(&mut self, sessions: &Arc<Sessions>) {
+        if !Arc::ptr_eq(&self.sessions, sessions) {
+            self.sessions.open.lock().remove(&self.pid);
+            sessions.open.lock().insert(self.pid, Arc::clone(&self.seat));
+            self.sessions = Arc::clone(sessions);
+        }
+    }
+
     /// A statement starts.
     pub fn runs(&self, statement: &Arc<Parsed>, now_us: i64) {
         let mut activity = self.seat.info.lock();

@@ -11,6 +11,8 @@ use parking_lot::RwLock;
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waiting {
+    /// Every job, for workers that are away.
+    Workers,
     /// Slots, to store the state of jobs.
     State,
     /// The coordinator, to make checkpoints durable.
@@ -57,7 +59,8 @@ impl Stalls {
     pub fn of_job(&self, relation: RelationId, kept: bool) -> Option<Error> {
         let own = {
             let causes = self.causes.read();
-            causes.get(&Waiting::Start(relation)).or_else(|| causes.get(&Waiting::Sink(relation))).cloned()
+            let of_it = [Waiting::Workers, Waiting::Start(relation), Waiting::Sink(relation)];
+            of_it.iter().find_map(|waiting| causes.get(waiting)).cloned()
         };
         own.or_else(|| self.of_checkpoints().filter(|_| kept))
     }
@@ -96,6 +99,8 @@ mod tests {
         assert_eq!(stalls.of_job(other, true).unwrap().message(), "full");
         assert_eq!(stalls.of_job(other, false), None);
         assert!(stalls.check().is_ok());
+        stalls.set(Waiting::Workers, Error::new(SqlState::CannotConnectNow, "worker 2 is away"));
+        assert_eq!(stalls.of_job(other, false).unwrap().message(), "worker 2 is away");
         stalls.set_full(true);
         assert_eq!(stalls.check().unwrap_err().state(), SqlState::DiskFull);
         assert!(stalls.clear(Waiting::Checkpoints));

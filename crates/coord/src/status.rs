@@ -6,7 +6,8 @@ use std::sync::Arc;
 use catalog::Settings;
 use flow::{RelationId, Result};
 use parking_lot::Mutex;
-use query::system::{ActivityInfo, JobInfo, SourceInfo, SystemSource};
+use query::system::{ActivityInfo, JobInfo, SourceInfo, SystemSource, WorkerInfo};
+use runtime::WorkerStatus;
 
 use crate::engine::Engine;
 use crate::job::Phase;
@@ -88,17 +89,11 @@ impl SystemSource for EngineStatus {
     }
 
     fn row_estimate(&self, relation: RelationId) -> Option<u64> {
-        match self.engine.table(relation) {
-            Some(table) => Some(table.store.live_rows() as u64),
-            None => self.engine.worker.shared().stores.get(relation).map(|s| s.live_rows() as u64),
-        }
+        self.engine.store(relation).map(|store| store.live_rows() as u64)
     }
 
     fn relation_bytes(&self, relation: RelationId) -> Option<u64> {
-        match self.engine.table(relation) {
-            Some(table) => Some(table.store.bytes() as u64),
-            None => self.engine.worker.shared().stores.get(relation).map(|s| s.bytes() as u64),
-        }
+        self.engine.store(relation).map(|store| store.bytes() as u64)
     }
 
     fn epoch(&self) -> u64 {
@@ -107,6 +102,18 @@ impl SystemSource for EngineStatus {
 
     fn sessions(&self) -> Vec<ActivityInfo> {
         self.engine.sessions.all()
+    }
+
+    fn workers(&self) -> Vec<WorkerInfo> {
+        let info = |worker: WorkerStatus| WorkerInfo {
+            id: worker.id as i32,
+            address: worker.address,
+            slots: worker.slots as i32,
+            state: worker.state.name().into(),
+            last_heartbeat_us: worker.heard_us,
+            started_at_us: worker.started_us.or(Some(self.engine.started_us)),
+        };
+        self.engine.worker.processes().into_iter().map(info).collect()
     }
 
     fn set_config(&self, name: &str, value: Option<&str>, local: bool) -> Result<String> {

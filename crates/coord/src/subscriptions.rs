@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use flow::{Epoch, Error, RelationId, Result, SqlState};
 use parking_lot::Mutex;
-use state::{ChangeLog, ChangeRoom, Follower, Store};
+use state::{ChangeLog, ChangeRoom, Follower};
 use tokio::sync::watch;
 
 use crate::session::Rows;
@@ -114,16 +114,16 @@ impl Default for Feeds {
 }
 
 impl Feeds {
-    /// The feed of `relation`, whose rows are in `store`. `begin` gives it a use before anyone finds it without one.
-    fn feed(&self, relation: RelationId, store: &Arc<Store>, begin: impl FnOnce(&Feed)) -> Arc<Feed> {
+    /// The feed of `relation`, whose changes are in `log`. `begin` gives it a use before anyone finds it without one.
+    fn feed(&self, relation: RelationId, log: &Arc<ChangeLog>, begin: impl FnOnce(&Feed)) -> Arc<Feed> {
         let mut feeds = self.feeds.lock();
-        if let Some(feed) = feeds.get(&relation).filter(|f| Arc::ptr_eq(&f.log, store.changes())) {
+        if let Some(feed) = feeds.get(&relation).filter(|f| Arc::ptr_eq(&f.log, log)) {
             begin(feed);
             return Arc::clone(feed);
         }
         let feed = Arc::new(Feed {
             relation,
-            log: Arc::clone(store.changes()),
+            log: Arc::clone(log),
             news: watch::Sender::default(),
             told: AtomicU64::new(0),
             readers: Mutex::default(),
@@ -135,11 +135,11 @@ impl Feeds {
         feed
     }
 
-    /// Begins a subscription. Errors: `53400` when there are too many.
+    /// Begins a subscription that reads by `follower`. Errors: `53400` when there are too many.
     pub fn subscribe(
         self: &Arc<Self>,
         relation: RelationId,
-        store: &Arc<Store>,
+        follower: Follower,
         pid: i32,
         user: &str,
         now_us: i64,
@@ -150,30 +150,31 @@ impl Feeds {
                 .with_detail(format!("{SUBSCRIPTIONS_MAX} are open."))
                 .with_hint("End some; SHOW SUBSCRIPTIONS lists them with their process ids."));
         }
+        let log = Arc::clone(follower.log());
         let reader = Arc::new(Reader {
             relation,
             pid,
             user: user.to_string(),
             started_us: now_us,
-            follower: store.follow(&self.room),
+            follower,
             epoch: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             snapshot: Mutex::new(None),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let seated = Arc::clone(&reader);
-        let feed = self.feed(relation, store, |feed| {
+        let feed = self.feed(relation, &log, |feed| {
             feed.readers.lock().insert(id, seated);
         });
         Ok(Seat { feeds: Arc::clone(self), feed, reader, id })
     }
 
-    /// Keeps the changes of a relation for so long from now on.
-    pub fn retain(&self, relation: RelationId, store: &Arc<Store>, us: i64, completed: Epoch) {
-        self.feed(relation, store, |feed| {
+    /// Keeps the changes of a relation, which somebody follows now, for so long from now on.
+    pub fn retain(&self, relation: RelationId, log: &Arc<ChangeLog>, us: i64, completed: Epoch) {
+        self.feed(relation, log, |feed| {
             let mut retention = feed.retention.lock();
             if retention.is_none() {
-                store.retain_changes(completed, &self.room);
+                log.retain_after(Some(completed));
             }
             let marks = retention.take().map(|r| r.marks).unwrap_or_default();
             *retention = Some(Retention { us, marks });

@@ -577,38 +577,50 @@ pub enum OwnReader {
 }
 
 impl OwnReader {
+    fn is_unchanged(&self) -> bool {
+        match self {
+            OwnReader::Keyed(rows) => rows.changes.is_empty(),
+            OwnReader::Bag { changes, .. } => changes.is_empty(),
+        }
+    }
+
     /// The table as the transaction sees it, given what it sees of it without its own changes.
     pub fn over(&self, snapshot: Snapshot) -> Result<RelationRows> {
+        if self.is_unchanged() {
+            return Ok(RelationRows::Snapshot(Arc::new(snapshot)));
+        }
         match self {
-            OwnReader::Keyed(rows) if rows.changes.is_empty() => Ok(RelationRows::Snapshot(snapshot)),
             OwnReader::Keyed(rows) => {
                 Ok(RelationRows::Changed { snapshot, changes: Arc::clone(rows) as Arc<dyn Changes> })
             }
-            OwnReader::Bag { changes, .. } if changes.is_empty() => Ok(RelationRows::Snapshot(snapshot)),
-            OwnReader::Bag { schema, changes } => {
-                let mut all: Vec<ChangeBatch> =
-                    snapshot.scan(None, 8192)?.map(|b| b.map(ChangeBatch::insert)).collect::<Result<_>>()?;
-                all.extend(changes.iter().cloned());
-                let net = consolidate(all, schema)?;
-                let mut indices = Vec::with_capacity(net.num_rows());
-                for row in 0..net.num_rows() {
-                    // Rows that the transaction took away at the head may be younger than what it reads.
-                    (0..net.weight(row).max(0)).for_each(|_| indices.push(row as u32));
-                }
-                Ok(RelationRows::Batches(vec![net.take(&UInt32Array::from(indices))?.rows]))
-            }
+            OwnReader::Bag { schema, changes } => Ok(RelationRows::Batches(vec![bag(&snapshot, schema, changes)?])),
         }
     }
 
     /// The rows of [`over`](Self::over), whole.
     pub fn rows(&self, snapshot: Snapshot) -> Result<RowIterator> {
-        match self.over(snapshot)? {
-            RelationRows::Snapshot(snapshot) => Ok(Box::new(snapshot.scan(None, 8192)?)),
-            RelationRows::Changed { snapshot, changes } => query::read::changed_rows(&snapshot, changes, None),
-            RelationRows::Batches(batches) => Ok(Box::new(batches.into_iter().map(Ok))),
-            RelationRows::Stream(open) => open(None),
+        if self.is_unchanged() {
+            return Ok(Box::new(snapshot.scan(None, 8192)?));
+        }
+        match self {
+            OwnReader::Keyed(rows) => query::read::changed_rows(&snapshot, Arc::clone(rows) as Arc<dyn Changes>, None),
+            OwnReader::Bag { schema, changes } => Ok(Box::new(std::iter::once(bag(&snapshot, schema, changes)))),
         }
     }
+}
+
+/// The rows of a table without a key, with a transaction's own changes.
+fn bag(snapshot: &Snapshot, schema: &SchemaRef, changes: &[ChangeBatch]) -> Result<RecordBatch> {
+    let mut all: Vec<ChangeBatch> =
+        snapshot.scan(None, 8192)?.map(|b| b.map(ChangeBatch::insert)).collect::<Result<_>>()?;
+    all.extend(changes.iter().cloned());
+    let net = consolidate(all, schema)?;
+    let mut indices = Vec::with_capacity(net.num_rows());
+    for row in 0..net.num_rows() {
+        // Rows that the transaction took away at the head may be younger than what it reads.
+        (0..net.weight(row).max(0)).for_each(|_| indices.push(row as u32));
+    }
+    Ok(net.take(&UInt32Array::from(indices))?.rows)
 }
 
 /// A transaction's changes of one keyed table.

@@ -79,7 +79,7 @@ impl PointRead {
     }
 
     /// The row, or no row. `parameters` hold one row each, of the key columns' types.
-    pub fn read(&self, parameters: &[ArrayRef], view: &dyn ReadView) -> Result<RecordBatch> {
+    pub async fn read(&self, parameters: &[ArrayRef], view: &dyn ReadView) -> Result<RecordBatch> {
         let empty = || RecordBatch::new_empty(Arc::clone(&self.schema));
         let mut key = Vec::with_capacity(self.key.len());
         for part in &self.key {
@@ -97,7 +97,7 @@ impl PointRead {
         let RelationRows::Snapshot(snapshot) = view.rows(self.relation)? else {
             return Err(flow::Error::internal("a read by key needs a store"));
         };
-        let Some(row) = snapshot.point(&key, self.columns.as_deref())? else {
+        let Some(row) = snapshot.point(&key, self.columns.as_deref()).await? else {
             return Ok(empty());
         };
         let columns = match self.columns {

@@ -19,9 +19,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use flow::{RelationId, Result};
+use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use plan::table::{RelationProvider, RelationReader, RelationSource};
-use state::Snapshot;
+use state::{Batches, RelationSnapshot, Snapshot};
 
 /// Rows a scan hands out at a time.
 const SCAN_ROWS: usize = 8192;
@@ -35,8 +36,8 @@ pub type OpenRows = Box<dyn FnOnce(Option<&[usize]>) -> Result<RowIterator> + Se
 /// The rows of one relation, as a statement sees them.
 pub enum RelationRows {
     /// What a store held at an epoch.
-    Snapshot(Snapshot),
-    /// The same with a transaction's own changes on top.
+    Snapshot(Arc<dyn RelationSnapshot>),
+    /// What the store of a table held, with a transaction's own changes on top.
     Changed { snapshot: Snapshot, changes: Arc<dyn Changes> },
     /// Rows made for this statement, with the relation's whole schema.
     Batches(Vec<RecordBatch>),
@@ -184,7 +185,7 @@ impl RelationReader for PinnedReader {
             }
         };
         if let Some(key) = self.key_of(filters) {
-            let found = snapshot.point(&key, projection.map(Vec::as_slice)).map_err(external)?;
+            let found = snapshot.point(&key, projection.map(Vec::as_slice)).await.map_err(external)?;
             let batches = found.iter().map(|b| under_schema(b, &projected)).collect::<Result<Vec<_>, _>>()?;
             return Ok(MemorySourceConfig::try_new_exec(&[batches], projected, None)?);
         }
@@ -192,7 +193,7 @@ impl RelationReader for PinnedReader {
             .map(|shard| {
                 Arc::new(SnapshotShard {
                     schema: Arc::clone(&projected),
-                    snapshot: snapshot.clone(),
+                    snapshot: Arc::clone(&snapshot),
                     shard,
                     projection: projection.cloned(),
                 }) as Arc<dyn PartitionStream>
@@ -212,7 +213,7 @@ fn streaming(
 
 struct SnapshotShard {
     schema: SchemaRef,
-    snapshot: Snapshot,
+    snapshot: Arc<dyn RelationSnapshot>,
     shard: usize,
     projection: Option<Vec<usize>>,
 }
@@ -229,11 +230,8 @@ impl PartitionStream for SnapshotShard {
     }
 
     fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let rows: RowIterator = match self.snapshot.scan_shard(self.shard, self.projection.as_deref(), SCAN_ROWS) {
-            Ok(scan) => Box::new(scan),
-            Err(error) => Box::new(std::iter::once(Err(error))),
-        };
-        stream_of(&self.schema, rows)
+        let rows = self.snapshot.scan_shard(self.shard, self.projection.as_deref(), SCAN_ROWS);
+        stream_of(&self.schema, rows.unwrap_or_else(|error| stream::iter([Err(error)]).boxed()))
     }
 }
 
@@ -261,7 +259,7 @@ impl PartitionStream for OnceRows {
             .ok_or_else(|| flow::Error::internal("a scan was started twice"))
             .and_then(|open| open(self.projection.as_deref()))
             .unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
-        stream_of(&self.schema, rows)
+        stream_of(&self.schema, stream::iter(rows).boxed())
     }
 }
 
@@ -289,11 +287,11 @@ fn under_schema(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, 
 }
 
 /// Batches as DataFusion wants them.
-fn stream_of(schema: &SchemaRef, rows: RowIterator) -> SendableRecordBatchStream {
+fn stream_of(schema: &SchemaRef, rows: Batches) -> SendableRecordBatchStream {
     let declared = Arc::clone(schema);
     let batches = rows.map(move |batch| {
         let batch = batch.map_err(external)?;
         under_schema(&batch, &declared)
     });
-    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), futures::stream::iter(batches)))
+    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), batches))
 }

@@ -104,6 +104,7 @@ type Held = Arc<Mutex<BTreeSet<ObjectName>>>;
 pub struct Depot {
     door: Arc<Door>,
     now_us: NowUs,
+    counter: Arc<AtomicU64>,
     errands: Sender<Errand>,
     /// Bytes that wait to be stored.
     waiting: Arc<AtomicUsize>,
@@ -127,7 +128,7 @@ impl Depot {
         let (waiting, held, ended) = (Arc::default(), Held::default(), Arc::default());
         let service = DepotService {
             door: Arc::clone(&door),
-            counter,
+            counter: Arc::clone(&counter),
             reports,
             now_us: Arc::clone(&now_us),
             todo,
@@ -139,7 +140,7 @@ impl Depot {
             told_full: false,
         };
         let (ending, join) = (AtomicBool::new(false), Mutex::new(None));
-        (Arc::new(Depot { door, now_us, errands, waiting, ending, held, ended, join }), service)
+        (Arc::new(Depot { door, now_us, counter, errands, waiting, ending, held, ended, join }), service)
     }
 
     /// What slots measure their pauses with.
@@ -181,9 +182,14 @@ impl Depot {
         self.send(Errand::Close(deployment, slot));
     }
 
-    /// What must not be cleared away although the newest checkpoint may not name it yet.
-    pub fn held(&self) -> BTreeSet<ObjectName> {
-        self.held.lock().clone()
+    /// What must not be cleared away although the newest checkpoint may not name it yet. Objects that are named from here on
+    /// get numbers above `counter`, which is raised to that of the newest there is.
+    pub fn held(&self, counter: &AtomicU64) -> BTreeSet<ObjectName> {
+        // Names are given under this lock.
+        let held = self.held.lock();
+        self.counter.fetch_max(counter.load(Ordering::Relaxed), Ordering::Relaxed);
+        counter.fetch_max(self.counter.load(Ordering::Relaxed), Ordering::Relaxed);
+        held.clone()
     }
 
     /// No slot waits for the store from now on: they are to end.
@@ -555,8 +561,9 @@ impl DepotService {
             return Ok(SegmentRef::inline(slot, instance.slots as u32, bytes.clone(), parts.clone()));
         }
         let name = name.get_or_insert_with(|| {
+            let mut held = self.in_chains.lock();
             let name = new_name(&self.door, &self.counter, instance.job, instance.slot);
-            self.in_chains.lock().insert(ObjectName::Segment(name));
+            held.insert(ObjectName::Segment(name));
             name
         });
         put_segment(&self.door, instance.slots, *name, bytes, parts)

@@ -15,7 +15,7 @@ use plan::{Exchange, Placed, ProcessPlan, TaskOp};
 
 use crate::depot::Instance;
 use crate::freeze::{Freezing, Frozen};
-use crate::message::{DeploymentId, Restore, Spread, Tick};
+use crate::message::{DeploymentId, Owed, Restore, Spread, Tick};
 use crate::ops::{self, OpContext};
 use crate::slot::Shared;
 use crate::terminal;
@@ -30,6 +30,7 @@ pub struct QueueBytes {
     cells: Vec<AtomicUsize>,
 }
 
+/// Of a slot in another process a cell counts what this process has sent there and not been given back.
 impl QueueBytes {
     pub fn new(slots: usize, levels: usize) -> QueueBytes {
         QueueBytes { levels, cells: (0..slots * levels).map(|_| AtomicUsize::new(0)).collect() }
@@ -44,9 +45,13 @@ impl QueueBytes {
     }
 
     /// Returns true when the queue has just got room again.
-    fn remove(&self, slot: usize, level: usize, bytes: usize) -> bool {
+    pub fn remove(&self, slot: usize, level: usize, bytes: usize) -> bool {
+        if level >= self.levels || slot * self.levels + level >= self.cells.len() {
+            // Said by another process.
+            return false;
+        }
         let before = self.cell(slot, level).fetch_sub(bytes, Ordering::Relaxed);
-        before >= QUEUE_BYTES_MAX && before - bytes < QUEUE_BYTES_MAX
+        before >= QUEUE_BYTES_MAX && before.saturating_sub(bytes) < QUEUE_BYTES_MAX
     }
 
     /// Whether any queue above `level` is full. The highest level never waits, so something can always run.
@@ -68,7 +73,8 @@ pub struct Work {
 
 #[derive(Debug)]
 pub enum WorkKind {
-    Rows(ChangeBatch),
+    /// What is owed for them is given back when they leave the queue.
+    Rows(ChangeBatch, Owed),
     /// The channel has nothing more for this tick. Leaves are told the tick that follows.
     Barrier {
         then: Option<Tick>,
@@ -76,6 +82,13 @@ pub enum WorkKind {
         /// What the channel promises from the tick's end on.
         watermark_us: i64,
     },
+}
+
+impl WorkKind {
+    /// Rows of this process.
+    pub fn rows(changes: ChangeBatch) -> WorkKind {
+        WorkKind::Rows(changes, Owed::default())
+    }
 }
 
 /// What a job sends out of its slot's instance while it works.
@@ -383,7 +396,7 @@ impl Job {
     /// Puts work into its queue. `counted` says that its bytes were already added by the sender.
     pub fn enqueue(&mut self, work: Work, counted: bool) {
         let Some(level) = self.task_levels.get(work.task).copied() else { return };
-        if let (WorkKind::Rows(changes), false) = (&work.kind, counted) {
+        if let (WorkKind::Rows(changes, _), false) = (&work.kind, counted) {
             self.queued.add(self.slot, level, changes.bytes());
         }
         match &mut self.machine {
@@ -474,9 +487,10 @@ impl Machine {
     /// slots may be waiting for.
     pub fn step(&mut self, out: &mut Vec<Outgoing>, freed: &mut bool) -> Result<bool> {
         let Some(level) = self.next_level() else { return Ok(false) };
-        let Some(work) = self.levels[level].pop_front() else { return Ok(false) };
-        if let WorkKind::Rows(changes) = &work.kind {
+        let Some(mut work) = self.levels[level].pop_front() else { return Ok(false) };
+        if let WorkKind::Rows(changes, owed) = &mut work.kind {
             *freed |= self.queued.remove(self.slot, level, changes.bytes());
+            drop(std::mem::take(owed));
         }
         // A bug in a kernel stops this job, not the slot.
         match catch_unwind(AssertUnwindSafe(|| self.run(work, out))) {
@@ -489,7 +503,7 @@ impl Machine {
         let task = &mut self.tasks[work.task];
         match task.current {
             Some(current) if work.tick > current => {
-                if let WorkKind::Rows(changes) = &work.kind {
+                if let WorkKind::Rows(changes, _) = &work.kind {
                     self.stashed += changes.bytes();
                 }
                 task.stash.push_back(work);
@@ -502,7 +516,7 @@ impl Machine {
             None => task.current = Some(work.tick),
         }
         match work.kind {
-            WorkKind::Rows(changes) => self.process(work.task, work.port, work.tick, changes, out),
+            WorkKind::Rows(changes, _) => self.process(work.task, work.port, work.tick, changes, out),
             WorkKind::Barrier { then, now_us, watermark_us } => {
                 let instance = &mut self.tasks[work.task];
                 if let Some(port) = instance.ports.get_mut(work.port) {
@@ -584,7 +598,7 @@ impl Machine {
         let level = instance.level;
         let outputs = instance.outputs.clone();
         for work in stash.into_iter().rev() {
-            if let WorkKind::Rows(changes) = &work.kind {
+            if let WorkKind::Rows(changes, _) = &work.kind {
                 self.stashed -= changes.bytes();
                 self.queued.add(self.slot, level, changes.bytes());
             }
@@ -641,7 +655,7 @@ impl Machine {
                 let Output { task, port, route } = &output;
                 match route {
                     Route::Forward => {
-                        let work = Work { task: *task, port: *port, tick, kind: WorkKind::Rows(changes) };
+                        let work = Work { task: *task, port: *port, tick, kind: WorkKind::rows(changes) };
                         self.run(work, out)?;
                     }
                     Route::Fold => {

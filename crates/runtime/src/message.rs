@@ -68,6 +68,56 @@ pub struct Spread {
     pub elsewhere: Vec<RelationId>,
 }
 
+/// Rows of an exchange as their sender counts them while they wait in the queue of a slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    pub deployment: DeploymentId,
+    pub slot: SlotId,
+    /// Of the queue.
+    pub level: u16,
+    pub bytes: usize,
+}
+
+/// What the slot owes a sender in another process for rows that wait here: it is given back when this is dropped. Within a
+/// process nothing is owed, sender and slot count in one place.
+#[derive(Default)]
+pub struct Owed(Option<(Counted, GiveBack)>);
+
+/// Tells a sender in another process that rows do not wait any more.
+pub type GiveBack = Arc<dyn Fn(Counted) + Send + Sync>;
+
+impl Owed {
+    pub fn new(counted: Counted, give_back: GiveBack) -> Owed {
+        Owed(Some((counted, give_back)))
+    }
+
+    /// Whether anything is owed.
+    pub fn is_owed(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if let Some((counted, give_back)) = self.0.take() {
+            give_back(counted);
+        }
+    }
+}
+
+impl Clone for Owed {
+    /// Nothing is owed twice.
+    fn clone(&self) -> Owed {
+        Owed(None)
+    }
+}
+
+impl std::fmt::Debug for Owed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_ref().map(|(counted, _)| counted).fmt(f)
+    }
+}
+
 /// From the coordinator, or from another slot, to a slot. Messages of one sender arrive in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToSlot {
@@ -123,13 +173,15 @@ pub enum ToSlot {
         /// The processing time of the job's start.
         now_us: i64,
     },
-    /// From another slot (or this one): rows of an exchange.
+    /// From another slot (or this one): rows of an exchange. `owed` is given back when they do not wait any more.
     Exchange {
         deployment: DeploymentId,
         task: TaskId,
         port: u16,
         tick: Tick,
         changes: ChangeBatch,
+        #[serde(skip)]
+        owed: Owed,
     },
     /// From another slot: it has sent everything of this tick over this exchange.
     ExchangeBarrier {

@@ -14,7 +14,7 @@ use crate::background::{Background, Lent};
 use crate::budget::Budget;
 use crate::depot::Depot;
 use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Start, Wiring, Work, WorkKind, task_id};
-use crate::message::{DeploymentId, FromSlot, Tick, ToSlot};
+use crate::message::{Counted, DeploymentId, FromSlot, Owed, Tick, ToSlot};
 use crate::terminal::Stores;
 use crate::worker::Outbox;
 
@@ -53,6 +53,12 @@ impl Shared {
             queues: Arc::default(),
             touched: Arc::default(),
         }
+    }
+
+    /// Takes back what was counted as waiting for a slot of another process. Returns true when its queue has room again.
+    pub(crate) fn credit(&self, counted: &Counted) -> bool {
+        let queued = self.queues.lock().get(&counted.deployment).cloned();
+        queued.is_some_and(|queued| queued.remove(counted.slot.0 as usize, counted.level as usize, counted.bytes))
     }
 
     /// Rows of state that a deployment has touched on all slots, as of each slot's last finished epoch.
@@ -112,6 +118,10 @@ impl Slot {
             steps: 0,
             stopped: false,
         }
+    }
+
+    pub fn id(&self) -> SlotId {
+        self.id
     }
 
     /// Whether the slot was told to shut down.
@@ -228,7 +238,7 @@ impl Slot {
                         match rows.rows.project(&leaf.columns) {
                             Ok(projected) => {
                                 let changes = ChangeBatch::new(projected, rows.diff.clone());
-                                let kind = WorkKind::Rows(changes);
+                                let kind = WorkKind::rows(changes);
                                 job.enqueue(Work { task: leaf.task, port: 0, tick, kind }, false);
                             }
                             Err(e) => return self.fail(deployment, e.into()),
@@ -244,12 +254,14 @@ impl Slot {
                     }
                 }
             }
-            ToSlot::Exchange { deployment, task, port, tick, changes } => match self.jobs.get_mut(&deployment) {
+            ToSlot::Exchange { deployment, task, port, tick, changes, owed } => match self.jobs.get_mut(&deployment) {
                 Some(job) => {
-                    let kind = WorkKind::Rows(changes);
-                    job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, true);
+                    // A sender in another process has counted them there alone.
+                    let counted = !owed.is_owed();
+                    let kind = WorkKind::Rows(changes, owed);
+                    job.enqueue(Work { task: task.0 as usize, port: port as usize, tick, kind }, counted);
                 }
-                None => self.hold_early(deployment, ToSlot::Exchange { deployment, task, port, tick, changes }),
+                None => self.hold_early(deployment, ToSlot::Exchange { deployment, task, port, tick, changes, owed }),
             },
             ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us } => {
                 match self.jobs.get_mut(&deployment) {
@@ -347,7 +359,7 @@ impl Slot {
             for batch in &batches {
                 match batch.rows.project(&columns) {
                     Ok(rows) => {
-                        let kind = WorkKind::Rows(ChangeBatch::new(rows, batch.diff.clone()));
+                        let kind = WorkKind::rows(ChangeBatch::new(rows, batch.diff.clone()));
                         job.enqueue(Work { task: *task, port: 0, tick, kind }, false);
                     }
                     Err(e) => broken.push((*deployment, flow::Error::from(e))),
@@ -413,7 +425,8 @@ impl Slot {
             self.shared.budget.change(before, held).map(|()| worked)
         });
         if freed {
-            for peer in &self.peers {
+            // Slots of other processes wait for what is given back to them.
+            for peer in self.peers.iter().filter(|peer| peer.is_here()) {
                 peer.send(ToSlot::Wake);
             }
         }
@@ -434,12 +447,20 @@ impl Slot {
             match outgoing {
                 Outgoing::Rows { slot, task, port, tick, changes } => {
                     let Some(job) = self.jobs.get_mut(&deployment) else { return };
-                    job.queue_bytes().add(slot, job.level(task), changes.bytes());
+                    let (level, bytes) = (job.level(task), changes.bytes());
+                    job.queue_bytes().add(slot, level, bytes);
                     if slot == self.id.0 as usize {
-                        job.enqueue(Work { task, port, tick, kind: WorkKind::Rows(changes) }, true);
+                        job.enqueue(Work { task, port, tick, kind: WorkKind::rows(changes) }, true);
                     } else {
+                        let counted = Counted { deployment, slot: SlotId(slot as u16), level: level as u16, bytes };
                         let (task, port) = (task_id(task), port as u16);
-                        self.send(slot, ToSlot::Exchange { deployment, task, port, tick, changes });
+                        let owed = Owed::default();
+                        let rows = ToSlot::Exchange { deployment, task, port, tick, changes, owed };
+                        match self.peers[slot].send_rows(rows, counted) {
+                            Ok(true) => {}
+                            Ok(false) => warn!(slot, "peer slot is gone"),
+                            Err(error) => return self.fail(deployment, error),
+                        }
                     }
                 }
                 Outgoing::Barrier { slot, task, port, tick, now_us, watermark_us } => {

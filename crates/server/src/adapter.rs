@@ -28,25 +28,27 @@ use query::system::ActivityInfo;
 use sql::statement::{Parsed, Statement};
 use tokio::sync::Mutex;
 
-/// The engine with what sessions are made from.
+use crate::standing::{Engines, LOGIN_WAIT_MAX, STATEMENT_WAIT_MAX};
+
+/// The engine of the moment with what sessions are made from.
 pub struct Server {
-    engine: Arc<Engine>,
+    engines: Arc<Engines>,
     base: SessionState,
 }
 
 impl Server {
-    pub fn new(engine: Arc<Engine>, base: SessionState) -> Server {
-        Server { engine, base }
+    pub fn new(engines: Arc<Engines>, base: SessionState) -> Server {
+        Server { engines, base }
     }
 
-    pub fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    pub fn engines(&self) -> &Arc<Engines> {
+        &self.engines
     }
 
     /// A session that no client is connected to.
-    pub fn session(&self, user: &str, database: &str, pid: i32) -> CoordSession {
+    pub fn session(&self, engine: &Arc<Engine>, user: &str, database: &str, pid: i32) -> CoordSession {
         let settings = Settings::new(|name| TimeZone::parse(name).ok().map(TimeZone::show));
-        CoordSession::new(Arc::clone(&self.engine), self.base.clone(), settings, user.into(), database.into(), pid)
+        CoordSession::new(Arc::clone(engine), self.base.clone(), settings, user.into(), database.into(), pid)
     }
 }
 
@@ -55,14 +57,19 @@ impl Backend for Server {
     async fn open(&self, startup: Startup) -> Result<Box<dyn Session>> {
         // Clients that name no database get their user's name; PostgreSQL users expect that to fail, but here `dev` is
         // where everything is.
-        let catalog = self.engine.catalog();
+        let engine = match self.engines.last() {
+            // Whoever asks how it stands need not wait.
+            Some(engine) => engine,
+            None => self.engines.ready(LOGIN_WAIT_MAX).await?,
+        };
+        let catalog = engine.catalog();
         let named = catalog.database(&startup.database).is_some();
         let database = if !named && startup.database == startup.user { "dev" } else { &startup.database };
         if catalog.database(database).is_none() {
             return Err(Error::new(SqlState::InvalidCatalogName, format!("database \"{database}\" does not exist"))
                 .with_hint("Connect to database dev."));
         }
-        let mut session = self.session(&startup.user, database, startup.pid);
+        let mut session = self.session(&engine, &startup.user, database, startup.pid);
         session.settings.set_default("session_authorization", &startup.user)?;
         if !startup.application_name.is_empty() {
             session.settings.set_default("application_name", &startup.application_name)?;
@@ -72,7 +79,7 @@ impl Backend for Server {
         }
         let client = (startup.remote.ip().to_string(), startup.remote.port());
         session.client = Some(client.clone());
-        let now_us = self.engine.config.time.now_us();
+        let now_us = engine.config.time.now_us();
         let activity = ActivityInfo {
             pid: startup.pid,
             database: database.to_string(),
@@ -86,13 +93,15 @@ impl Backend for Server {
         };
         let cancel = Arc::clone(&startup.cancel);
         let stop = move |whole_session| if whole_session { cancel.terminate() } else { cancel.cancel() };
-        let open = self.engine.sessions.open(activity, Box::new(stop));
-        Ok(Box::new(Connected { session: Arc::new(Mutex::new(session)), cancel: startup.cancel, open }))
+        let open = engine.sessions.open(activity, Box::new(stop));
+        let (engines, session) = (Arc::clone(&self.engines), Arc::new(Mutex::new(session)));
+        Ok(Box::new(Connected { engines, session, cancel: startup.cancel, open }))
     }
 }
 
 /// One client's session.
 struct Connected {
+    engines: Arc<Engines>,
     /// Shared with a COPY in progress, which outlives the call that started it; never contended.
     session: Arc<Mutex<CoordSession>>,
     cancel: Arc<CancelHandle>,
@@ -119,6 +128,33 @@ async fn bounded<T>(
             Err(_) => Err(timed_out()),
         },
     }
+}
+
+/// Ends `work` when the engine that does it is interrupted. What is done by then counts.
+async fn unless_interrupted<T>(
+    engines: &Engines,
+    engine: &Arc<Engine>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done.map_err(|error| engines.explain(engine, error)),
+        cause = engines.interrupted(engine) => Err(cause),
+    }
+}
+
+/// Lets the session go on with the engine of the moment. A statement that only asks how things stand takes the last one.
+async fn join(engines: &Engines, session: &mut CoordSession, statement: &Statement) -> Result<Arc<Engine>> {
+    let engine = match statement {
+        Statement::Show(_) => engines.last().unwrap_or_else(|| Arc::clone(session.engine())),
+        // What ends a transaction has nothing to wait for.
+        Statement::Rollback { .. } if engines.running().is_err() => Arc::clone(session.engine()),
+        _ => engines.ready(STATEMENT_WAIT_MAX).await?,
+    };
+    if !Arc::ptr_eq(&engine, session.engine()) {
+        session.move_to(Arc::clone(&engine))?;
+    }
+    Ok(engine)
 }
 
 fn timed_out() -> Error {
@@ -150,7 +186,12 @@ impl Session for Connected {
             Arc::clone(&statement.body).downcast::<Parsed>().map_err(|_| Error::internal("not a statement"))?;
         let mut session = self.session.lock().await;
         let limit = session.statement_timeout();
-        let planned = bounded(&self.cancel, limit, session.prepare(&parsed, declared)).await?;
+        let plan = async {
+            let engine = join(&self.engines, &mut session, &parsed.statement).await?;
+            self.open.move_to(&engine.sessions);
+            session.prepare(&parsed, declared).await
+        };
+        let planned = bounded(&self.cancel, limit, plan).await?;
         Ok(Prepared {
             parameters: planned.parameters.clone(),
             parameter_oids: planned.parameter_oids.clone(),
@@ -165,11 +206,22 @@ impl Session for Connected {
         self.open.runs(&planned.parsed, session.engine().config.time.now_us());
         let limit = session.statement_timeout();
         let deadline = limit.map(|limit| tokio::time::Instant::now() + limit);
-        let outcome = bounded(&self.cancel, limit, session.execute(planned, &parameters)).await?;
+        let run = async {
+            let engine = join(&self.engines, &mut session, &planned.parsed.statement).await?;
+            self.open.move_to(&engine.sessions);
+            // What only asks how things stand is answered by an engine that is interrupted, too.
+            if matches!(planned.parsed.statement, Statement::Show(_)) {
+                return Ok((session.execute(planned, &parameters).await?, engine));
+            }
+            let outcome = unless_interrupted(&self.engines, &engine, session.execute(planned, &parameters)).await?;
+            Ok((outcome, engine))
+        };
+        let (outcome, engine) = bounded(&self.cancel, limit, run).await?;
         Ok(match outcome {
             Outcome::Rows { schema, rows, tag, counted } => {
-                let cancel = Arc::clone(&self.cancel);
-                let mut rows = rows.map(move |batch| cancel.check().and(batch)).boxed();
+                let (cancel, engines) = (Arc::clone(&self.cancel), Arc::clone(&self.engines));
+                let explain = move |error| engines.explain(&engine, error);
+                let mut rows = rows.map(move |batch| cancel.check().and(batch).map_err(&explain)).boxed();
                 // The time that rows take counts too.
                 let mut late = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
                 let batches = futures::stream::poll_fn(move |context| {
@@ -193,7 +245,8 @@ impl Session for Connected {
             }
             Outcome::CopyFrom(copy) => {
                 let options = copy_options(&copy.options, &copy.schema);
-                let sink = CopyRows { session: Arc::clone(&self.session), plan: copy.plan, batches: Vec::new() };
+                let (engines, session) = (Arc::clone(&self.engines), Arc::clone(&self.session));
+                let sink = CopyRows { engines, session, plan: copy.plan, batches: Vec::new() };
                 Response::CopyIn(CopyIn { table: copy.table, schema: copy.schema, options, sink: Box::new(sink) })
             }
         })
@@ -217,7 +270,9 @@ impl Session for Connected {
     }
 
     async fn end_implicit(&mut self, commit: bool) -> Result<()> {
-        self.session.lock().await.end_implicit(commit).await
+        let mut session = self.session.lock().await;
+        let engine = Arc::clone(session.engine());
+        unless_interrupted(&self.engines, &engine, session.end_implicit(commit)).await
     }
 
     fn take_notices(&mut self) -> Vec<Notice> {
@@ -286,6 +341,7 @@ impl Session for Connected {
 
 /// Collects the rows of a COPY FROM; nothing is changed before all of them are there.
 struct CopyRows {
+    engines: Arc<Engines>,
     session: Arc<Mutex<CoordSession>>,
     plan: CopyPlan,
     batches: Vec<RecordBatch>,
@@ -299,7 +355,9 @@ impl CopySink for CopyRows {
     }
 
     async fn finish(self: Box<Self>) -> Result<u64> {
-        self.session.lock().await.copy_rows(&self.plan, self.batches).await
+        let mut session = self.session.lock().await;
+        let engine = Arc::clone(session.engine());
+        unless_interrupted(&self.engines, &engine, session.copy_rows(&self.plan, self.batches)).await
     }
 }
 

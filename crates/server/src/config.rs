@@ -8,6 +8,7 @@ use std::time::Duration;
 use checkpoint::door::{Door, Store, ThreadRest};
 use checkpoint::local::LocalStore;
 use checkpoint::remote::RemoteStore;
+use cluster::roster::WORKERS_MAX;
 use coord::engine::CheckpointConfig;
 use coord::history::HistoryConfig;
 use figment::Figment;
@@ -22,6 +23,10 @@ const DEFAULT_FILE: &str = "conf/millstream.yaml";
 
 /// A sink is waited for no less.
 const CHECKPOINT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// Between two signs of life of a node, and until it counts as away.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
 
 /// The settings that an environment variable can give.
 const SETTINGS: &[&str] = &[
@@ -38,6 +43,13 @@ const SETTINGS: &[&str] = &[
     "history_addr",
     "history_age",
     "history_retained",
+    "cluster_addr",
+    "cluster_workers",
+    "cluster_token",
+    "coordinator_addr",
+    "worker_addr",
+    "heartbeat_interval",
+    "heartbeat_timeout",
     "max_connections",
     "log_format",
     "log_level",
@@ -72,6 +84,20 @@ pub struct Config {
     /// Chosen for one start, never by the file.
     #[serde(skip)]
     pub from_savepoint: Option<String>,
+    /// Where a coordinator listens for workers.
+    pub cluster_addr: SocketAddr,
+    /// Workers that a coordinator's jobs run on; more are spare.
+    pub cluster_workers: usize,
+    /// What all nodes of a cluster know and nobody else.
+    pub cluster_token: String,
+    /// Where a worker finds the coordinator, as `host:port`.
+    pub coordinator_addr: String,
+    /// Where a worker listens for others.
+    pub worker_addr: SocketAddr,
+    /// `1s`: how often the nodes of a cluster say that they are there.
+    pub heartbeat_interval: String,
+    /// `10s`: a node of which nothing is heard for so long is away.
+    pub heartbeat_timeout: String,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
@@ -96,6 +122,13 @@ impl Default for Config {
             history_age: "30d".into(),
             history_addr: SocketAddr::from(([127, 0, 0, 1], 7482)),
             from_savepoint: None,
+            cluster_addr: SocketAddr::from(([127, 0, 0, 1], 7490)),
+            cluster_workers: 1,
+            cluster_token: String::new(),
+            coordinator_addr: "127.0.0.1:7490".into(),
+            worker_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            heartbeat_interval: "1s".into(),
+            heartbeat_timeout: "10s".into(),
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -131,8 +164,13 @@ impl Config {
         flag("checkpoint_url", args.checkpoint_url.clone());
         flag("log_format", args.log_format.clone());
         flag("log_level", args.log_level.clone());
-        if let Some(slots) = args.slots {
-            figment = figment.merge(("slots", slots));
+        flag("cluster_addr", args.cluster_addr.clone());
+        flag("coordinator_addr", args.coordinator_addr.clone());
+        flag("worker_addr", args.worker_addr.clone());
+        for (name, number) in [("slots", args.slots), ("cluster_workers", args.cluster_workers)] {
+            if let Some(number) = number {
+                figment = figment.merge((name, number));
+            }
         }
         let mut config: Config = figment.extract().map_err(|e| {
             Error::new(SqlState::InvalidParameterValue, format!("configuration: {e}"))
@@ -152,6 +190,18 @@ impl Config {
                 SqlState::InvalidParameterValue,
                 format!("slots is {}, the most is {}", config.slots, flow::hash::VNODES),
             ));
+        }
+        if config.cluster_workers == 0 || config.cluster_workers > WORKERS_MAX {
+            let message =
+                format!("cluster_workers is {}; from 1 to {WORKERS_MAX} are possible", config.cluster_workers);
+            return Err(Error::new(SqlState::InvalidParameterValue, message));
+        }
+        if config.heartbeat_timeout()? < 2 * config.heartbeat_interval()? {
+            return Err(Error::new(
+                SqlState::InvalidParameterValue,
+                "heartbeat_timeout must be at least twice the heartbeat_interval",
+            )
+            .with_hint("Some heartbeats may be late on a busy machine: ten of them are a good measure."));
         }
         if !matches!(config.log_format.as_str(), "text" | "json") {
             return Err(Error::new(SqlState::InvalidParameterValue, "log_format must be text or json"));
@@ -189,16 +239,34 @@ impl Config {
         Ok(Some(CheckpointConfig { store, rest, savepoint, interval, retained, history, timeout, nonce }))
     }
 
+    /// How often nodes of a cluster say that they are there.
+    pub fn heartbeat_interval(&self) -> Result<Duration> {
+        heartbeat("heartbeat_interval", &self.heartbeat_interval)
+    }
+
+    /// After which time without a sign of life a node of a cluster is away.
+    pub fn heartbeat_timeout(&self) -> Result<Duration> {
+        heartbeat("heartbeat_timeout", &self.heartbeat_timeout)
+    }
+
     /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the
     /// environment.
     pub fn checkpoint_store(&self) -> Result<Option<Arc<dyn Store>>> {
+        match self.checkpoint_bucket()? {
+            None => Ok(None),
+            Some((bucket, prefix)) => Ok(Some(Arc::new(RemoteStore::s3(&bucket, &prefix, &[])?))),
+        }
+    }
+
+    /// The bucket and the prefix in it that checkpoints are kept under, if not in the data directory.
+    pub fn checkpoint_bucket(&self) -> Result<Option<(String, String)>> {
         let url = self.checkpoint_url.trim();
         if url.is_empty() {
             return Ok(None);
         }
         let place = url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, "")));
         match place {
-            Some((bucket, prefix)) if !bucket.is_empty() => Ok(Some(Arc::new(RemoteStore::s3(bucket, prefix, &[])?))),
+            Some((bucket, prefix)) if !bucket.is_empty() => Ok(Some((bucket.to_string(), prefix.to_string()))),
             _ => {
                 Err(Error::new(SqlState::InvalidParameterValue, format!("invalid value for checkpoint_url: \"{url}\""))
                     .with_hint("Write s3://bucket/prefix, or leave it empty for a folder of the data directory."))
@@ -235,6 +303,15 @@ fn history_age(text: &str) -> Result<Option<Duration>> {
     age.map(Some).ok_or_else(|| {
         Error::new(SqlState::InvalidParameterValue, format!("invalid value for history_age: \"{text}\""))
             .with_hint("Write a time such as 30d or 12h, or off.")
+    })
+}
+
+fn heartbeat(name: &str, text: &str) -> Result<Duration> {
+    let time =
+        connect::options::parse_duration(text.trim()).filter(|time| (HEARTBEAT_MIN..=HEARTBEAT_MAX).contains(time));
+    time.ok_or_else(|| {
+        Error::new(SqlState::InvalidParameterValue, format!("invalid value for {name}: \"{text}\""))
+            .with_hint("Write a time from 50ms to 10min.")
     })
 }
 

@@ -324,7 +324,7 @@ fn job_body(id: &str, job: &EndedJob) -> String {
     line("epochs", format!("{} to {}", job.first_epoch, number(job.last_epoch)));
     line("rows of the view", number(job.rows));
     line("bytes of the view", number(job.state_bytes));
-    line("rows of state touched", job.rows_touched.to_string());
+    line("rows of state touched", number(job.rows_touched));
     line("version", escaped(&job.server_version));
     line("record", format!("<a href=\"/api/jobs/{0}\">{0}</a>", escaped(id)));
     body += "</table>";

@@ -11,8 +11,11 @@ use coord::Engine;
 use coord::job::Phase;
 use flow::{Error, Result};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use runtime::WorkerState;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::adapter::Server;
 
 /// Installs the recorder of metrics.
 pub fn install_metrics() -> Result<PrometheusHandle> {
@@ -21,21 +24,21 @@ pub fn install_metrics() -> Result<PrometheusHandle> {
 
 #[derive(Clone)]
 struct Web {
-    engine: Arc<Engine>,
+    server: Arc<Server>,
     metrics: PrometheusHandle,
 }
 
 /// Serves until `stop` turns true.
 pub async fn serve(
     listener: TcpListener,
-    engine: Arc<Engine>,
+    server: Arc<Server>,
     metrics: PrometheusHandle,
     mut stop: watch::Receiver<bool>,
 ) {
     let app = Router::new()
         .route("/health", get(health))
         .route("/metrics", get(render_metrics))
-        .with_state(Web { engine, metrics });
+        .with_state(Web { server, metrics });
     let stopped = async move {
         let _ = stop.wait_for(|s| *s).await;
     };
@@ -46,13 +49,20 @@ pub async fn serve(
 
 /// 200 while writes are possible, 503 with the cause otherwise.
 async fn health(State(web): State<Web>) -> impl IntoResponse {
-    let durable = web.engine.durable();
-    let jobs = web.engine.clock.board.all();
+    let engine = match web.server.engines().running() {
+        Ok(engine) => engine,
+        Err(cause) => {
+            let body = serde_json::json!({ "status": "waiting", "cause": cause.to_string() });
+            return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body));
+        }
+    };
+    let durable = engine.durable();
+    let jobs = engine.clock.board.all();
     let failed = jobs.iter().filter(|(_, j)| matches!(j.phase, Phase::Failed(_))).count();
     let body = serde_json::json!({
         "status": if durable.failed.is_some() { "read-only" } else { "ok" },
         "cause": durable.failed.as_ref().map(|e| e.to_string()),
-        "epoch": web.engine.clock.completed().0,
+        "epoch": engine.clock.completed().0,
         "jobs": jobs.len(),
         "jobs_failed": failed,
     });
@@ -61,7 +71,14 @@ async fn health(State(web): State<Web>) -> impl IntoResponse {
 }
 
 async fn render_metrics(State(web): State<Web>) -> impl IntoResponse {
-    let engine = &web.engine;
+    if let Some(engine) = web.server.engines().last() {
+        note(&engine);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.metrics.render())
+}
+
+/// Brings the gauges up to date.
+fn note(engine: &Engine) {
     metrics::gauge!("millstream_epoch").set(engine.clock.completed().0 as f64);
     metrics::gauge!("millstream_memory_used_bytes").set(engine.budget.used() as f64);
     metrics::gauge!("millstream_memory_limit_bytes").set(engine.budget.limit() as f64);
@@ -76,5 +93,8 @@ async fn render_metrics(State(web): State<Web>) -> impl IntoResponse {
     for (phase, count) in phases {
         metrics::gauge!("millstream_jobs", "status" => phase).set(f64::from(count));
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.metrics.render())
+    for worker in engine.worker.processes() {
+        let up = if worker.state == WorkerState::Away { 0.0 } else { 1.0 };
+        metrics::gauge!("millstream_worker_up", "worker" => worker.id.to_string()).set(up);
+    }
 }

@@ -8,6 +8,7 @@
 mod adapter;
 mod client;
 mod config;
+mod coordinator;
 mod demo;
 mod history;
 mod http;
@@ -15,6 +16,8 @@ mod logging;
 mod offline;
 mod run;
 mod serve;
+mod standing;
+mod worker;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +40,10 @@ struct Cli {
 enum Command {
     /// Run the server: everything in one process.
     Server(ServerArgs),
+    /// Run the coordinator of a cluster: it answers clients and keeps the tables, workers do the work.
+    Coordinator(ServerArgs),
+    /// Run a worker of a cluster: slots for the coordinator's jobs.
+    Worker(WorkerArgs),
     /// Run a SQL script to the end of its bounded inputs and print its results.
     Run(RunArgs),
     /// A small SQL client.
@@ -80,6 +87,42 @@ pub struct ServerArgs {
     /// Go back to this savepoint: views and sources go on from it, tables keep all of their rows
     #[arg(long)]
     from_savepoint: Option<String>,
+    /// Where a coordinator listens for workers [default: 127.0.0.1:7490]
+    #[arg(long)]
+    cluster_addr: Option<String>,
+    /// Workers that a coordinator's jobs run on [default: 1]
+    #[arg(long)]
+    cluster_workers: Option<usize>,
+    #[arg(skip)]
+    coordinator_addr: Option<String>,
+    #[arg(skip)]
+    worker_addr: Option<String>,
+    /// Form of the log: text or json [default: text]
+    #[arg(long)]
+    log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, or a filter of tracing [default: info]
+    #[arg(long)]
+    log_level: Option<String>,
+}
+
+/// Settings of a worker.
+#[derive(Args, Clone, Default)]
+pub struct WorkerArgs {
+    /// Where the coordinator listens for workers [default: 127.0.0.1:7490]
+    #[arg(long)]
+    coordinator_addr: Option<String>,
+    /// Where this worker listens for others; port 0 is any [default: 127.0.0.1:0]
+    #[arg(long)]
+    worker_addr: Option<String>,
+    /// Configuration file [default: conf/millstream.yaml if it exists]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Compute threads [default: one a core]
+    #[arg(long)]
+    slots: Option<usize>,
+    /// Memory for views and jobs, such as 512MiB or 4GiB [default: half of the machine's]
+    #[arg(long)]
+    memory_limit: Option<String>,
     /// Form of the log: text or json [default: text]
     #[arg(long)]
     log_format: Option<String>,
@@ -208,6 +251,8 @@ pub struct DemoArgs {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Server(args) => serve::run(&args),
+        Command::Coordinator(args) => coordinator::run(&args),
+        Command::Worker(args) => worker::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Sql(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),

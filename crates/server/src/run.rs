@@ -35,14 +35,11 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let config = Config { checkpoint_interval: "off".into(), ..Config::load(&flags)? };
     crate::logging::install("text", "warn");
     let outcome = crate::serve::runtime()?.block_on(async {
-        let server = crate::serve::open_engine(&config)?;
-        let engine = Arc::clone(server.engine());
+        let (engine, server) = crate::serve::open_engine(&config)?;
         engine.sources.pause(true);
-        let mut session = server.session("millstream", "dev", 0);
+        let mut session = server.session(&engine, "millstream", "dev", 0);
         let outcome = script(&mut session, &engine, &text, args.quiet).await;
-        tokio::task::spawn_blocking(move || engine.shutdown())
-            .await
-            .map_err(|e| Error::internal(format!("shutdown: {e}")))?;
+        crate::serve::shut_down(engine).await?;
         outcome
     });
     // The data belongs to this run alone.

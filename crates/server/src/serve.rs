@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::ServerArgs;
 use crate::adapter::Server;
 use crate::config::Config;
+use crate::standing::Engines;
 
 /// The stack of runtime threads: planning recurses over expressions.
 const THREAD_STACK_BYTES: usize = 16 << 20;
@@ -64,9 +65,9 @@ pub fn signals() -> Result<watch::Receiver<bool>> {
 /// How long a server that stops waits for its last checkpoint.
 const LAST_CHECKPOINT_MAX: Duration = Duration::from_secs(10);
 
-/// Opens the engine and starts its standing queries.
-pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
-    let engine = Engine::open(EngineConfig {
+/// What an engine is opened with.
+pub fn engine_config(config: &Config) -> Result<EngineConfig> {
+    Ok(EngineConfig {
         data_dir: config.data_dir.clone(),
         slots: config.slot_count(),
         memory_limit: config.memory_bytes()?,
@@ -75,11 +76,17 @@ pub fn open_engine(config: &Config) -> Result<Arc<Server>> {
         disk: None,
         log_bytes_min: coord::compaction::LOG_BYTES_MIN,
         checkpoints: config.checkpoints()?,
-    })?;
+    })
+}
+
+/// Opens the engine of a server that has its slots itself, and starts its standing queries.
+pub fn open_engine(config: &Config) -> Result<(Arc<Engine>, Arc<Server>)> {
+    let engine = Engine::open(engine_config(config)?)?;
     let base = query::base_state(config.memory_bytes()?, config.slot_count())?;
     let replanner: Arc<dyn Replanner> = Arc::new(StoredQueries);
     engine.recover_jobs(&replanner);
-    Ok(Arc::new(Server::new(engine, base)))
+    let engines = Arc::new(Engines::only(Arc::clone(&engine)));
+    Ok((engine, Arc::new(Server::new(engines, base))))
 }
 
 pub async fn bind(what: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
@@ -90,11 +97,24 @@ pub async fn bind(what: &str, addr: std::net::SocketAddr) -> Result<TcpListener>
 }
 
 /// Serves until `stop` turns true.
-pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> {
+pub async fn serve(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
     let pg = bind("the Postgres wire", config.pg_addr).await?;
     let web = bind("HTTP", config.http_addr).await?;
+    let (engine, server) = open_engine(&config)?;
+    serve_clients(&config, pg, web, server, stop).await?;
+    last_checkpoint(&engine).await;
+    shut_down(engine).await
+}
+
+/// Answers clients until `stop` turns true.
+pub async fn serve_clients(
+    config: &Config,
+    pg: TcpListener,
+    web: TcpListener,
+    server: Arc<Server>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
     let metrics = crate::http::install_metrics()?;
-    let server = open_engine(&config)?;
     // A port of 0 was the system's to choose.
     let bound = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     info!(
@@ -102,10 +122,10 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         pg = %bound(&pg, config.pg_addr),
         http = %bound(&web, config.http_addr),
         slots = config.slot_count(),
-        "millstream is ready"
+        "{}",
+        if server.engines().running().is_ok() { "millstream is ready" } else { "millstream listens for clients" }
     );
-    let engine = Arc::clone(server.engine());
-    let http = tokio::spawn(crate::http::serve(web, Arc::clone(&engine), metrics, stop.clone()));
+    let http = tokio::spawn(crate::http::serve(web, Arc::clone(&server), metrics, stop.clone()));
     let frontend = FrontendConfig { connections_max: config.max_connections, ..FrontendConfig::default() };
     let stopped = async move {
         // An error means that the sender is gone, which is a stop too.
@@ -115,13 +135,21 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
         .await
         .map_err(|e| Error::new(SqlState::ConnectionFailure, format!("Postgres wire: {e}")))?;
     let _ = http.await;
+    Ok(())
+}
+
+/// What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it.
+pub async fn last_checkpoint(engine: &Arc<Engine>) {
     if engine.keeper().is_some() {
-        // What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it.
         match tokio::time::timeout(LAST_CHECKPOINT_MAX, engine.checkpoint()).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "no checkpoint at the end"),
             Err(_) => warn!("no checkpoint at the end: it took too long"),
         }
     }
+}
+
+/// Stops an engine and waits for its threads.
+pub async fn shut_down(engine: Arc<Engine>) -> Result<()> {
     tokio::task::spawn_blocking(move || engine.shutdown()).await.map_err(|e| Error::internal(format!("shutdown: {e}")))
 }

@@ -407,6 +407,7 @@ pub enum Show {
     Checkpoints,
     Savepoints,
     Subscriptions,
+    Workers,
     Watermarks,
     /// EXPLAIN WATERMARK name.
     WatermarkOf(Name),

@@ -56,10 +56,18 @@ pub enum Followed {
     Behind(Epoch),
 }
 
+/// Takes what writers bring.
+pub type Tap = Arc<dyn Fn(Epoch, &ChangeBatch) + Send + Sync>;
+
 /// The change log of a store.
+///
+/// A store whose followers are in another process hands its changes on to them ([`Store::hand_on_changes`]); there a log
+/// without a store of its own takes them up ([`take_up`](Self::take_up)).
 #[derive(Default)]
 pub struct ChangeLog {
     on: AtomicBool,
+    tapped: AtomicBool,
+    tap: Mutex<Option<Tap>>,
     /// The newest epoch in the log.
     newest: AtomicU64,
     /// Everything up to here is gone.
@@ -93,6 +101,13 @@ impl Kept {
         Some(epoch)
     }
 
+    fn add_follower(&mut self, log: &Arc<ChangeLog>) -> Follower {
+        let id = self.next_follower;
+        self.next_follower += 1;
+        self.followers.insert(id, log.since.load(Relaxed));
+        Follower { log: Arc::clone(log), id }
+    }
+
     fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
         if let Some(room) = &self.room {
@@ -110,7 +125,18 @@ impl Drop for Kept {
 impl ChangeLog {
     /// Adds what a writer has applied. Called after the rows are in the store.
     pub(crate) fn push(&self, epoch: Epoch, change: &ChangeBatch) {
-        if !self.on.load(Acquire) || change.num_rows() == 0 {
+        if self.tapped.load(Acquire)
+            && change.num_rows() > 0
+            && let Some(tap) = &*self.tap.lock()
+        {
+            tap(epoch, change);
+        }
+        self.take_up(epoch, change);
+    }
+
+    /// Adds changes of a store whose log this is. Each change has to come before its epoch is complete.
+    pub fn take_up(&self, epoch: Epoch, change: &ChangeBatch) {
+        if !self.is_on() || change.num_rows() == 0 {
             return;
         }
         // A row of a fetched batch must not keep all of its buffers.
@@ -181,6 +207,30 @@ impl ChangeLog {
         self.newest.fetch_max(written, Release);
     }
 
+    /// Whether anybody follows.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Acquire)
+    }
+
+    /// Follows a log whose changes come from elsewhere. Returns whether it was off: then they have to be asked for, and
+    /// what is there counts only after [`settle`](Self::settle).
+    pub fn follow_from_elsewhere(self: &Arc<Self>, room: &Arc<ChangeRoom>) -> (Follower, bool) {
+        let mut kept = self.kept.lock();
+        let was_off = !self.on.load(Relaxed);
+        self.begin(&mut kept, room, || 0);
+        let follower = kept.add_follower(self);
+        (follower, was_off)
+    }
+
+    /// The changes that have come from elsewhere since `follower` began are whole after the epoch `written`.
+    pub fn settle(&self, follower: &Follower, written: Epoch) {
+        let mut kept = self.kept.lock();
+        self.since.fetch_max(written.0, Release);
+        self.newest.fetch_max(written.0, Release);
+        kept.followers.insert(follower.id, self.since.load(Relaxed));
+        self.trim(&mut kept);
+    }
+
     /// What is retained is from now on what comes after `after`; `None` ends it.
     pub fn retain_after(&self, after: Option<Epoch>) {
         let mut kept = self.kept.lock();
@@ -227,19 +277,17 @@ impl Store {
         let log = Arc::clone(&self.changes);
         let mut kept = log.kept.lock();
         log.begin(&mut kept, room, || self.written());
-        let id = kept.next_follower;
-        kept.next_follower += 1;
-        kept.followers.insert(id, log.since.load(Relaxed));
-        drop(kept);
-        Follower { log, id }
+        kept.add_follower(&log)
     }
 
-    /// Keeps the changes of every epoch above `after` from now on, as far as they are there and there is room, until
-    /// [`retain_after`](ChangeLog::retain_after) says otherwise.
-    pub fn retain_changes(&self, after: Epoch, room: &Arc<ChangeRoom>) {
-        let mut kept = self.changes.kept.lock();
-        self.changes.begin(&mut kept, room, || self.written());
-        kept.retained = Some(after.0.max(self.changes.since.load(Relaxed)));
+    /// Hands every change on to `tap` from now on, beside what the log itself does. `begun` is told the newest epoch of
+    /// which anything is in the store before the tap gets a later change. `None` ends it.
+    pub fn hand_on_changes(&self, tap: Option<Tap>, begun: impl FnOnce(Epoch)) {
+        let mut tapped = self.changes.tap.lock();
+        self.changes.tapped.store(tap.is_some(), Release);
+        *tapped = tap;
+        // A writer that we do not see below waits for the lock with what it has applied.
+        begun(Epoch(self.written()));
     }
 }
 
@@ -250,6 +298,11 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// The log that it reads.
+    pub fn log(&self) -> &Arc<ChangeLog> {
+        &self.log
+    }
+
     /// Goes on after `epoch`; `false`, and no change, when what follows it is not there any more.
     pub fn start_after(&self, epoch: Epoch) -> bool {
         let log = &self.log;

@@ -7,7 +7,8 @@
 //!
 //! Reading order: [`block`] defines when a row is visible, [`list`] and [`index`] find rows, [`decide`] turns a change into
 //! what ends and what begins, [`shard`] carries it out, [`merge`] and [`rewrite`] keep blocks few, [`snapshot`] and [`scan`]
-//! read, [`changes`] keeps what changed for those who follow. This crate does no I/O, reads no clock and draws no random numbers.
+//! read, [`changes`] keeps what changed for those who follow; [`view`] is how readers ask, whose rows may be in another
+//! process. This crate does no I/O, reads no clock and draws no random numbers.
 
 mod block;
 mod changes;
@@ -24,12 +25,14 @@ mod shard;
 mod snapshot;
 mod store;
 mod values;
+mod view;
 
 pub use block::BLOCK_ROWS;
-pub use changes::{ChangeLog, ChangeRoom, EpochChanges, Followed, Follower};
+pub use changes::{ChangeLog, ChangeRoom, EpochChanges, Followed, Follower, Tap};
 pub use layout::Identity;
 pub use owned::owned;
 pub use pins::{Pin, Pins};
 pub use scan::{Scan, ScanWithIds};
 pub use snapshot::Snapshot;
 pub use store::{RowId, Store};
+pub use view::{Batches, RelationSnapshot, RelationStore};

@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use catalog::Catalog;
 use flow::{Epoch, Error, RelationId, Result, SlotId, SqlState};
@@ -238,7 +237,7 @@ impl ClockLoop {
         info!(relation = job.relation.0, from = job.parallelism, to = parallelism, "the job moves");
         self.worker.broadcast(&ToSlot::Remove { deployment: job.deployment });
         if job.is_view {
-            self.worker.shared().stores.succeed(job.relation, self.cut);
+            self.worker.holdings().succeed_view(job.relation, self.cut);
             self.rescales.left.push((job.relation, self.cut));
         }
         self.rescales.moving.push(job.relation);
@@ -282,12 +281,12 @@ impl ClockLoop {
         if self.rescales.left.is_empty() {
             return;
         }
-        let shared = self.worker.shared();
-        let floor = Epoch(shared.floor.load(Ordering::Acquire));
+        let holdings = self.worker.holdings();
+        let floor = holdings.floor();
         self.rescales.left.retain(|(relation, until)| {
             let unread = floor > *until;
-            if unread && let Some(store) = shared.stores.get(*relation) {
-                store.forget_before(floor);
+            if unread {
+                holdings.forget_before(*relation, floor);
             }
             !unread
         });

@@ -121,7 +121,7 @@ impl ClockLoop {
         let open = self.cut.next();
         let now_us = self.stamp(self.time.now_us());
         let started = Started { deployment, snapshot: self.cut, first: Tick { epoch: open, chunk: 0 }, now_us };
-        self.worker.shared().stores.remove(deploy.relation);
+        self.worker.holdings().forget_view(deploy.relation);
         self.clock.feeds.end(deploy.relation, Why::Dropped, self.clock.completed());
         let mut job = JobState::new(deployment, &deploy, open, self.worker.slots());
         job.kept &= self.checkpoints.is_some();

@@ -197,6 +197,22 @@ impl Session {
         &self.engine
     }
 
+    /// Goes on with another engine on the same data, between two statements. Errors: `40001` the transaction that was open has
+    /// ended with the engine before, and nothing of it has happened.
+    pub fn move_to(&mut self, engine: Arc<Engine>) -> Result<()> {
+        self.engine = engine;
+        self.cursors.clear();
+        self.planned = NEVER;
+        if self.interrupt_transaction() {
+            return Err(Error::new(SqlState::SerializationFailure, "the transaction was interrupted")
+                .with_detail(
+                    "A worker of the cluster was away, and the jobs have started again. Nothing of it has happened.",
+                )
+                .with_hint("Run the transaction again."));
+        }
+        Ok(())
+    }
+
     /// Where unqualified names are looked up.
     pub fn scope(&self) -> Scope {
         Scope::new(self.database.clone(), self.settings.search_path(&self.user))

@@ -46,7 +46,7 @@ impl ReadView for StatementView {
             let snapshot = if head { table.store.head()? } else { table.store.snapshot(self.epoch)? };
             return match self.own.get(&relation) {
                 Some(own) => own.over(snapshot),
-                None => Ok(RelationRows::Snapshot(snapshot)),
+                None => Ok(RelationRows::Snapshot(Arc::new(snapshot))),
             };
         }
         if let Some(source) = self.engine.sources.get(relation) {
@@ -193,7 +193,7 @@ impl Session {
             let relations = BTreeSet::from([point.relation]);
             let view = self.view(&relations, None).await?;
             if !view.own.contains_key(&point.relation) {
-                let row = point.read(parameters, &view)?;
+                let row = point.read(parameters, &view).await?;
                 let row = conform(row, &plan.schema)?;
                 return Ok(rows_outcome(Arc::clone(&plan.schema), vec![row], "SELECT", true));
             }

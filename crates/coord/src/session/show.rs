@@ -8,6 +8,7 @@ use arrow::datatypes::SchemaRef;
 use catalog::{Catalog, Definition, Relation, RelationKind, SinkInput};
 use flow::{Error, Result, SqlState};
 use plan::process::Terminal;
+use runtime::WorkerStatus;
 use sql::planner::Settings;
 use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Query, Show, ShowKind, Statement};
 
@@ -58,6 +59,7 @@ impl Session {
             Show::Subscriptions => {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
             }
+            Show::Workers => text_columns(&["id", "address", "slots", "state", "last_heartbeat", "started"]),
             Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
             Show::Jobs => text_columns(&[
                 "id",
@@ -155,6 +157,7 @@ impl Session {
             Show::Checkpoints => Ok(self.show_checkpoints()),
             Show::Savepoints => self.show_savepoints().await,
             Show::Subscriptions => Ok(self.show_subscriptions(&catalog)),
+            Show::Workers => Ok(self.show_workers()),
             Show::WatermarkOf(name) => {
                 let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
                 self.explain_watermark(&catalog, relation)
@@ -230,6 +233,20 @@ impl Session {
             ]
         };
         Ok(keeper.savepoints().await?.into_iter().map(shown).collect())
+    }
+
+    fn show_workers(&self) -> Cells {
+        let row = |worker: WorkerStatus| {
+            vec![
+                Some(worker.id.to_string()),
+                Some(worker.address),
+                Some(worker.slots.to_string()),
+                Some(worker.state.name().to_string()),
+                worker.heard_us.map(super::watermarks::timestamp),
+                Some(super::watermarks::timestamp(worker.started_us.unwrap_or(self.engine.started_us))),
+            ]
+        };
+        self.engine.worker.processes().into_iter().map(row).collect()
     }
 
     fn show_subscriptions(&self, catalog: &Catalog) -> Cells {

@@ -26,7 +26,7 @@ use runtime::ops::consolidate;
 use sql::planner::Settings;
 use sql::statement::{Subscribe, SubscribeFrom};
 use sql::{Planner, QueryPlan};
-use state::{EpochChanges, Followed, Snapshot};
+use state::{EpochChanges, Followed, RelationSnapshot, RelationStore};
 use tokio::sync::watch;
 
 use super::names::scanned;
@@ -153,7 +153,7 @@ impl Session {
         }
         let store = match engine.tables_at(self.planned, &BTreeSet::from([oid])) {
             Some(tables) => match tables.get(&oid) {
-                Some(table) => Arc::clone(&table.store),
+                Some(table) => Arc::clone(&table.store) as Arc<dyn RelationStore>,
                 None => engine.view_store(oid)?,
             },
             None => return Err(self.has_changed()),
@@ -168,7 +168,8 @@ impl Session {
         };
         let now_us = engine.config.time.now_us();
         let news_before = engine.clock.completed();
-        let seat = engine.clock.feeds.subscribe(oid, &store, self.pid, &self.user, now_us)?;
+        let follower = Arc::clone(&store).follow(&engine.clock.feeds.room).await?;
+        let seat = engine.clock.feeds.subscribe(oid, follower, self.pid, &self.user, now_us)?;
         // What was written before the log began is only in the snapshot, so that must be of a later epoch.
         if store.changes().since() > news_before {
             engine.flush().await?;
@@ -195,10 +196,10 @@ impl Session {
             ));
         }
         if plan.snapshot {
-            let snapshot = store.snapshot(start)?;
+            let snapshot = Arc::clone(&store).at(start)?;
             let rows: Rows = match &filter {
                 Some(filter) => filter.rows(oid, RelationRows::Snapshot(snapshot)).await?,
-                None => Box::pin(futures::stream::iter(snapshot.scan(None, BATCH_ROWS)?)),
+                None => snapshot.scan(None, BATCH_ROWS)?,
             };
             *seat.reader.snapshot.lock() = Some(rows);
         }
@@ -307,7 +308,7 @@ struct OneRelation {
 }
 
 enum Given {
-    Snapshot(Snapshot),
+    Snapshot(Arc<dyn RelationSnapshot>),
     Batch(RecordBatch),
 }
 
@@ -317,7 +318,7 @@ impl ReadView for OneRelation {
             return Err(Error::internal("a subscription reads a relation that it does not follow"));
         }
         Ok(match &self.rows {
-            Given::Snapshot(snapshot) => RelationRows::Snapshot(snapshot.clone()),
+            Given::Snapshot(snapshot) => RelationRows::Snapshot(Arc::clone(snapshot)),
             Given::Batch(batch) => RelationRows::Batches(vec![batch.clone()]),
         })
     }

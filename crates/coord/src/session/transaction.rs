@@ -86,6 +86,25 @@ impl Session {
         }
     }
 
+    /// The open transaction is void, with all that it has changed. Returns whether there was one that the client has begun.
+    pub(super) fn interrupt_transaction(&mut self) -> bool {
+        match std::mem::replace(&mut self.transaction, Transaction::None) {
+            Transaction::None | Transaction::Single(_) => false,
+            Transaction::Implicit(open) => {
+                self.transaction = Transaction::Implicit(Open { settings: open.settings, ..Open::default() });
+                !open.writes.is_empty() || open.private.is_some()
+            }
+            Transaction::Failed(open) => {
+                self.transaction = Transaction::Failed(Open { settings: open.settings, ..Open::default() });
+                false
+            }
+            Transaction::Explicit(open) => {
+                self.transaction = Transaction::Explicit(Open { settings: open.settings, ..Open::default() });
+                true
+            }
+        }
+    }
+
     /// What the open transaction has changed.
     pub(super) fn uncommitted(&self) -> Option<&WriteSet> {
         self.open().map(|o| &o.writes)
@@ -460,7 +479,7 @@ impl Session {
                 self.engine.wait_ready(view).await?;
                 if let Some(relation) = self.engine.catalog().relation(view) {
                     // Now, and not only a moment later: what is written from here on can be subscribed to.
-                    self.engine.retain_changes(relation);
+                    self.engine.retain_changes(relation).await;
                 }
             }
         }

@@ -11,6 +11,7 @@ use coord::Session;
 use coord::session::{Outcome, Rows};
 use coord::subscriptions::{CHANGES_BYTES_MAX, SUBSCRIPTIONS_MAX};
 use flow::{Epoch, Error, RelationId, Result};
+use futures::executor::block_on_stream;
 use futures::task::{ArcWake, waker};
 use futures::{FutureExt, StreamExt};
 
@@ -115,12 +116,9 @@ fn oid(instance: &Instance, name: &str) -> RelationId {
 /// What a relation holds at an epoch that is pinned.
 fn held(instance: &Instance, name: &str, epoch: Epoch) -> Bag {
     let relation = oid(instance, name);
-    let snapshot = match instance.engine.table(relation) {
-        Some(table) => table.store.snapshot(epoch).unwrap(),
-        None => instance.engine.view_snapshot(relation, epoch).unwrap(),
-    };
+    let snapshot = instance.engine.store(relation).unwrap().at(epoch).unwrap();
     let mut bag = Bag::new();
-    for batch in snapshot.scan(None, 1000).unwrap() {
+    for batch in block_on_stream(snapshot.scan(None, 1000).unwrap()) {
         render(&batch.unwrap()).into_iter().for_each(|row| *bag.entry(row).or_default() += 1);
     }
     bag
@@ -786,7 +784,7 @@ async fn a_change_of_a_large_view_is_found_without_looking_at_the_view() {
     ok(&mut s, "CREATE MATERIALIZED VIEW m AS SELECT k, v FROM t").await;
     let mut other = instance.session();
     let mut sub = subscribe(&mut other, "SUBSCRIBE m WITH (snapshot = false)").await;
-    let store = instance.engine.view_store(oid(&instance, "m")).unwrap();
+    let store = instance.engine.worker.shared().unwrap().stores.get(oid(&instance, "m")).unwrap();
     ok(&mut s, "UPDATE t SET v = 2 WHERE k = 777").await;
     flush(&mut s).await;
     let touched = store.rows_touched();

@@ -52,7 +52,7 @@ async fn touched(size: usize) -> BTreeMap<&'static str, [u64; 3]> {
         let catalog = instance.engine.catalog();
         let oid = catalog.relation_named("dev", "public", name).unwrap().oid;
         let deployment = instance.engine.clock.board.status(oid).unwrap().deployment;
-        instance.engine.worker.shared().rows_touched(deployment)
+        instance.engine.worker.shared().unwrap().rows_touched(deployment)
     };
     let mut found: BTreeMap<&str, [u64; 3]> = VIEWS.iter().map(|(name, _)| (*name, [0; 3])).collect();
     let changes =

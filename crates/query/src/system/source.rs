@@ -69,6 +69,19 @@ pub struct SourceInfo {
     pub error: Option<String>,
 }
 
+/// A process with slots, for `ms_catalog.workers`.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerInfo {
+    pub id: i32,
+    /// `local` where the server has its slots itself.
+    pub address: String,
+    pub slots: i32,
+    /// `running`, `spare`, `waiting`, `away`.
+    pub state: String,
+    pub last_heartbeat_us: Option<i64>,
+    pub started_at_us: Option<i64>,
+}
+
 /// Another session, for `pg_stat_activity` and `ms_catalog.sessions`.
 #[derive(Clone, Debug, Default)]
 pub struct ActivityInfo {
@@ -98,6 +111,10 @@ pub trait SystemSource: Debug + Send + Sync {
     }
 
     fn sessions(&self) -> Vec<ActivityInfo> {
+        Vec::new()
+    }
+
+    fn workers(&self) -> Vec<WorkerInfo> {
         Vec::new()
     }
 

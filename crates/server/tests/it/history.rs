@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::{Server, told_addr};
+use crate::process::{Server, addr_in, told};
 
 /// A history server of the test's own.
 struct History {
@@ -27,7 +27,7 @@ impl History {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let addr = told_addr(&mut process, "addr").expect("the history server ended before it was ready");
+        let addr = told(&mut process, |entry| addr_in(entry, "addr")).expect("the history server ended before it was ready");
         History { process, addr }
     }
 

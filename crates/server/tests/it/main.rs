@@ -1,5 +1,6 @@
 //! The server as its clients see it: the binary, over TCP, through tokio-postgres and through bytes of its own.
 
+mod cluster;
 mod demo;
 mod history;
 mod killed;

@@ -10,13 +10,15 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
-/// The address that a process tells under this name in its JSON log, once it is ready; `None`: it ended before.
-pub fn told_addr(process: &mut Child, name: &str) -> Option<SocketAddr> {
+/// The address that an entry of a JSON log tells under this name.
+pub fn addr_in(entry: &serde_json::Value, name: &str) -> Option<SocketAddr> {
+    entry["fields"][name].as_str().map(|addr| addr.parse().unwrap())
+}
+
+/// What `look` finds first in the JSON log of a process; `None`: it ended before.
+pub fn told<T>(process: &mut Child, mut look: impl FnMut(&serde_json::Value) -> Option<T>) -> Option<T> {
     let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
-    let told = log.find_map(|line| {
-        let entry: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap_or_default();
-        entry["fields"][name].as_str().map(|addr| addr.parse().unwrap())
-    });
+    let told = log.find_map(|line| look(&serde_json::from_str(&line.unwrap()).unwrap_or_default()));
     // The pipe must be read to its end, or a talkative process would block on it.
     std::thread::spawn(move || log.for_each(drop));
     told
@@ -25,6 +27,8 @@ pub fn told_addr(process: &mut Child, name: &str) -> Option<SocketAddr> {
 pub struct Server {
     process: Child,
     pub addr: SocketAddr,
+    /// Where a coordinator listens for workers.
+    pub cluster: Option<SocketAddr>,
     /// Removed when the process has ended.
     _data: Option<TempDir>,
 }
@@ -61,12 +65,18 @@ impl Server {
         checkpoint_interval: &str,
         environment: &[(&str, &str)],
     ) -> Result<Server, ExitStatus> {
+        let environment = [&[("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)][..], environment].concat();
+        Server::try_start_as(&["server", "--slots", &slots.to_string()], data, &environment)
+    }
+
+    /// The same in another role of the cluster.
+    pub fn try_start_as(role: &[&str], data: &Path, environment: &[(&str, &str)]) -> Result<Server, ExitStatus> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
-            .args(["server", "--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--slots", &slots.to_string()])
+            .args(role)
+            .args(["--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
             .args(["--log-format", "json", "--config", "/dev/null", "--data-dir"])
             .arg(data)
             .current_dir(data)
-            .env("MILLSTREAM_CHECKPOINT_INTERVAL", checkpoint_interval)
             .env("MILLSTREAM_MEMORY_LIMIT", "256MiB")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
@@ -74,8 +84,13 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let Some(addr) = told_addr(&mut process, "pg") else { return Err(process.wait().unwrap()) };
-        Ok(Server { process, addr, _data: None })
+        let mut cluster = None;
+        let pg = told(&mut process, |entry| {
+            cluster = cluster.or_else(|| addr_in(entry, "cluster"));
+            addr_in(entry, "pg")
+        });
+        let Some(addr) = pg else { return Err(process.wait().unwrap()) };
+        Ok(Server { process, addr, cluster, _data: None })
     }
 
     /// How the process has ended, if it has.

@@ -21,6 +21,9 @@ impl Reader<'_> {
         if self.word("SUBSCRIPTIONS") {
             return Ok(Statement::Show(Show::Subscriptions));
         }
+        if self.word("WORKERS") {
+            return Ok(Statement::Show(Show::Workers));
+        }
         if self.word("WATERMARKS") {
             return Ok(Statement::Show(Show::Watermarks));
         }

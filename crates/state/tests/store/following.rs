@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Rele
 use flow::Epoch;
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use state::{ChangeRoom, Followed, Follower, Store};
+use state::{ChangeLog, ChangeRoom, Followed, Follower, Store};
 
 use crate::rows::*;
 
@@ -112,7 +112,9 @@ fn what_everyone_has_read_goes_and_what_one_has_not_read_stays() {
 #[test]
 fn what_is_retained_outlives_its_readers_until_it_is_let_go() {
     let (store, room) = (Store::new(schema(), None, 1).unwrap(), room());
-    store.retain_changes(Epoch(0), &room);
+    let first = store.follow(&room);
+    store.changes().retain_after(Some(Epoch(0)));
+    drop(first);
     for epoch in 1..=10 {
         store.apply(0, Epoch(epoch), &change(&[(row(epoch as i64, 1), 1)])).unwrap();
     }
@@ -127,6 +129,30 @@ fn what_is_retained_outlives_its_readers_until_it_is_let_go() {
     assert_eq!(read(&reader, 10, 1000).len(), 3);
     drop(reader);
     assert_eq!(room.used(), 0);
+}
+
+#[test]
+fn changes_that_are_handed_on_are_whole_in_the_log_elsewhere_from_the_epoch_that_was_told() {
+    let (store, room) = (Store::new(schema(), None, 1).unwrap(), room());
+    let elsewhere: Arc<ChangeLog> = Arc::default();
+    store.apply(0, Epoch(3), &change(&[(row(3, 1), 1)])).unwrap();
+    let (follower, was_off) = elsewhere.follow_from_elsewhere(&room);
+    assert!(was_off);
+    let (log, mut written) = (Arc::clone(&elsewhere), Epoch(0));
+    store.hand_on_changes(Some(Arc::new(move |epoch, change| log.take_up(epoch, change))), |epoch| written = epoch);
+    // Another worker's changes of an epoch that this one had already written.
+    elsewhere.take_up(Epoch(3), &change(&[(row(30, 1), 1)]));
+    store.apply(0, Epoch(4), &change(&[(row(4, 1), 1)])).unwrap();
+    assert_eq!(written, Epoch(3));
+    elsewhere.settle(&follower, written);
+    assert_eq!((elsewhere.since(), read(&follower, 4, 1000).keys().copied().collect::<Vec<_>>()), (Epoch(3), vec![4]));
+    let (second, was_off) = elsewhere.follow_from_elsewhere(&room);
+    assert!(!was_off);
+    drop((follower, second));
+    assert!(!elsewhere.is_on());
+    store.apply(0, Epoch(5), &change(&[(row(5, 1), 1)])).unwrap();
+    store.hand_on_changes(None, |_| {});
+    assert_eq!((elsewhere.bytes(), room.used()), (0, 0));
 }
 
 #[test]

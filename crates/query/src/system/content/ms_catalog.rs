@@ -13,6 +13,7 @@ pub fn filler(name: &str) -> Option<Fill> {
         "sources" => sources,
         "sinks" => sinks,
         "sessions" => sessions,
+        "workers" => workers,
         "settings" => settings,
         "dependencies" => dependencies,
         "keywords" => keywords,
@@ -112,6 +113,19 @@ fn sessions(s: &Snapshot, rows: &mut Rows) {
             ("query", a.query.into()),
             ("started_at", time(a.started_at_us)),
             ("query_started_at", time(a.query_started_at_us)),
+        ]);
+    }
+}
+
+fn workers(s: &Snapshot, rows: &mut Rows) {
+    for worker in s.source.workers() {
+        rows.push([
+            ("id", worker.id.into()),
+            ("address", worker.address.into()),
+            ("slots", worker.slots.into()),
+            ("state", worker.state.into()),
+            ("last_heartbeat", time(worker.last_heartbeat_us)),
+            ("started_at", time(worker.started_at_us)),
         ]);
     }
 }

@@ -1,0 +1,528 @@
+//! A worker: it comes to the coordinator, and runs its share of the slots for one session after the other.
+//!
+//! Law: slots work only while the coordinator is heard. When its connection ends, or nothing comes from it for the time-out,
+//! they stop and everything that they hold is forgotten; what they have stored counts only if the coordinator says so.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use checkpoint::door::{Door, Store, ThreadRest};
+use checkpoint::local::LocalStore;
+use checkpoint::names::ObjectName;
+use checkpoint::permit::Generation;
+use checkpoint::remote::RemoteStore;
+use coord::Time;
+use coord::execution::{Execution, Threads};
+use flow::{Epoch, Error, RelationId, Result, SlotId, SqlState};
+use parking_lot::{Condvar, Mutex};
+use runtime::slot::{Reports, Shared};
+use runtime::worker::Holdings;
+use runtime::{Budget, Depot, FromSlot, Link, Place, ThreadWorker, ToSlot, Worker};
+use tracing::{info, warn};
+
+use crate::connection::{Connection, Pulse};
+use crate::frame::Frame;
+use crate::handshake::{Caller, Identity, Known, Welcome, accept, call};
+use crate::links::{PeerLink, hear, hear_back};
+use crate::message::{self, Begin, FromPeer, FromWorker, Member, StorePlace, ToPeer, ToWorker, ViewSize, frame_with};
+use crate::reads::Reads;
+use crate::roster::{HandshakePlace, check_token, listen, wake_listener};
+
+/// How long a worker rests before it calls the coordinator again.
+const CALL_REST: Duration = Duration::from_millis(500);
+/// How long another worker may wait for a session that it knows of already.
+const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What a worker needs to know.
+#[derive(Clone)]
+pub struct NodeConfig {
+    /// Where the coordinator listens for workers, as `host:port`.
+    pub coordinator: String,
+    pub slots: usize,
+    pub token: String,
+    /// Bytes that the views and jobs of this worker may hold.
+    pub memory_limit: usize,
+    pub time: Time,
+    /// Random: no two processes write objects under one name.
+    pub nonce: u64,
+}
+
+/// A worker's process.
+pub struct Node {
+    config: NodeConfig,
+    /// Where other workers connect.
+    addr: SocketAddr,
+    identity: Mutex<Identity>,
+    current: Mutex<Current>,
+    changed: Condvar,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Current {
+    coordinator: Option<Arc<Connection>>,
+    slots: Option<Arc<Slots>>,
+    pulse: Option<Pulse>,
+}
+
+/// The slots of one session on this worker, with all that they hold.
+pub(crate) struct Slots {
+    session: u64,
+    place: Place,
+    pub threads: ThreadWorker,
+    shared: Shared,
+    coordinator: Arc<Connection>,
+    reads: Reads,
+    links: Vec<Arc<PeerLink>>,
+    /// Connections of other workers to slots here.
+    peers: Mutex<Vec<Arc<Connection>>>,
+    /// It has been said that it cannot go on, or it has ended.
+    over: AtomicBool,
+}
+
+impl Slots {
+    /// Hands a message to a slot here. Errors: `08P01` it is not here.
+    pub fn send(&self, slot: SlotId, message: ToSlot) -> Result<()> {
+        if !self.place.holds(slot.0 as usize) {
+            return Err(Error::new(SqlState::ProtocolViolation, format!("slot {slot} is not one of this worker")));
+        }
+        self.threads.send(slot, message);
+        Ok(())
+    }
+
+    /// Another worker is not heard any more.
+    fn lost_peer(&self, worker: u32, cause: &Error) {
+        let what = format!("worker {worker} is not heard any more");
+        self.broken(Error::new(SqlState::ConnectionFailure, what).with_detail(cause.to_string()));
+    }
+
+    /// Tells the coordinator, once, that the session cannot go on.
+    fn broken(&self, cause: Error) {
+        if !self.over.swap(true, Ordering::AcqRel) {
+            info!(error = %cause, "the session cannot go on");
+            self.coordinator.say(self.session, &FromWorker::Broken(cause));
+        }
+    }
+
+    /// Stops the slots and lets everything go.
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        if let Some(depot) = &self.shared.depot {
+            depot.begin_to_stop();
+        }
+        self.threads.stop();
+        if let Some(depot) = &self.shared.depot {
+            depot.stop();
+        }
+        self.links.iter().for_each(|link| link.close());
+        self.peers.lock().drain(..).for_each(|peer| peer.close());
+    }
+
+    fn sizes(&self) -> Vec<ViewSize> {
+        let size = |(relation, store): (RelationId, Arc<state::Store>)| ViewSize {
+            relation,
+            rows: store.live_rows() as u64,
+            bytes: store.bytes() as u64,
+        };
+        self.shared.stores.all().into_iter().map(size).collect()
+    }
+
+    fn follow(&self, request: u64, relation: RelationId) {
+        let (session, coordinator) = (self.session, Arc::clone(&self.coordinator));
+        let Some(store) = self.shared.stores.get(relation) else {
+            let gone = Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced");
+            coordinator.say(session, &FromWorker::Following { request, written: Err(gone) });
+            return;
+        };
+        let to = Arc::clone(&coordinator);
+        let tap: state::Tap = Arc::new(move |epoch: Epoch, change: &flow::ChangeBatch| {
+            let frames = message::pieces(change).and_then(|pieces| {
+                let frame = |body| frame_with(session, &FromWorker::Change { relation, epoch }, body);
+                pieces.into_iter().map(frame).collect::<Result<Vec<Frame>>>()
+            });
+            match frames {
+                Ok(frames) => {
+                    for frame in frames {
+                        to.send(frame);
+                    }
+                }
+                // Followers would miss it.
+                Err(error) => {
+                    to.say(session, &FromWorker::Broken(error));
+                }
+            }
+        });
+        store.hand_on_changes(Some(tap), |written| {
+            coordinator.say(session, &FromWorker::Following { request, written: Ok(written) });
+        });
+    }
+
+    /// What must not be cleared away.
+    fn held(&self, request: u64, counter: u64) {
+        let counter = AtomicU64::new(counter);
+        let held = self.shared.held(&counter).unwrap_or_default();
+        let names = held.iter().map(ObjectName::to_string).collect();
+        let counter = counter.load(Ordering::Relaxed);
+        self.coordinator.say(self.session, &FromWorker::Held { request, names, counter });
+    }
+
+    /// On the thread that reads the coordinator's connection. Errors: what came cannot be understood.
+    fn take(&self, message: ToWorker, body: &[u8]) -> Result<()> {
+        match message {
+            ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End => {}
+            ToWorker::Slot(slot, message) => self.send(slot, message::join(message, body, None)?)?,
+            ToWorker::Slots(message) => {
+                let message = message::join(message, body, None)?;
+                let slots = self.place.first..self.place.first + self.place.count;
+                slots.for_each(|slot| self.threads.send(SlotId(slot as u16), message.clone()));
+            }
+            ToWorker::Floor(floor) => self.shared.raise_floor(floor),
+            ToWorker::ForgetView(relation) => self.shared.forget_view(relation),
+            ToWorker::SucceedView(relation, epoch) => self.shared.succeed_view(relation, epoch),
+            ToWorker::ForgetBefore(relation, floor) => self.shared.forget_before(relation, floor),
+            ToWorker::Held { request, counter } => self.held(request, counter),
+            ToWorker::Follow { request, relation } => self.follow(request, relation),
+            ToWorker::Unfollow(relation) => {
+                if let Some(store) = self.shared.stores.get(relation) {
+                    store.hand_on_changes(None, |_| {});
+                }
+            }
+            ToWorker::Count { request, relation, epoch } => self.reads.count(request, relation, epoch),
+            ToWorker::Point { request, relation, epoch, projection } => {
+                self.reads.point(request, relation, epoch, body, projection.as_deref());
+            }
+            ToWorker::Scan { scan, relation, epoch, shard, projection, batch_rows } => {
+                self.reads.open(scan, relation, epoch, shard, projection.as_deref(), batch_rows);
+            }
+            ToWorker::Credit { scan, bytes } => self.reads.credit(scan, bytes),
+            ToWorker::Cancel { scan } => self.reads.cancel(scan),
+        }
+        Ok(())
+    }
+}
+
+/// Sends what a slot reports.
+fn report(coordinator: &Connection, session: u64, report: FromSlot) -> Result<()> {
+    for (report, body) in message::split_report(report)? {
+        coordinator.send(frame_with(session, &FromWorker::Report(report), body)?);
+    }
+    Ok(())
+}
+
+fn open_store(place: &StorePlace) -> Result<Arc<dyn Store>> {
+    Ok(match place {
+        // Made by the coordinator: one that is not there is on another machine.
+        StorePlace::Folder(folder) => Arc::new(LocalStore::share(folder).map_err(|e| {
+            e.with_detail("The coordinator keeps checkpoints in its data directory, which this worker does not see.")
+                .with_hint("Workers on other machines need checkpoint_url, or a folder that all of them share.")
+        })?),
+        StorePlace::S3 { bucket, prefix } => Arc::new(RemoteStore::s3(bucket, prefix, &[])?),
+    })
+}
+
+impl Node {
+    /// Listens for other workers. Errors: `42501` the address is open to other machines and there is no token.
+    pub fn listen(listener: TcpListener, config: NodeConfig) -> Result<Arc<Node>> {
+        let addr = listener.local_addr().map_err(|e| Error::internal(format!("a listener without an address: {e}")))?;
+        check_token(addr, &config.token)?;
+        let node = Arc::new(Node {
+            identity: Mutex::new(Identity::new(None, config.token.clone())),
+            config,
+            addr,
+            current: Mutex::default(),
+            changed: Condvar::new(),
+            closed: AtomicBool::new(false),
+        });
+        let (ends, serves) = (Arc::clone(&node), Arc::clone(&node));
+        let closed = move || ends.closed.load(Ordering::Acquire);
+        listen(listener, "peers", closed, move |stream, place| serves.serve_peer(stream, place))?;
+        Ok(node)
+    }
+
+    /// Where other workers connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Works until [`close`](Self::close). Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
+    pub fn run(self: &Arc<Self>) -> Result<()> {
+        let mut told = None;
+        while !self.closed.load(Ordering::Acquire) {
+            let port = self.addr.port();
+            let (bound, slots) = (self.addr.ip(), self.config.slots);
+            // One that listens everywhere is reached where it reaches the coordinator.
+            let me = |local: IpAddr| Caller::Worker {
+                address: SocketAddr::from((if bound.is_unspecified() { local } else { bound }, port)).to_string(),
+                slots,
+            };
+            let identity = self.identity.lock().clone();
+            match call(&self.config.coordinator, &identity, me) {
+                Ok((known, welcome)) => {
+                    told = None;
+                    self.serve(known, &welcome)?;
+                }
+                Err(error) if error.state() == SqlState::InvalidAuthorization => return Err(error),
+                Err(error) => {
+                    if told.as_ref() != Some(&error) {
+                        warn!(coordinator = self.config.coordinator, %error, "the coordinator is not there; calling again");
+                        told = Some(error);
+                    }
+                }
+            }
+            if !self.closed.load(Ordering::Acquire) {
+                std::thread::sleep(CALL_REST);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends [`run`](Self::run).
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        wake_listener(self.addr);
+        if let Some(coordinator) = &self.current.lock().coordinator {
+            coordinator.close();
+        }
+    }
+
+    /// Does what the coordinator says until it is away.
+    fn serve(self: &Arc<Self>, known: Known, welcome: &Welcome) -> Result<()> {
+        self.identity.lock().cluster = Some(welcome.cluster.clone());
+        let pulse = Pulse { heartbeat: welcome.heartbeat, timeout: welcome.timeout };
+        let beats = Arc::downgrade(self);
+        let beat = move || {
+            let slots = beats.upgrade().and_then(|node| node.current.lock().slots.clone());
+            let (session, sizes) = slots.map_or((0, Vec::new()), |slots| (slots.session, slots.sizes()));
+            message::frame(session, &FromWorker::Beat(sizes))
+        };
+        let (coordinator, mut incoming) = Connection::start(known, "to-coordinator", pulse, true, Box::new(beat))?;
+        {
+            let mut current = self.current.lock();
+            current.coordinator = Some(Arc::clone(&coordinator));
+            current.pulse = Some(pulse);
+        }
+        info!(
+            worker = welcome.worker,
+            coordinator = self.config.coordinator,
+            cluster = welcome.cluster,
+            "known to the coordinator"
+        );
+        let error = loop {
+            if self.closed.load(Ordering::Acquire) {
+                coordinator.close();
+            }
+            let frame = match incoming.next() {
+                Ok(frame) => frame,
+                Err(error) => break error,
+            };
+            let taken = message::parse(&frame).and_then(|message| match message {
+                ToWorker::Beat => Ok(()),
+                ToWorker::Begin(begin) => {
+                    self.forget_session();
+                    let answer = match self.begin(welcome.worker, frame.session, &begin, &coordinator, pulse) {
+                        Ok(()) => FromWorker::Ready,
+                        Err(error) => {
+                            warn!(%error, "the session cannot begin");
+                            self.forget_session();
+                            FromWorker::Broken(error)
+                        }
+                    };
+                    coordinator.say(frame.session, &answer);
+                    Ok(())
+                }
+                ToWorker::End => {
+                    self.forget_session();
+                    coordinator.say(frame.session, &FromWorker::Ended);
+                    Ok(())
+                }
+                message => {
+                    let slots = self.current.lock().slots.clone();
+                    match slots.filter(|slots| slots.session == frame.session) {
+                        Some(slots) => slots.take(message, &frame.body),
+                        // Of a session that has not begun here, or is over.
+                        None => Ok(()),
+                    }
+                }
+            });
+            if let Err(error) = taken {
+                break error;
+            }
+        };
+        coordinator.close();
+        self.current.lock().coordinator = None;
+        self.forget_session();
+        if !self.closed.load(Ordering::Acquire) {
+            warn!(%error, "the coordinator is away; the slots have stopped");
+        }
+        Ok(())
+    }
+
+    fn forget_session(&self) {
+        let slots = self.current.lock().slots.take();
+        if let Some(slots) = slots {
+            slots.end();
+        }
+    }
+
+    /// Starts the slots of a session, and connects them to those of the other workers.
+    fn begin(
+        self: &Arc<Self>,
+        me: u32,
+        session: u64,
+        begin: &Begin,
+        coordinator: &Arc<Connection>,
+        pulse: Pulse,
+    ) -> Result<()> {
+        let odd = |what: &str| Error::new(SqlState::ProtocolViolation, format!("a session cannot begin: {what}"));
+        let me = begin.members.iter().find(|member| member.worker == me);
+        let me = me.ok_or_else(|| odd("this worker is not one of its members"))?;
+        let place = Place { first: me.first, count: me.count, total: begin.slots };
+        if place.total > flow::hash::VNODES || place.first + place.count > place.total {
+            return Err(odd("its slots do not add up"));
+        }
+        let to = Arc::clone(coordinator);
+        let reports: Reports = Arc::new(move |message| {
+            if let Err(error) = report(&to, session, message) {
+                // What a slot has to say cannot be left out.
+                to.say(session, &FromWorker::Broken(error));
+            }
+        });
+        let mut shared = Shared::new(Budget::new(self.config.memory_limit), begin.batch_rows.max(1));
+        shared.raise_floor(begin.floor);
+        if let Some((place, generation)) = &begin.store {
+            shared.depot = Some(self.start_depot(place, *generation, &reports)?);
+        }
+        let links: Vec<(usize, usize, Arc<PeerLink>)> =
+            begin.members.iter().map(|member| (member.first, member.count, PeerLink::new(session))).collect();
+        let link_of = |slot: SlotId| -> Arc<dyn Link> {
+            let holds = |(first, count, _): &&(usize, usize, Arc<PeerLink>)| {
+                (*first..first + count).contains(&(slot.0 as usize))
+            };
+            match links.iter().find(holds) {
+                Some((_, _, link)) => Arc::clone(link) as Arc<dyn Link>,
+                // Members that do not add up: what is sent there ends the job.
+                None => PeerLink::new(session),
+            }
+        };
+        let threads = ThreadWorker::start_at(place, Some(&link_of), shared.clone(), &reports, None)?;
+        let slots = Arc::new(Slots {
+            session,
+            place,
+            threads,
+            reads: Reads::start(session, &shared, coordinator)?,
+            shared,
+            coordinator: Arc::clone(coordinator),
+            links: links.iter().map(|(_, _, link)| Arc::clone(link)).collect(),
+            peers: Mutex::default(),
+            over: AtomicBool::new(false),
+        });
+        // Others may connect from here on.
+        self.current.lock().slots = Some(Arc::clone(&slots));
+        self.changed.notify_all();
+        for (member, (_, _, link)) in begin.members.iter().zip(&links) {
+            if member.worker != me.worker {
+                self.connect(&slots, me.worker, member, link, pulse).map_err(|e| {
+                    Error::new(e.state(), format!("worker {} is not reached at {}", member.worker, member.address))
+                        .with_detail(e.to_string())
+                        .with_hint("Workers connect to each other: worker_addr must be reachable from all nodes.")
+                })?;
+            }
+        }
+        info!(session, slots = place.count, of = place.total, "slots have started");
+        Ok(())
+    }
+
+    fn start_depot(&self, place: &StorePlace, generation: Generation, reports: &Reports) -> Result<Arc<Depot>> {
+        let rest = Arc::new(ThreadRest::seeded(self.config.nonce));
+        let door = Arc::new(Door::new(open_store(place)?, rest, self.config.nonce).of_generation(generation));
+        let time = self.config.time.clone();
+        let now_us = Arc::new(move || time.now_us());
+        let (depot, service) = Depot::new(door, Arc::default(), Arc::clone(reports), now_us);
+        depot.started(Threads::default().start_service(Box::new(service))?);
+        Ok(depot)
+    }
+
+    /// Connects to the slots of another worker.
+    fn connect(&self, slots: &Arc<Slots>, me: u32, to: &Member, link: &Arc<PeerLink>, pulse: Pulse) -> Result<()> {
+        let (identity, session, worker) = (self.identity.lock().clone(), slots.session, to.worker);
+        let (known, _) = call(&to.address, &identity, |_| Caller::Peer { session, worker: me })?;
+        let beat = Box::new(move || message::frame(session, &ToPeer::Beat));
+        let (connection, incoming) = Connection::start(known, "to-peer", pulse, false, beat)?;
+        link.connect(connection);
+        let slots = Arc::downgrade(slots);
+        let hear = move || {
+            let error = hear_back(incoming, session, &slots);
+            if let Some(slots) = slots.upgrade() {
+                slots.lost_peer(worker, &error);
+            }
+        };
+        let thread = std::thread::Builder::new().name("from-peer".into()).spawn(hear);
+        thread.map(drop).map_err(|e| Error::internal(format!("cannot start a thread: {e}")))
+    }
+
+    /// On the thread of another worker's connection, until it ends.
+    fn serve_peer(self: &Arc<Self>, stream: TcpStream, place: HandshakePlace) {
+        let identity = self.identity.lock().clone();
+        let mut found = None;
+        let admit = |caller: &Caller| {
+            let (slots, worker) = self.wait_session(caller)?;
+            let pulse = self.current.lock().pulse.ok_or_else(|| Error::internal("a session without a coordinator"))?;
+            found = Some((slots, worker, pulse));
+            let cluster = self.identity.lock().cluster.clone().unwrap_or_default();
+            Ok(Welcome { cluster, worker: 0, heartbeat: pulse.heartbeat, timeout: pulse.timeout })
+        };
+        let accepted = accept(stream, &identity, admit);
+        drop(place);
+        let (known, slots, worker, pulse) = match (accepted, found) {
+            (Ok((known, _, _)), Some((slots, worker, pulse))) => (known, slots, worker, pulse),
+            (Err(error), _) => {
+                warn!(%error, hint = error.hint(), "a caller is refused");
+                return;
+            }
+            (Ok(_), None) => return,
+        };
+        let session = slots.session;
+        let beat = Box::new(move || message::frame(session, &FromPeer::Beat));
+        let (connection, incoming) = match Connection::start(known, "to-peer", pulse, false, beat) {
+            Ok(started) => started,
+            Err(error) => return slots.broken(error),
+        };
+        slots.peers.lock().push(Arc::clone(&connection));
+        if slots.over.load(Ordering::Acquire) {
+            connection.close();
+        }
+        let slots = {
+            let weak = Arc::downgrade(&slots);
+            drop(slots);
+            weak
+        };
+        let error = hear(&connection, incoming, session, &slots);
+        connection.close();
+        if let Some(slots) = slots.upgrade() {
+            slots.lost_peer(worker, &error);
+        }
+    }
+
+    /// The slots of the session that a caller is of, and its number. Another worker may hear of a session earlier than this one.
+    fn wait_session(&self, caller: &Caller) -> Result<(Arc<Slots>, u32)> {
+        let Caller::Peer { session, worker } = caller else {
+            return Err(Error::new(SqlState::InvalidAuthorization, "a worker is no coordinator")
+                .with_detail("Another worker offers its slots to it.")
+                .with_hint("coordinator_addr must be the coordinator's cluster_addr."));
+        };
+        let mut current = self.current.lock();
+        loop {
+            if let Some(slots) = current.slots.as_ref().filter(|slots| slots.session == *session) {
+                return Ok((Arc::clone(slots), *worker));
+            }
+            if self.changed.wait_for(&mut current, SESSION_WAIT_MAX).timed_out() {
+                let mine = current.slots.as_ref().map_or_else(|| "none".into(), |slots| slots.session.to_string());
+                return Err(Error::new(SqlState::ConnectionFailure, "a worker of another session is refused")
+                    .with_detail(format!("Session {mine} runs here; worker {worker} is of session {session}."))
+                    .with_hint("It ends by itself: the coordinator begins another session."));
+            }
+        }
+    }
+}
