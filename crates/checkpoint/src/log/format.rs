@@ -19,6 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use flow::{Error, Result, SqlState};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::RECORD_BYTES_MAX;
 use crate::directory::io_error;
@@ -172,6 +174,13 @@ fn read_current(file: &File, path: &Path, size: u64, seen: &mut impl FnMut(&[u8]
 fn was_synced_beyond(file: &File, end: u64, size: u64) -> io::Result<bool> {
     let (mut at, mut bytes) = (end, Vec::new());
     while at + HEADER_BYTES as u64 <= size {
+        match seek(file, SeekFrom::Data(at)) {
+            // A header may begin before what was written.
+            Ok(data) => at = at.max(data.saturating_sub(HEADER_BYTES as u64)),
+            Err(Errno::NXIO) => return Ok(false),
+            // A file system that cannot tell has all of it read.
+            Err(_) => {}
+        }
         bytes.resize(((size - at) as usize).min(LOOK_BYTES), 0);
         file.read_exact_at(&mut bytes, at)?;
         let mut n = 0;
