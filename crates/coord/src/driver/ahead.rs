@@ -81,18 +81,16 @@ impl Ahead {
 
     pub fn take(&mut self, split: usize) -> Asked {
         loop {
-            match self.asked.get(&split) {
+            match self.asked.remove(&split) {
                 None => return Asked::Nothing,
-                Some(Some(_)) => {
-                    let (portion, outcome) = self.asked.remove(&split).flatten().expect("looked at just now");
-                    return Asked::Here(portion, outcome);
+                Some(Some((portion, outcome))) => return Asked::Here(portion, outcome),
+                Some(None) => {
+                    self.asked.insert(split, None);
+                    match self.read.try_recv() {
+                        Ok(read) => self.asked.insert(read.0.split, Some(read)),
+                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Asked::Pending,
+                    };
                 }
-                Some(None) => match self.read.try_recv() {
-                    Ok(read) => {
-                        self.asked.insert(read.0.split, Some(read));
-                    }
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Asked::Pending,
-                },
             }
         }
     }
