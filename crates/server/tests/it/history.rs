@@ -27,7 +27,8 @@ impl History {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let addr = told(&mut process, |entry| addr_in(entry, "addr")).expect("the history server ended before it was ready");
+        let addr =
+            told(&mut process, |entry| addr_in(entry, "addr")).expect("the history server ended before it was ready");
         History { process, addr }
     }
 

@@ -20,8 +20,8 @@ use std::path::Path;
 
 use flow::{Error, Result, SqlState};
 
-use super::RECORD_BYTES_MAX;
 use crate::directory::io_error;
+use crate::log::RECORD_BYTES_MAX;
 
 const NAME: &[u8; 7] = b"MSLOG\x00\x00";
 /// The version that this build writes.
