@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// The file that says where the log is, if it is not in the data directory.
-const LOG_PLACE: &str = "LOG";
+const LOG_PLACE: &str = "LOG_PLACE";
 
 /// An owned data directory. Dropping it gives up ownership; so does the death of the process, however sudden.
 #[derive(Debug)]

@@ -19,6 +19,8 @@ use crate::names::LEASES;
 
 /// Digits of a number in a name.
 const DIGITS: usize = 10;
+/// How often a look begins again because what was listed is gone.
+const LOOKS_MAX: usize = 8;
 
 /// A coordinator, as others are told of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,12 +92,16 @@ impl Leases {
         Ok(numbers)
     }
 
-    /// The newest lease; `None` if there is none. Two requests. Errors: `58030`, `42501`; `XX001` it is damaged.
+    /// The newest lease; `None` if there is none. Two requests as a rule. Errors: `58030`, `42501`; `XX001` it is damaged.
     pub fn look(&self) -> Result<Option<Seen>> {
-        match self.numbers()?.last() {
-            Some(number) => self.read(*number),
-            None => Ok(None),
+        for _ in 0..LOOKS_MAX {
+            let Some(number) = self.numbers()?.last().copied() else { return Ok(None) };
+            if let Some(seen) = self.read(number)? {
+                return Ok(Some(seen));
+            }
         }
+        Err(Error::new(SqlState::IoError, "the newest lease is removed before it can be read, again and again")
+            .with_hint("The store answers more slowly than leases are renewed: choose a longer heartbeat_interval."))
     }
 
     /// `None` for one that has been removed.

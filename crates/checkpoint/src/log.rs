@@ -22,6 +22,7 @@ use self::objects::ObjectLog;
 pub use self::rewrite::{Records, Rewrite};
 use crate::disk::{Disk, SystemDisk};
 use crate::door::Door;
+use crate::names::LOG;
 
 /// A record above this is refused: it could not be read back into memory with certainty.
 pub const RECORD_BYTES_MAX: usize = 1 << 30;
@@ -132,7 +133,12 @@ impl Log {
         FileLog::look(folder, seen)
     }
 
-    /// The same for a log in the store: returns its newest object and the bytes of its records. Errors: as
+    /// Whether there is a log in the store. Errors: `58030`, `42501`.
+    pub fn is_in_store(door: &Door) -> Result<bool> {
+        Ok(!door.list(LOG)?.is_empty())
+    }
+
+    /// What [`look`](Log::look) does, for a log in the store: returns its newest object and the bytes of its records. Errors: as
     /// [`open_in_store`](Log::open_in_store).
     pub fn look_in_store(door: &Door, seen: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<(String, u64)>> {
         ObjectLog::look(door, seen)

@@ -20,7 +20,8 @@ use crate::config::Config;
 
 /// An owned data directory and what is in it.
 struct Offline {
-    _directory: DataDirectory,
+    /// `None`: everything is in a store.
+    _directory: Option<DataDirectory>,
     door: Door,
     catalog: Catalog,
     log: LogFound,
@@ -41,11 +42,23 @@ struct LogFound {
 }
 
 impl Offline {
-    /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log.
+    /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log; `55000` the log was moved
+    /// to a store.
     fn open(config: &Config) -> Result<Offline> {
-        let directory = DataDirectory::open_existing(&config.data_dir)?;
+        let directory = match config.is_highly_available()? {
+            true => None,
+            false => Some(DataDirectory::open_existing(&config.data_dir)?),
+        };
+        if let Some(directory) = &directory
+            && let Some(place) = directory.log_kept_in()?
+        {
+            let message = format!("the log of data directory \"{}\" is kept in {place}", directory.path().display());
+            return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+                .with_hint("Set high_availability to store, and checkpoint_url to that place."));
+        }
+        let door = config.door(LocalStore::open)?;
         let (mut catalog, mut log) = (Catalog::new(), LogFound::default());
-        let segment = Log::look(&directory.log_folder(), |bytes| {
+        let seen = |bytes: &[u8]| {
             let record = record::decode(bytes)?;
             if let Some(snapshot) = record.catalog_snapshot {
                 catalog = snapshot;
@@ -58,11 +71,18 @@ impl Offline {
             log.records += 1;
             log.epoch = log.epoch.max(record.epoch);
             Ok(())
-        })?;
-        if let Some((path, bytes)) = segment {
-            (log.place, log.bytes) = (path.display().to_string(), bytes);
+        };
+        let newest = match &directory {
+            Some(directory) => {
+                Log::look(&directory.log_folder(), seen)?.map(|(path, n)| (path.display().to_string(), n))
+            }
+            None => {
+                Log::look_in_store(&door, seen)?.map(|(object, n)| (format!("\"{object}\" in {}", door.place()), n))
+            }
+        };
+        if let Some((place, bytes)) = newest {
+            (log.place, log.bytes) = (place, bytes);
         }
-        let door = config.door(LocalStore::open)?;
         Ok(Offline { _directory: directory, door, catalog, log })
     }
 
