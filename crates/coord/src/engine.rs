@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
 use catalog::{Catalog, Definition, Relation, RelationKind, SideKind};
-use checkpoint::{DataDirectory, Disk, Log};
+use checkpoint::{DataDirectory, Disk, Generation, Log};
 use connect::sink::Delivery;
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SqlState};
 use futures::future::Either;
@@ -142,6 +142,8 @@ pub struct Engine {
     views: RwLock<HashMap<RelationId, ViewTraits>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
     pub started_us: i64,
+    /// As which it owns the checkpoints, if there are any.
+    generation: Option<Generation>,
     /// Owned until the shutdown.
     directory: Mutex<Option<Arc<DataDirectory>>>,
 }
@@ -259,6 +261,7 @@ impl Engine {
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
         let sinks = Arc::new(sinks);
 
+        let generation = kept.as_ref().map(|kept| kept.owner.generation());
         let history = kept.as_ref().map(|kept| (Arc::clone(&kept.door), kept.config.history));
         let keeper = kept
             .map(|kept| {
@@ -312,6 +315,7 @@ impl Engine {
         let started_us = config.time.now_us();
         let engine = Arc::new(Engine {
             started_us,
+            generation,
             config,
             clock,
             pins,
@@ -837,6 +841,16 @@ impl Engine {
         keeper.set_interval(set.or(configured));
         // The clock waits as long as it knows.
         self.clock.send(Event::Input);
+    }
+
+    /// As which this process owns the store of checkpoints, if there is one: each start has the next.
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// Where clients find this process, as other coordinators are told; `local` where there are none.
+    pub fn address(&self) -> &str {
+        self.config.shared_log.as_ref().map_or("local", |shared| &shared.address)
     }
 
     /// What keeps checkpoints, if anything does.

@@ -242,6 +242,8 @@ impl Driver {
                 }
                 Err(error) => return Err(error),
             };
+            // A later engine goes on from what this one leaves.
+            self.config.from_savepoint = None;
             self.server.engines().run(Arc::clone(&engine));
             info!(slots = slots.count(), "millstream is ready");
             match self.stopped(&slots, &engine).await? {

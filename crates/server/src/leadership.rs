@@ -82,7 +82,7 @@ impl Leadership {
     /// What an engine is opened with.
     pub fn shared_log(&self) -> SharedLog {
         SharedLog {
-            holder: format!("the coordinator at {}", self.leases.holder().pg_addr),
+            address: self.leases.holder().pg_addr.clone(),
             cluster: self.cluster.clone(),
             directory: Arc::clone(&self.directory),
         }

@@ -18,8 +18,8 @@ use crate::recovery::check_origin;
 /// The log is in the store of checkpoints.
 #[derive(Clone, Debug)]
 pub struct SharedLog {
-    /// What others are told of this process.
-    pub holder: String,
+    /// Where clients find this process.
+    pub address: String,
     /// What tells the cluster from every other one: see [`cluster_id`].
     pub cluster: String,
     /// Owned for longer than an engine lives.
@@ -93,7 +93,7 @@ pub(super) fn open_log(
         .with_detail(format!("The log of cluster {} is in {place}.", shared.cluster))
         .with_hint("Start a standby with an empty data directory."));
     }
-    let log = Log::open_in_store(door, &shared.holder, &mut *replay)?;
+    let log = Log::open_in_store(door, &format!("the coordinator at {}", shared.address), &mut *replay)?;
     if own.is_some() && log.is_empty() {
         info!(place, "moving the log to the store");
         let mut rewrite = log.begin_rewrite()?;
