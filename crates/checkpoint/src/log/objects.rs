@@ -459,7 +459,7 @@ impl ObjectLog {
         let generation = self.door.writer().generation;
         let head = Head { format: FORMAT_VERSION, number, generation, base, what };
         let (name, payload) = (entry_name(number), entry::encode(&head, records)?);
-        let mut stalled = false;
+        let mut told: Option<Error> = None;
         let tell = |cause: Option<&Error>| {
             if let Some(tell) = self.on_stall.get() {
                 tell(cause);
@@ -478,8 +478,10 @@ impl ObjectLog {
                     return Err(self.standing.fail(lost.clone(), lost));
                 }
                 Err(error) if error.may_pass() && !self.hurries.load(Ordering::Acquire) => {
-                    stalled = true;
-                    tell(Some(&error));
+                    if told.as_ref() != Some(&error) {
+                        tell(Some(&error));
+                        told = Some(error);
+                    }
                     self.door.rest(STALL_REST);
                     // Nobody waits for it any more, or another process has taken over; whether the entry is there is not known.
                     self.standing.check()?;
@@ -492,7 +494,7 @@ impl ObjectLog {
                 }
             }
         }
-        if stalled {
+        if told.is_some() {
             tell(None);
         }
         lock(&self.state).newest = number;

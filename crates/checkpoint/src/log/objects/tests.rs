@@ -150,7 +150,7 @@ fn a_store_that_is_away_is_waited_for_and_that_is_said() {
     faulty.script([Fault::Full]);
     write(&log, "full").unwrap();
     let io = Some(SqlState::IoError);
-    assert_eq!(*lock(&told), [io, io, None, io, io, None, io, io, None, Some(SqlState::DiskFull), None]);
+    assert_eq!(*lock(&told), [io, None, io, None, io, None, Some(SqlState::DiskFull), None]);
     // A server that stops waits no longer; then nobody knows, and nothing is acknowledged any more.
     log.hurry();
     faulty.script([Fault::AnswerLost; TRIES_MAX as usize]);
