@@ -188,7 +188,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::door::NoRest;
+    use crate::door::{NoRest, TRIES_MAX};
     use crate::faulty::{Fault, FaultyStore, MemoryStore};
 
     fn leases(store: &Arc<MemoryStore>, nonce: u64) -> Leases {
@@ -246,13 +246,13 @@ mod tests {
         let one = Leases::new(Door::new(faulty.clone(), Arc::new(NoRest), 1), Holder::default());
         one.take(0).unwrap();
         // The list, then the create, in all of its tries.
-        let lost = std::iter::once(Fault::None).chain([Fault::AnswerLost; 8].map(|_| Fault::Dropped));
-        faulty.script(lost);
-        assert_eq!(one.renew(1).unwrap_err().state(), SqlState::IoError);
-        assert_eq!(one.renew(1).unwrap(), Renewed::Holds(2));
-        memory.overwrite(&name_of(3), memory.raw(&name_of(2)).unwrap());
-        // It holds a newer one than it knows of.
-        assert_eq!(one.renew(2).unwrap(), Renewed::Holds(4));
+        for (fault, held, next) in [(Fault::Dropped, 1, 2), (Fault::AnswerLost, 2, 4)] {
+            faulty.script([Fault::None].into_iter().chain([fault; TRIES_MAX as usize]));
+            assert_eq!(one.renew(held).unwrap_err().state(), SqlState::IoError);
+            // The second time it holds a newer one than it knows of.
+            assert_eq!(one.renew(held).unwrap(), Renewed::Holds(next));
+            assert_eq!(memory.names(), [name_of(next)]);
+        }
     }
 
     #[test]

@@ -287,7 +287,7 @@ impl Driver {
         tokio::pin!(interrupted);
         tokio::select! {
             () = &mut interrupted => {}
-            _ = self.ended.wait_for(|ended| *ended) => {
+            () = server_stops(&mut self.ended) => {
                 engine.log.hurry();
                 interrupted.await;
             }
@@ -362,6 +362,12 @@ enum Stopped {
     /// A worker is away, for this cause.
     Worker(Error),
     For(End),
+}
+
+/// Resolves when the server is to stop.
+async fn server_stops(ended: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = ended.wait_for(|ended| *ended).await;
 }
 
 fn joined(e: tokio::task::JoinError) -> Error {

@@ -65,7 +65,7 @@ impl Leadership {
     pub async fn open(config: &Config, directory: Arc<DataDirectory>, holder: Holder) -> Result<Leadership> {
         let (config, pulse) =
             (config.clone(), Pulse { heartbeat: config.heartbeat_interval()?, timeout: config.heartbeat_timeout()? });
-        let open = move || {
+        let open = move || -> Result<Leadership> {
             let door = config.door(|_| Err(Error::internal("a shared log in a data directory")))?;
             door.probe()?;
             let cluster = cluster_id(&door, &holder.id)?;

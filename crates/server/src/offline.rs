@@ -58,7 +58,7 @@ impl Offline {
         }
         let door = config.door(LocalStore::open)?;
         let (mut catalog, mut log) = (Catalog::new(), LogFound::default());
-        let seen = |bytes: &[u8]| {
+        let seen = |bytes: &[u8]| -> Result<()> {
             let record = record::decode(bytes)?;
             if let Some(snapshot) = record.catalog_snapshot {
                 catalog = snapshot;

@@ -439,7 +439,7 @@ impl ObjectLog {
             };
             let number = self.put(What::Records, &batch)?;
             let mut state = lock(&self.state);
-            let bytes = batch.iter().map(|record| record.len() as u64 + LENGTH_BYTES).sum();
+            let bytes: u64 = batch.iter().map(|record| record.len() as u64 + LENGTH_BYTES).sum();
             state.pending.drain(..batch.len());
             state.pending_bytes -= bytes;
             state.synced += bytes;

@@ -220,7 +220,7 @@ pub(super) fn recover(
 ) -> Result<Recovered> {
     let until = checkpoint.map_or(Epoch::MAX, |c| c.manifest.epoch);
     let mut facts = Facts::new();
-    let log = open(&mut |bytes| facts.take(record::decode_catalog(bytes)?, until))?;
+    let log = open(&mut |bytes: &[u8]| facts.take(record::decode_catalog(bytes)?, until))?;
     let jobs = checkpoint.map_or_else(|| Ok(HashMap::new()), |found| found.restorable(&facts.catalog, &facts.since))?;
     // Only what a restored job reads is fed to anyone.
     let read: BTreeSet<RelationId> = jobs.values().flat_map(|job| job.inputs.iter().copied()).collect();
