@@ -149,7 +149,8 @@ impl Log {
         self.standing.on_failure(on_failure);
     }
 
-    /// Calls `on_stall` when a sync has to wait, and when it goes on. The first to ask is the one that is told.
+    /// Calls `on_stall` when a sync has to wait for its store, and when it goes on. Before somebody has asked to be told, a sync does
+    /// not wait but fails. The first to ask is the one that is told.
     pub fn on_stall(&self, on_stall: OnStall) {
         if let Place::Store(log) = &self.place {
             log.on_stall(on_stall);
@@ -171,7 +172,7 @@ impl Log {
     /// Makes everything appended before the call durable and returns up to where.
     ///
     /// After a failure the log refuses everything: a disk may have dropped what it could not write (`58030`), another process may
-    /// have taken over (`57P01`). A store that is away is waited for: nothing is lost by that.
+    /// have taken over (`57P01`). A store that is away is waited for, since nothing is lost by that: see [`on_stall`](Self::on_stall).
     pub fn sync(&self) -> Result<Position> {
         match &self.place {
             Place::Folder(log) => log.sync(),

@@ -198,6 +198,10 @@ impl Driver {
             match outcome {
                 Ok(End::Deposed(cause)) => {
                     warn!(error = %cause, detail = cause.detail(), "this coordinator leads no more");
+                    if let Some(engine) = engines.last() {
+                        // Their clients are to look for the leader.
+                        engine.sessions.end_all();
+                    }
                     let gone = Error::new(SqlState::CannotConnectNow, cause.message());
                     engines.stand_by(gone.clone().with_hint("Connect with the addresses of all coordinators."));
                     roster.stand_by(Some(gone));
@@ -237,9 +241,7 @@ impl Driver {
                     let _ = tokio::time::timeout(OPEN_REST, self.ended.wait_for(|ended| *ended)).await;
                     continue;
                 }
-                Err(error) if self.leadership.is_some() && error.state() == SqlState::ObjectInUse => {
-                    return Ok(End::Deposed(error));
-                }
+                Err(error) if self.leadership.is_some() && is_taken_over(&error) => return Ok(End::Deposed(error)),
                 Err(error) => return Err(error),
             };
             // A later engine goes on from what this one leaves.
@@ -265,8 +267,6 @@ impl Driver {
                     tokio::time::sleep(INTERRUPT_GRACE).await;
                     let told = Error::new(SqlState::CannotConnectNow, cause.message());
                     self.server.engines().wait(told.with_hint("Connect with the addresses of all coordinators."));
-                    // Their clients are to look for the leader.
-                    engine.sessions.end_all();
                     shut_down(engine).await?;
                     return Ok(End::Deposed(cause));
                 }
@@ -362,6 +362,11 @@ enum Stopped {
     /// A worker is away, for this cause.
     Worker(Error),
     For(End),
+}
+
+/// Whether an engine cannot be opened because another coordinator has opened one.
+fn is_taken_over(error: &Error) -> bool {
+    matches!(error.state(), SqlState::ObjectInUse | SqlState::AdminShutdown)
 }
 
 /// Resolves when the server is to stop.

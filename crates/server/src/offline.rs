@@ -6,6 +6,7 @@ use arrow::util::pretty::pretty_format_batches;
 use catalog::Catalog;
 use checkpoint::door::Door;
 use checkpoint::fsck::{self, CheckpointLine};
+use checkpoint::lease::{Holder, Leases};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, SegmentRef};
 use checkpoint::{DataDirectory, Log};
@@ -127,12 +128,31 @@ pub fn check(config: &Config, repair_orphans: bool) -> Result<bool> {
         return Ok(false);
     }
     if repair_orphans && report.is_whole() {
+        if config.is_highly_available()? {
+            nobody_leads(config, &offline.door)?;
+        }
         let swept = fsck::repair_orphans(&offline.door)?;
         println!("removed {} orphans, {} bytes", swept.objects, swept.bytes);
     } else if repair_orphans {
         println!("orphans stay: nothing is removed from a damaged store");
     }
     Ok(report.is_whole())
+}
+
+/// A store of several coordinators belongs to no data directory that could be owned meanwhile. Errors: `55006` one of them leads.
+fn nobody_leads(config: &Config, door: &Door) -> Result<()> {
+    let leases = Leases::new(door.clone(), Holder::default());
+    let Some(before) = leases.look()?.filter(|seen| !seen.sign.released) else { return Ok(()) };
+    std::thread::sleep(config.heartbeat_timeout()?);
+    match leases.look()? {
+        Some(now) if now.number != before.number => {
+            let message = format!("the store {} is in use by a coordinator", door.place());
+            Err(Error::new(SqlState::ObjectInUse, message)
+                .with_detail(format!("It answers clients at {}.", now.sign.holder.pg_addr))
+                .with_hint("Stop all coordinators first."))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `millstream state`.

@@ -477,7 +477,7 @@ impl ObjectLog {
                     });
                     return Err(self.standing.fail(lost.clone(), lost));
                 }
-                Err(error) if error.may_pass() && !self.hurries.load(Ordering::Acquire) => {
+                Err(error) if error.may_pass() && self.waits() => {
                     if told.as_ref() != Some(&error) {
                         tell(Some(&error));
                         told = Some(error);
@@ -499,6 +499,11 @@ impl ObjectLog {
         }
         lock(&self.state).newest = number;
         Ok(number)
+    }
+
+    /// Whether a sync waits for a store that is away: only where somebody hears of it, and nobody wants to end.
+    fn waits(&self) -> bool {
+        self.on_stall.get().is_some() && !self.hurries.load(Ordering::Acquire)
     }
 
     pub fn end(&self) -> Position {
