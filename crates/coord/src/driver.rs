@@ -3,6 +3,8 @@
 //! Columns that no job reads are filled with nothing, so that rows keep the relation's schema; no job looks at them. A job that
 //! wants more columns says so before it is deployed, and rows that were read before that are read again.
 
+mod ahead;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +20,8 @@ use runtime::{Service, Stepped};
 use tracing::{info, warn};
 
 use crate::clock::{Clock, Event};
+use crate::driver::ahead::{Ahead, Asked, Portion};
+use crate::execution::Execution;
 use crate::gate::Late;
 use crate::sides;
 use crate::sources::{Positions, READ_BYTES, READ_ROWS, SourceHandle};
@@ -30,7 +34,7 @@ const WHOLE_PORTIONS: u32 = 64;
 /// A split that was found.
 struct OpenSplit {
     split: Split,
-    /// None before its turn and after its end.
+    /// None before its turn, after its end, and while the split is read ahead.
     reader: Option<Box<dyn SourceReader>>,
     /// What the reader decodes.
     columns: Vec<usize>,
@@ -107,6 +111,10 @@ pub(crate) struct Driver {
     handle: Arc<SourceHandle>,
     clock: Arc<Clock>,
     shared: Shared,
+    execution: Arc<dyn Execution>,
+    /// How many threads may read ahead, and these, once there are several splits.
+    threads: usize,
+    ahead: Option<Ahead>,
     /// A column of nothing for each column of the source, [`READ_ROWS`] long.
     nothing: Vec<ArrayRef>,
     /// Portions for which all columns are read.
@@ -146,6 +154,8 @@ enum Waits {
     Readers,
     /// Room in the flow.
     Flow,
+    /// A portion that is read ahead.
+    Ahead,
     /// New rows, or rows that are due.
     Rows,
 }
@@ -176,6 +186,10 @@ impl Service for Driver {
                 drop(state);
                 std::thread::sleep(BACK_PRESSURE_WAIT);
             }
+            Waits::Ahead => {
+                drop(state);
+                self.ahead.iter().for_each(Ahead::wait);
+            }
             Waits::Rows if state.stopped => {}
             Waits::Rows => {
                 let poll = handle.source.poll_interval();
@@ -190,13 +204,23 @@ impl Service for Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(handle: Arc<SourceHandle>, clock: Arc<Clock>, shared: Shared) -> Result<Driver> {
+    /// `threads`: how many may read its splits side by side.
+    pub(crate) fn new(
+        handle: Arc<SourceHandle>,
+        clock: Arc<Clock>,
+        shared: Shared,
+        execution: Arc<dyn Execution>,
+        threads: usize,
+    ) -> Result<Driver> {
         let fields = handle.source.schema().fields();
         let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable())).collect::<Result<_>>()?;
         Ok(Driver {
             handle,
             clock,
             shared,
+            execution,
+            threads,
+            ahead: None,
             nothing,
             whole: 0,
             open: Vec::new(),
@@ -306,7 +330,8 @@ impl Driver {
             self.turn = Some(turn);
             return Ok(Stepped::Worked);
         }
-        if self.open[n].reader.is_none() && turn.busy >= source.turns() {
+        let asked = self.ahead.as_ref().is_some_and(|ahead| ahead.is_asked(n));
+        if self.open[n].reader.is_none() && !asked && turn.busy >= source.turns() {
             turn.more = true;
             self.turn = Some(turn);
             return Ok(Stepped::Worked);
@@ -321,6 +346,13 @@ impl Driver {
         }
         if self.clock.is_full() {
             return self.idle(Waits::Flow);
+        }
+        let asked = match &mut self.ahead {
+            Some(ahead) => ahead.take(n),
+            None => Asked::Nothing,
+        };
+        if let Asked::Pending = asked {
+            return self.idle(Waits::Ahead);
         }
         let resumes = std::mem::take(&mut self.unwanted);
         self.turn = Some(turn);
@@ -355,7 +387,19 @@ impl Driver {
             return Ok(Stepped::Worked);
         }
         let (columns, wishes) = self.columns();
+        let free = limit.is_none() && rate.is_none();
         let split = &mut self.open[n];
+        let from = split.at;
+        let read = match asked {
+            Asked::Here(portion, outcome)
+                if free && portion.from == from && portion.wishes == wishes && portion.columns == columns =>
+            {
+                split.columns = portion.columns;
+                split.reader = Some(portion.reader);
+                Some(outcome?)
+            }
+            Asked::Here(..) | Asked::Pending | Asked::Nothing => None,
+        };
         let reader = match &mut split.reader {
             Some(reader) if split.columns == columns => reader,
             other => {
@@ -363,8 +407,10 @@ impl Driver {
                 other.insert(source.reader(&split.split, Some(&split.columns))?)
             }
         };
-        let from = split.at;
-        let outcome = reader.read(from, rows, READ_BYTES, limit)?;
+        let outcome = match read {
+            Some(outcome) => outcome,
+            None => reader.read(from, rows, READ_BYTES, limit)?,
+        };
         turn.read = true;
         split.progress = reader.progress();
         turn.busy -= usize::from(split.busy);
@@ -385,8 +431,37 @@ impl Driver {
         if split.ended {
             split.reader = None;
         }
+        if free {
+            self.read_ahead(turn.next)?;
+        }
         self.turn = Some(turn);
         Ok(Stepped::Worked)
+    }
+
+    /// Lets the splits whose turns come next be read meanwhile, if they have more.
+    fn read_ahead(&mut self, next: usize) -> Result<()> {
+        if self.threads < 2 || self.open.len() < 2 {
+            return Ok(());
+        }
+        let (columns, wishes) = self.columns();
+        let ahead = match &mut self.ahead {
+            Some(ahead) => ahead,
+            none => none.insert(Ahead::start(&*self.execution, self.handle.relation, self.threads)?),
+        };
+        for n in (next..next + self.open.len()).take(ahead.reach()) {
+            let split = n % self.open.len();
+            let open = &mut self.open[split];
+            if !ahead.has_room() {
+                break;
+            }
+            if open.busy
+                && open.columns == columns
+                && let Some(reader) = open.reader.take()
+            {
+                ahead.ask(Portion { split, reader, columns: columns.clone(), wishes, from: open.at });
+            }
+        }
+        Ok(())
     }
 
     /// Every split has had its turn.

@@ -257,7 +257,8 @@ impl Engine {
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let (pins, tables) = (Pins::new(), Arc::new(RwLock::new(recovered.tables)));
         let compaction = Compaction::new(&log, &pins, &tables, &locks, &execution, config.log_bytes_min);
-        let sources = Arc::new(Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone()));
+        let sources = Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone(), config.slots);
+        let sources = Arc::new(sources);
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
         let sinks = Arc::new(sinks);
 

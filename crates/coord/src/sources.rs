@@ -299,14 +299,16 @@ pub struct Sources {
     execution: Arc<dyn Execution>,
     clock: Arc<Clock>,
     shared: Shared,
+    threads: usize,
     handles: Mutex<HashMap<RelationId, Arc<SourceHandle>>>,
     /// New sources start paused.
     paused: Mutex<bool>,
 }
 
 impl Sources {
-    pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, shared: Shared) -> Sources {
-        Sources { execution, clock, shared, handles: Mutex::default(), paused: Mutex::new(false) }
+    /// `threads`: how many may read the splits of one source side by side.
+    pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, shared: Shared, threads: usize) -> Sources {
+        Sources { execution, clock, shared, threads, handles: Mutex::default(), paused: Mutex::new(false) }
     }
 
     /// Every source as of a cut at which no row is on its way.
@@ -413,7 +415,8 @@ impl Sources {
         };
         handle.wake.notify_all();
         if start {
-            let driver = Driver::new(handle, Arc::clone(&self.clock), self.shared.clone())?;
+            let (clock, execution) = (Arc::clone(&self.clock), Arc::clone(&self.execution));
+            let driver = Driver::new(handle, clock, self.shared.clone(), execution, self.threads)?;
             // It ends when the source is gone; nobody waits for that.
             drop(self.execution.start_service(Box::new(driver))?);
         }

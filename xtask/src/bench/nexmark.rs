@@ -18,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--splits N] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -26,6 +26,8 @@ struct Choice {
     events: u64,
     event_rates: Vec<u64>,
     slots: Vec<u64>,
+    /// Of each source that the generator feeds; as many as the run has slots if it is not said.
+    splits: Option<u64>,
     runs: u64,
     /// The process gets as many cores as it has slots, so that one slot and two are compared as two machines would be; else it
     /// gets all, and with one slot its readers, clock and sinks have the others.
@@ -80,6 +82,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         events: EVENTS,
         event_rates: EVENT_RATES.to_vec(),
         slots: vec![1],
+        splits: None,
         runs: RUNS,
         core_per_slot: false,
         full_rows: true,
@@ -96,6 +99,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--events" => choice.events = number(&value)?,
             "--event-rate" => choice.event_rates = numbers()?,
             "--slots" => choice.slots = numbers()?,
+            "--splits" => choice.splits = Some(number(&value)?),
             "--runs" => choice.runs = number(&value)?.max(1),
             "--cores" if value == "all" || value == "slots" => choice.core_per_slot = value == "slots",
             "--rows" if value == "full" || value == "pruned" => choice.full_rows = value == "full",
@@ -148,12 +152,16 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
     for event_rate in &choice.event_rates {
         let files = files(choice, *event_rate)?;
         for query in &choice.queries {
-            let script = script(query, folder, choice, *event_rate, files.as_deref())?;
+            let scripts = choice.slots.iter().map(|slots| {
+                let splits = choice.splits.unwrap_or(*slots);
+                script(query, folder, choice, splits, *event_rate, files.as_deref())
+            });
+            let scripts = scripts.collect::<Result<Vec<String>>>()?;
             // One run of each number of slots after another: a machine that is slower for a while is so for all of them.
             let mut all: Vec<Vec<Run>> = vec![Vec::new(); choice.slots.len()];
             for _ in 0..choice.runs {
-                for (runs, slots) in all.iter_mut().zip(&choice.slots) {
-                    runs.push(one(binary, &script, *slots, choice.core_per_slot)?);
+                for ((runs, slots), script) in all.iter_mut().zip(&choice.slots).zip(&scripts) {
+                    runs.push(one(binary, script, *slots, choice.core_per_slot)?);
                 }
             }
             for (mut runs, slots) in all.into_iter().zip(&choice.slots) {
@@ -216,7 +224,14 @@ fn files(choice: &Choice, event_rate: u64) -> Result<Option<PathBuf>> {
 
 /// The script of a query. With full rows all three sources are read, as in suites where one source makes all events; else
 /// only those that the query names.
-fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64, files: Option<&Path>) -> Result<String> {
+fn script(
+    query: &str,
+    folder: &Path,
+    choice: &Choice,
+    splits: u64,
+    event_rate: u64,
+    files: Option<&Path>,
+) -> Result<String> {
     let (events, full) = (choice.events, choice.full_rows);
     let mut script = String::new();
     let format = choice.input.name();
@@ -225,7 +240,7 @@ fn script(query: &str, folder: &Path, choice: &Choice, event_rate: u64, files: O
             None => (
                 "",
                 format!(
-                    "connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, full_rows = {full}"
+                    "connector = 'nexmark', table = '{table}', events = {events}, event_rate = {event_rate}, full_rows = {full}, splits = {splits}"
                 ),
             ),
             Some(folder) => {

@@ -41,7 +41,13 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Rows after which the source ends. Without it: no end.",
     ),
     spec("rate", "a number from 1 to 1000000000", None, false, "Rows a second. Without it: as fast as they are taken."),
-    spec("splits", "a number from 1 to 256", Some("1"), false, "Splits of the source; the rows are the same for any."),
+    spec(
+        "splits",
+        "a number from 1 to 256",
+        Some("1"),
+        false,
+        "Splits of the source, read side by side by as many threads as there are slots; the rows are the same for any.",
+    ),
     spec(
         "seed",
         "a number from 0 to 18446744073709551615",

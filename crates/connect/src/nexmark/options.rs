@@ -33,7 +33,13 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Events of all three kinds in one second of event time.",
     ),
     spec("start_time", "a timestamp", Some("2015-07-15 00:00:00"), false, "Event time of the first event."),
-    spec("splits", "a number from 1 to 256", Some("1"), false, "Splits of the source; the rows are the same for any."),
+    spec(
+        "splits",
+        "a number from 1 to 256",
+        Some("1"),
+        false,
+        "Splits of the source, read side by side by as many threads as there are slots; the rows are the same for any.",
+    ),
     spec(
         "full_rows",
         "true, false",

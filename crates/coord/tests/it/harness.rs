@@ -14,7 +14,7 @@ use coord::session::replan::StoredQueries;
 use coord::session::{Outcome, Session};
 use coord::{Engine, EngineConfig, Time};
 use datafusion::execution::context::SessionState;
-use flow::Result;
+use flow::{RelationId, Result};
 use futures::TryStreamExt;
 
 /// A small deterministic generator (xorshift, Marsaglia 2003): a failing seed replays.
@@ -107,6 +107,10 @@ impl Instance {
         let base = query::base_state(memory_limit, slots).unwrap();
         engine.recover_jobs(&replanner);
         Instance { engine, base }
+    }
+
+    pub fn oid(&self, name: &str) -> RelationId {
+        self.engine.catalog().relation_named("dev", "public", name).unwrap().oid
     }
 
     pub fn session(&self) -> Session {

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flow::RelationId;
+
 use crate::harness::{Instance, Rng, ok, rows, run, scratch, seed, state_of};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -650,5 +652,81 @@ async fn included_columns_are_ordinary_columns() {
     }
     let e = run(&mut s, "CREATE SOURCE bad (k int) INCLUDE file WITH (connector = 'datagen')").await.err().unwrap();
     assert_eq!(e.detail(), Some("It can include: partition, offset."));
+    instance.close().await;
+}
+
+/// Threads of this process that read splits of this source.
+fn reading_threads(source: RelationId) -> usize {
+    let names = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = names.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with(&format!("read-{source}-"))).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn splits_are_read_side_by_side_as_if_one_thread_read_them() {
+    let folder = scratch();
+    let instance = Instance::open(&folder.path().join("data"), 3, 8192);
+    let mut s = instance.session();
+    for splits in [1, 4] {
+        let create = format!(
+            "CREATE SOURCE s{splits} (k bigint, v bigint, ts timestamp, WATERMARK FOR ts AS ts - INTERVAL '1 hour') WITH \
+             (connector = 'datagen', rows = 600000, splits = {splits}, fields.k.kind = 'sequence', fields.v.max = 1000)"
+        );
+        ok(&mut s, &create).await;
+    }
+    let view =
+        |name: &str, column: &str| format!("CREATE MATERIALIZED VIEW {name} AS SELECT sum({column}) AS n FROM s4");
+    ok(&mut s, &view("first", "k")).await;
+    assert_eq!(reading_threads(instance.oid("s1")), 0);
+    // What one wants who comes now was not read ahead; what is paused is not handed on.
+    ok(&mut s, &view("second", "v")).await;
+    ok(&mut s, "ALTER SOURCE s4 PAUSE").await;
+    let counts = "SELECT count(*), sum(k), sum(v) FROM s4";
+    let held = rows(&mut s, counts).await;
+    if source_status(&mut s, "s4").await == "paused" {
+        assert_eq!(reading_threads(instance.oid("s4")), 3);
+    }
+    ok(&mut s, &view("third", "k + v")).await;
+    assert_eq!(rows(&mut s, counts).await, held);
+    ok(&mut s, "ALTER SOURCE s4 SET (rate_limit = 100000)").await;
+    ok(&mut s, "ALTER SOURCE s4 RESUME").await;
+    ok(&mut s, "ALTER SOURCE s4 RESET (rate_limit)").await;
+    instance.engine.wait_bounded().await.unwrap();
+    let whole = rows(&mut s, "SELECT sum(k), sum(v), sum(k + v) FROM s1").await;
+    assert_eq!(rows(&mut s, "SELECT f.n, s.n, t.n FROM first f, second s, third t").await, whole);
+    assert_eq!(rows(&mut s, "SELECT count(*) FROM \"s4$late\"").await, [["0"]]);
+    instance.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_that_was_read_ahead_stops_the_source_in_its_turn() {
+    let folder = scratch();
+    for n in 0..4 {
+        let mut text: String = (0..40_000).map(|row| format!("{}\n", n * 40_000 + row)).collect();
+        if n == 2 {
+            text.push_str("many\n");
+        }
+        std::fs::write(folder.path().join(format!("part-{n}.csv")), text).unwrap();
+    }
+    let instance = Instance::open(&folder.path().join("data"), 2, 8192);
+    let mut s = instance.session();
+    let path = folder.path().join("part-*.csv").display().to_string();
+    let create = format!(
+        "CREATE SOURCE f (k bigint) WITH (connector = 'file', path = '{path}', format = 'csv', on_error = 'stop')"
+    );
+    ok(&mut s, &create).await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM f").await;
+    let mut status = String::new();
+    for _ in 0..1000 {
+        status = source_status(&mut s, "f").await;
+        if status.starts_with("failed") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(status.starts_with("failed"), "{status}");
+    let e = run(&mut s, "SELECT n FROM n").await.err().unwrap();
+    let told = format!("{e} {:?}", e.detail());
+    assert!(told.contains("part-2.csv") && told.contains("40001"), "{told}");
     instance.close().await;
 }

@@ -10,7 +10,7 @@ use arrow::array::RecordBatch;
 use coord::Session;
 use coord::session::{Outcome, Rows};
 use coord::subscriptions::{CHANGES_BYTES_MAX, SUBSCRIPTIONS_MAX};
-use flow::{Epoch, Error, RelationId, Result};
+use flow::{Epoch, Error, Result};
 use futures::executor::block_on_stream;
 use futures::task::{ArcWake, waker};
 use futures::{FutureExt, StreamExt};
@@ -109,13 +109,9 @@ impl Reader {
     }
 }
 
-fn oid(instance: &Instance, name: &str) -> RelationId {
-    instance.engine.catalog().relation_named("dev", "public", name).unwrap().oid
-}
-
 /// What a relation holds at an epoch that is pinned.
 fn held(instance: &Instance, name: &str, epoch: Epoch) -> Bag {
-    let relation = oid(instance, name);
+    let relation = instance.oid(name);
     let snapshot = instance.engine.store(relation).unwrap().at(epoch).unwrap();
     let mut bag = Bag::new();
     for batch in block_on_stream(snapshot.scan(None, 1000).unwrap()) {
@@ -404,7 +400,7 @@ async fn a_subscription_goes_on_after_an_epoch_as_if_it_had_never_stopped() {
     let mut s = instance.session();
     assert_eq!(rows(&mut s, "SELECT sum(n) FROM m").await, [["60"]]);
     assert_eq!(state_of(&mut s, &format!("SUBSCRIBE m AS OF EPOCH {last}")).await, "72000");
-    let relation = oid(&instance, "m");
+    let relation = instance.oid("m");
     let log = Arc::clone(instance.engine.view_store(relation).unwrap().changes());
     let kept = async {
         while log.bytes() == 0 {
@@ -540,7 +536,7 @@ async fn an_idle_subscription_is_not_even_woken() {
     let Poll::Ready(Some(Ok(batch))) = poll() else { panic!("no rows") };
     assert_eq!(batch.num_rows(), 1);
     // Without subscriptions no change is kept.
-    let log = Arc::clone(instance.engine.view_store(oid(&instance, "m")).unwrap().changes());
+    let log = Arc::clone(instance.engine.view_store(instance.oid("m")).unwrap().changes());
     drop(sub);
     ok(&mut s, "INSERT INTO t VALUES (2)").await;
     flush(&mut s).await;
@@ -784,7 +780,7 @@ async fn a_change_of_a_large_view_is_found_without_looking_at_the_view() {
     ok(&mut s, "CREATE MATERIALIZED VIEW m AS SELECT k, v FROM t").await;
     let mut other = instance.session();
     let mut sub = subscribe(&mut other, "SUBSCRIBE m WITH (snapshot = false)").await;
-    let store = instance.engine.worker.shared().unwrap().stores.get(oid(&instance, "m")).unwrap();
+    let store = instance.engine.worker.shared().unwrap().stores.get(instance.oid("m")).unwrap();
     ok(&mut s, "UPDATE t SET v = 2 WHERE k = 777").await;
     flush(&mut s).await;
     let touched = store.rows_touched();

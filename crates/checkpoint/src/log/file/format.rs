@@ -19,6 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use flow::{Error, Result, SqlState};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use crate::directory::io_error;
 use crate::log::RECORD_BYTES_MAX;
@@ -31,6 +33,8 @@ pub(super) const HEADER_BYTES: usize = 20;
 const HEADER_BYTES_1: u64 = 8;
 /// Bytes looked through at a time for headers.
 const LOOK_BYTES: usize = 1 << 20;
+/// What most of the space behind the last record is; so much of it is passed over in one step.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// What stands before a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,17 +174,27 @@ fn read_current(file: &File, path: &Path, size: u64, seen: &mut impl FnMut(&[u8]
 fn was_synced_beyond(file: &File, end: u64, size: u64) -> io::Result<bool> {
     let (mut at, mut bytes) = (end, Vec::new());
     while at + HEADER_BYTES as u64 <= size {
+        match seek(file, SeekFrom::Data(at)) {
+            // A header may begin before what was written.
+            Ok(data) => at = at.max(data.saturating_sub(HEADER_BYTES as u64)),
+            Err(Errno::NXIO) => return Ok(false),
+            // A file system that cannot tell has all of it read.
+            Err(_) => {}
+        }
         bytes.resize(((size - at) as usize).min(LOOK_BYTES), 0);
         file.read_exact_at(&mut bytes, at)?;
-        for (n, window) in bytes.windows(HEADER_BYTES).enumerate() {
-            // Nearly nothing else passes this.
-            if synced_of(window) <= end || synced_of(window) > at + n as u64 {
+        let mut n = 0;
+        while let Some(header) = bytes[n..].first_chunk::<HEADER_BYTES>() {
+            if bytes[n..].starts_with(&ZEROS) {
+                n += ZEROS.len() - HEADER_BYTES + 1;
                 continue;
             }
-            let header = window.first_chunk().and_then(|header| Header::decode(header, at + n as u64));
-            if header.is_some() {
+            let (here, synced) = (at + n as u64, synced_of(header));
+            // Nearly nothing else passes this.
+            if synced > end && synced <= here && Header::decode(header, here).is_some() {
                 return Ok(true);
             }
+            n += 1;
         }
         at += (bytes.len() - HEADER_BYTES + 1) as u64;
     }
