@@ -157,6 +157,8 @@ pub(super) struct ObjectLog {
     state: Mutex<State>,
     /// Held by who creates an entry: one after the other.
     turn: Mutex<()>,
+    /// Held by who tidies: what it puts together, nobody else does.
+    tidies: Mutex<()>,
     /// Numbers the parts of the generation.
     counter: Arc<AtomicU64>,
     /// Cloned by whoever reads objects that may die meanwhile.
@@ -364,6 +366,7 @@ impl ObjectLog {
             standing: Arc::clone(standing),
             state: Mutex::new(state),
             turn: Mutex::new(()),
+            tidies: Mutex::new(()),
             counter: Arc::default(),
             in_use: Arc::default(),
             hurries: AtomicBool::new(false),
@@ -523,6 +526,7 @@ impl ObjectLog {
 
     pub fn tidy(&self) -> Result<bool> {
         self.standing.check()?;
+        let _tidies = lock(&self.tidies);
         if Arc::strong_count(&self.in_use) > 1 {
             // Who reads may be reading what is dead.
             return Ok(false);
@@ -575,7 +579,7 @@ impl ObjectLog {
                 // Written anew meanwhile.
                 return Ok(true);
             }
-            // Since then entries have come, and nothing has gone.
+            // Since then entries have come, and nothing else has changed.
             let packed = parts.release().iter().map(Piece::of).collect::<Vec<_>>();
             [&state.pieces[..start], &packed[..], &state.pieces[all..]].concat()
         };
