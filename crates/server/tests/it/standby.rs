@@ -26,16 +26,20 @@ const RETURN_MAX: Duration = Duration::from_secs(90);
 const PATIENCE: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(50);
 
+fn url_of(folder: &Path) -> String {
+    format!("file://{}", folder.display())
+}
+
 /// A port that nobody uses now.
 fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn environment(store: &Path, cluster_addr: SocketAddr, token: &str) -> Vec<(String, String)> {
+fn environment(url: &str, cluster_addr: SocketAddr, token: &str) -> Vec<(String, String)> {
     let set = |name: &str, value: String| (format!("MILLSTREAM_{name}"), value);
     vec![
         set("HIGH_AVAILABILITY", "store".into()),
-        set("CHECKPOINT_URL", format!("file://{}", store.display())),
+        set("CHECKPOINT_URL", url.into()),
         set("CHECKPOINT_INTERVAL", "500ms".into()),
         set("CLUSTER_TOKEN", token.into()),
         set("CLUSTER_ADDR", cluster_addr.to_string()),
@@ -68,15 +72,16 @@ struct Cluster {
     _workers: Vec<Dies>,
     /// Where clients try, in this order: as `host=a,b` does.
     hosts: Arc<Mutex<Vec<SocketAddr>>>,
-    store: PathBuf,
+    url: String,
     _folder: TempDir,
 }
 
 impl Cluster {
-    fn start() -> Cluster {
+    /// Over a store in this place, or in a folder of its own.
+    fn start(url: Option<String>) -> Cluster {
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let store = folder.path().join("store");
+        let url = url.unwrap_or_else(|| url_of(&folder.path().join("store")));
         let seat = |name: &str| {
             let data = folder.path().join(name);
             std::fs::create_dir(&data).unwrap();
@@ -96,7 +101,7 @@ impl Cluster {
             Dies(command.spawn().unwrap())
         };
         let hosts = Arc::new(Mutex::new(vec![free_port(), free_port()]));
-        let mut cluster = Cluster { seats, _workers: (0..2).map(worker).collect(), hosts, store, _folder: folder };
+        let mut cluster = Cluster { seats, _workers: (0..2).map(worker).collect(), hosts, url, _folder: folder };
         cluster.start_seat(0);
         cluster.start_seat(1);
         cluster
@@ -104,7 +109,7 @@ impl Cluster {
 
     fn start_seat(&mut self, n: usize) {
         let seat = &mut self.seats[n];
-        let environment = environment(&self.store, seat.cluster_addr, TOKEN);
+        let environment = environment(&self.url, seat.cluster_addr, TOKEN);
         let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let process = Server::try_start_as(&["coordinator"], &seat.data, &environment)
             .unwrap_or_else(|status| panic!("coordinator {n} ended before it was ready: {status}"));
@@ -316,7 +321,16 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_other_coordinator_goes_on_when_one_is_killed_or_stopped_or_ends() {
-    let mut cluster = Cluster::start();
+    go_on(Cluster::start(None)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs tests/s3.sh"]
+async fn the_other_coordinator_goes_on_in_a_bucket() {
+    go_on(Cluster::start(Some("s3://bucket/standby".into()))).await;
+}
+
+async fn go_on(mut cluster: Cluster) {
     let load = Load::start(&cluster).await;
     load.goes_on(20, Instant::now()).await;
 
@@ -410,26 +424,26 @@ async fn the_other_coordinator_goes_on_when_one_is_killed_or_stopped_or_ends() {
         assert!(cluster.process(n).wait_ended(RETURN_MAX).await.is_some_and(|status| status.success()));
     }
     // What lies in the store is whole.
-    let fsck = coordinator(&cluster.store, &cluster.seats[0].data, TOKEN, &["fsck"]);
+    let fsck = coordinator(&cluster.url, &cluster.seats[0].data, TOKEN, &["fsck"]);
     let told = format!("{}{}", String::from_utf8_lossy(&fsck.stdout), String::from_utf8_lossy(&fsck.stderr));
     assert!(fsck.status.success() && told.contains("log \"log/"), "{told}");
 }
 
 /// Runs the program to its end, with the settings of a coordinator.
-fn coordinator(store: &Path, data: &Path, token: &str, arguments: &[&str]) -> std::process::Output {
+fn coordinator(url: &str, data: &Path, token: &str, arguments: &[&str]) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
     command.args(arguments).args(["--config", "/dev/null", "--data-dir"]).arg(data);
     if arguments != ["fsck"] {
         command.args(["--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"]);
     }
-    command.envs(environment(store, SocketAddr::from(([127, 0, 0, 1], 0)), token)).output().unwrap()
+    command.envs(environment(url, SocketAddr::from(([127, 0, 0, 1], 0)), token)).output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_cannot_stand_by_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, data) = (folder.path().join("store"), folder.path().join("a"));
-    let environment = environment(&store, free_port(), TOKEN);
+    let (url, data) = (url_of(&folder.path().join("store")), folder.path().join("a"));
+    let environment = environment(&url, free_port(), TOKEN);
     let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     std::fs::create_dir(&data).unwrap();
     let leader = Server::try_start_as(&["coordinator"], &data, &environment).unwrap();
@@ -444,17 +458,17 @@ async fn a_coordinator_that_cannot_stand_by_says_why() {
     };
     let other = folder.path().join("b");
     // On the data directory of another one.
-    check(coordinator(&store, &data, TOKEN, &["coordinator"]), &["is in use by another process"]);
+    check(coordinator(&url, &data, TOKEN, &["coordinator"]), &["is in use by another process"]);
     // With another token: it would turn the workers away when it leads.
-    check(coordinator(&store, &other, "another", &["coordinator"]), &["token is wrong", "same cluster_token"]);
+    check(coordinator(&url, &other, "another", &["coordinator"]), &["token is wrong", "same cluster_token"]);
     // A server that is alone.
-    check(coordinator(&store, &other, TOKEN, &["server"]), &["alone has no standby", "millstream coordinator"]);
+    check(coordinator(&url, &other, TOKEN, &["server"]), &["alone has no standby", "millstream coordinator"]);
     check(
-        coordinator(&store, &other, TOKEN, &["coordinator", "--high-availability", "always"]),
+        coordinator(&url, &other, TOKEN, &["coordinator", "--high-availability", "always"]),
         &["invalid value for high_availability: \"always\"", "Write none, or store"],
     );
     check(
-        coordinator(&store, &other, TOKEN, &["coordinator", "--checkpoint-url", ""]),
+        coordinator(&url, &other, TOKEN, &["coordinator", "--checkpoint-url", ""]),
         &["needs a checkpoint_url", "s3://bucket/prefix"],
     );
 }
