@@ -37,7 +37,12 @@ fn free_port() -> SocketAddr {
 
 fn environment(url: &str, cluster_addr: SocketAddr, token: &str) -> Vec<(String, String)> {
     let set = |name: &str, value: String| (format!("MILLSTREAM_{name}"), value);
-    vec![
+    let mut bucket = Vec::new();
+    if url.starts_with("s3://") {
+        let endpoint = std::env::var("MILLSTREAM_S3_ENDPOINT").expect("run tests/s3.sh");
+        bucket = vec![("AWS_ENDPOINT".to_string(), endpoint), ("AWS_ALLOW_HTTP".to_string(), "true".to_string())];
+    }
+    let settings = vec![
         set("HIGH_AVAILABILITY", "store".into()),
         set("CHECKPOINT_URL", url.into()),
         set("CHECKPOINT_INTERVAL", "500ms".into()),
@@ -46,7 +51,8 @@ fn environment(url: &str, cluster_addr: SocketAddr, token: &str) -> Vec<(String,
         set("CLUSTER_WORKERS", "2".into()),
         set("HEARTBEAT_INTERVAL", HEARTBEAT.into()),
         set("HEARTBEAT_TIMEOUT", SILENCE.into()),
-    ]
+    ];
+    settings.into_iter().chain(bucket).collect()
 }
 
 /// A process that dies with the test.
@@ -89,12 +95,16 @@ impl Cluster {
         };
         let seats = [seat("a"), seat("b")];
         let addresses = format!("{},{}", seats[0].cluster_addr, seats[1].cluster_addr);
+        // Workers go to the bucket themselves.
+        let bucket: Vec<_> =
+            environment(&url, free_port(), TOKEN).into_iter().filter(|(k, _)| k.starts_with("AWS")).collect();
         let worker = |_| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
             command
                 .args(["worker", "--coordinator-addr", &addresses, "--slots", "2", "--config", "/dev/null"])
                 .args(["--memory-limit", "256MiB"])
                 .env("MILLSTREAM_CLUSTER_TOKEN", TOKEN)
+                .envs(bucket.iter().cloned())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
