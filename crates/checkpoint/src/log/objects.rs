@@ -202,7 +202,14 @@ fn base_after(head: &Head) -> u64 {
 fn newest(door: &Door) -> Result<Option<(Option<Head>, Vec<u64>)>> {
     let listed = numbers(&door.list(LOG)?);
     let Some(number) = listed.last().copied() else {
-        if !door.list(LOG_PARTS)?.is_empty() {
+        if door.list(LOG_PARTS)?.is_empty() {
+            return Ok(Some((None, listed)));
+        }
+        if !numbers(&door.list(LOG)?).is_empty() {
+            // It was begun in between.
+            return Ok(None);
+        }
+        {
             return Err(Error::new(
                 SqlState::DataCorrupted,
                 "all entries of the log are gone, but there are parts of it",
