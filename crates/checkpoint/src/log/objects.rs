@@ -209,14 +209,8 @@ fn newest(door: &Door) -> Result<Option<(Option<Head>, Vec<u64>)>> {
             // It was begun in between.
             return Ok(None);
         }
-        {
-            return Err(Error::new(
-                SqlState::DataCorrupted,
-                "all entries of the log are gone, but there are parts of it",
-            )
+        return Err(Error::new(SqlState::DataCorrupted, "all entries of the log are gone, but there are parts of it")
             .with_hint(format!("Restore the objects below \"{LOG}\" from a backup.")));
-        }
-        return Ok(Some((None, listed)));
     };
     match door.get(&entry_name(number))? {
         Some(payload) => Ok(Some((Some(entry::decode(number, &payload)?.0), listed))),

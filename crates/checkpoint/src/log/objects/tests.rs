@@ -294,7 +294,7 @@ fn an_object_that_is_missing_or_damaged_is_named_and_nothing_is_dropped() {
         // The claim of before the base is needed by nobody who reads.
         store.names().into_iter().filter(|name| name != "log/0000000001").collect()
     };
-    assert!(needed.len() >= 4 && needed.iter().any(|name| name.starts_with(LOG_PARTS)), "{needed:?}");
+    assert!(needed.len() >= 3 && needed.iter().any(|name| name.starts_with(LOG_PARTS)), "{needed:?}");
     let newest = needed.iter().filter(|name| name.starts_with("log/")).max().unwrap().clone();
     for name in needed {
         let store = fresh();
@@ -492,7 +492,7 @@ fn a_crash_at_any_request_loses_nothing_that_was_acknowledged() {
         }
     }
     let requests = requests_of(|store| drop(life(store, 1)));
-    assert!(requests > 40, "{requests}");
+    assert!(requests > 30, "{requests}");
     let mut lost = 0;
     for at in 1..=requests {
         for after in [false, true] {
