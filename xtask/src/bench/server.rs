@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -177,6 +178,20 @@ fn spawn(binary: &Path, folder: &Path, port: u16, http_port: u16, settings: &[(S
         .map_err(|e| format!("cannot start {}: {e}", binary.display()).into())
 }
 
+/// A port that nobody listens on. It lies below those that the system gives to connections, one of which would else take it between
+/// this look and the start of the server.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 20_000;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Processes that look at the same time begin at different places.
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let tried = TRIED.fetch_add(1, Ordering::Relaxed);
+        let port = (FIRST + start.wrapping_add(tried) % PORTS) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err("all ports are taken".into())
 }
