@@ -53,7 +53,7 @@ async fn health(State(web): State<Web>) -> impl IntoResponse {
         Ok(engine) => engine,
         Err(cause) => {
             let status = if web.server.engines().is_standby() { "standby" } else { "waiting" };
-            let body = serde_json::json!({ "status": status, "cause": cause.to_string(), "detail": cause.detail() });
+            let body = serde_json::json!({ "status": status, "cause": cause.to_string() });
             return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body));
         }
     };

@@ -351,7 +351,7 @@ async fn go_on(mut cluster: Cluster) {
     let told = refused.as_db_error().unwrap();
     assert_eq!((told.code().code(), told.message()), ("57P03", "this coordinator is a standby"));
     assert!(told.detail().unwrap().contains(&leader.to_string()) && told.hint().is_some(), "{told:?}");
-    assert!(cluster.process(1).health()["detail"].as_str().unwrap().contains(&leader.to_string()));
+    assert!(cluster.process(1).health()["cause"].as_str().unwrap().contains(&leader.to_string()));
     assert_eq!(cluster.process(0).health()["status"], "ok");
     // A client that knows both finds the leader, in whatever order.
     let mut both = Config::new();
