@@ -120,7 +120,7 @@ impl FileLog {
             let file = &tail.segment.file;
             let mark = Header::mark(tail.end).encode(tail.end);
             let done = file.set_len(tail.end).and_then(|()| log.disk.write(file, &mark, tail.end));
-            done.and_then(|()| file.sync_all()).map_err(|e| io_error("truncate", &path, &e))?;
+            done.and_then(|()| log.disk.sync(file)).map_err(|e| io_error("truncate", &path, &e))?;
         }
         Ok(log)
     }
@@ -153,7 +153,7 @@ impl FileLog {
         let file = create_file(&temporary)?;
         let end = MAGIC.len() as u64;
         let content = [&MAGIC[..], &Header::mark(end).encode(end)].concat();
-        let written = disk.write(&file, &content, 0).and_then(|()| file.sync_all());
+        let written = disk.write(&file, &content, 0).and_then(|()| disk.sync(&file));
         written.map_err(|e| io_error("write", &temporary, &e))?;
         fs::rename(&temporary, &path).map_err(|e| io_error("rename", &path, &e))?;
         sync_folder(folder)?;

@@ -8,8 +8,9 @@ use checkpoint::crash::LOG_POINTS;
 
 use crate::process::Server;
 
-/// Statements until a rewrite is under way; each logs about a megabyte.
-const UPDATES_MAX: i64 = 200;
+/// Statements that make the log long enough for a rewrite, each by about a megabyte. Then it is waited for with fewer of them.
+const UPDATES: i64 = 100;
+const DEATH_MAX: Duration = Duration::from_secs(60);
 
 fn fsck(data: &Path) -> String {
     let told = Command::new(env!("CARGO_BIN_EXE_millstream"))
@@ -24,13 +25,19 @@ fn fsck(data: &Path) -> String {
 /// Updates all rows until the server dies. Returns how many updates were acknowledged.
 async fn update_until_dead(server: &mut Server, acknowledged: i64) -> i64 {
     let client = server.client().await;
-    for n in acknowledged..acknowledged + UPDATES_MAX {
-        if client.batch_execute("UPDATE t SET v = v + 1").await.is_err() {
-            assert!(server.wait_ended(Duration::from_secs(10)).await.is_some(), "a statement fails on a living server");
-            return n;
+    let dying = async {
+        let mut n = acknowledged;
+        while client.batch_execute("UPDATE t SET v = v + 1").await.is_ok() {
+            n += 1;
+            if n > acknowledged + UPDATES {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
-    }
-    panic!("the server does not die");
+        n
+    };
+    let acknowledged = tokio::time::timeout(DEATH_MAX, dying).await.expect("the server does not die");
+    assert!(server.wait_ended(Duration::from_secs(10)).await.is_some(), "a statement fails on a living server");
+    acknowledged
 }
 
 #[tokio::test(flavor = "multi_thread")]
