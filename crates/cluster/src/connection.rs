@@ -146,7 +146,7 @@ fn write_all(
 
 impl Incoming {
     /// The next frame. Errors: `08006` the other has closed the connection, or nothing has come for the time-out; `08P01`.
-    pub fn next(&mut self) -> Result<Frame> {
+    pub fn next_frame(&mut self) -> Result<Frame> {
         let next = frame::read(&mut self.reader, FRAME_BYTES_MAX)?;
         next.ok_or_else(|| Error::new(SqlState::ConnectionFailure, "the other has closed the connection"))
     }

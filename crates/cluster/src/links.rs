@@ -58,7 +58,7 @@ impl Link for PeerLink {
 /// Takes what comes back on a connection to another worker, until it ends. Returns why it did.
 pub(crate) fn hear_back(mut incoming: Incoming, session: u64, slots: &Weak<Slots>) -> Error {
     loop {
-        let frame = match incoming.next() {
+        let frame = match incoming.next_frame() {
             Ok(frame) => frame,
             Err(error) => return error,
         };
@@ -83,7 +83,7 @@ pub(crate) fn hear(connection: &Arc<Connection>, mut incoming: Incoming, session
         }
     });
     loop {
-        let frame = match incoming.next() {
+        let frame = match incoming.next_frame() {
             Ok(frame) => frame,
             Err(error) => return error,
         };

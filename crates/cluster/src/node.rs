@@ -323,7 +323,7 @@ impl Node {
             if self.closed.load(Ordering::Acquire) {
                 coordinator.close();
             }
-            let frame = match incoming.next() {
+            let frame = match incoming.next_frame() {
                 Ok(frame) => frame,
                 Err(error) => break error,
             };

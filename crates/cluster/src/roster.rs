@@ -380,7 +380,7 @@ impl Roster {
     /// Takes what a worker says until it is away.
     fn hear(&self, id: u32, connection: &Arc<Connection>, mut incoming: Incoming, heard_us: &AtomicI64) {
         let error = loop {
-            let frame = match incoming.next() {
+            let frame = match incoming.next_frame() {
                 Ok(frame) => frame,
                 Err(error) => break error,
             };

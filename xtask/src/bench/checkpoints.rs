@@ -11,8 +11,8 @@ use super::measure::{Latencies, Report, ms_since, now};
 use super::server::Server;
 use super::{Options, Result};
 
-const QUERIES: [&str; 3] = ["q4", "q5", "q8"];
-const EVENTS: u64 = 30_000_000;
+/// With so many events each runs for about twenty seconds, so that checkpoints are due.
+const QUERIES: [(&str, u64); 3] = [("q4", 120_000_000), ("q5", 50_000_000), ("q8", 300_000_000)];
 const ROUNDS: u64 = 3;
 /// The last is for the pauses, of which ten seconds would show too few.
 const INTERVALS: [&str; 3] = ["off", "10s", "1s"];
@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const INTERVAL: &str = "MILLSTREAM_CHECKPOINT_INTERVAL";
 
 pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    for query in QUERIES {
-        speed(query, options, report).await?;
+    for (query, events) in QUERIES {
+        speed(query, options.rows_or(events), options, report).await?;
     }
     idle(options, report).await?;
     restore(options, report).await
@@ -58,8 +58,7 @@ async fn sources_end(client: &Client) -> Result<BTreeMap<String, f64>> {
 }
 
 /// Events a second and a CPU-second, with checkpoints and without, one after the other.
-async fn speed(query: &str, options: &Options, report: &mut Report) -> Result<()> {
-    let events = options.rows_or(EVENTS);
+async fn speed(query: &str, events: u64, options: &Options, report: &mut Report) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql-tests/nexmark");
     let text = std::fs::read_to_string(folder.join(format!("{query}.sql")))?;
     let (mut ratios, mut pauses) = (Vec::new(), Latencies::default());
