@@ -93,7 +93,7 @@ impl Standing {
 
 enum Place {
     Folder(FileLog),
-    Store(ObjectLog),
+    Store(Box<ObjectLog>),
 }
 
 /// The open log. Appends are serialised; [`sync`](Log::sync) runs beside them.
@@ -124,7 +124,7 @@ impl Log {
     pub fn open_in_store(door: &Door, holder: &str, replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
         let standing = Arc::default();
         let log = ObjectLog::open(door, holder, &standing, replay)?;
-        Ok(Log { place: Place::Store(log), standing })
+        Ok(Log { place: Place::Store(Box::new(log)), standing })
     }
 
     /// Hands each whole record of the newest segment in `folder` to `seen`, in order, and changes nothing. Returns the segment

@@ -335,11 +335,11 @@ impl ObjectLog {
         mut replay: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<ObjectLog> {
         let (head, listed) = claim(door, holder)?;
-        let read = read(door, head.base, head.number, &mut replay).or_else(|error| {
+        let read = read(door, head.base, head.number, &mut replay).map_err(|error| {
             // What is missing may have been removed by who has taken over since.
             match newest(door) {
-                Ok(Some((Some(found), _))) if found.number > head.number => Err(newer(head.generation, &found)),
-                _ => Err(error),
+                Ok(Some((Some(found), _))) if found.number > head.number => newer(head.generation, &found),
+                _ => error,
             }
         });
         let Content { pieces, from, claims } = read?;
