@@ -11,9 +11,10 @@ use sqllogictest::{DBOutput, DefaultColumnType, Record};
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use crate::killed::{Rng, number};
+use crate::killed::{Rng, TRANSFERS, number};
 use crate::process::Server;
 use crate::slt_files::{LABEL, files, known_differences, name_of, normal, standing_queries};
+use crate::sql_tests::output;
 
 const TOKEN: &str = "a token of the test";
 const ACCOUNTS: u64 = 10;
@@ -275,26 +276,7 @@ impl sqllogictest::AsyncDB for Connection {
             }
             None => Failed(e.to_string()),
         };
-        let (mut columns, mut rows, mut count) = (None, Vec::new(), 0);
-        for message in self.0.simple_query(sql).await.map_err(told)? {
-            match message {
-                SimpleQueryMessage::RowDescription(described) => columns = Some(described.len()),
-                SimpleQueryMessage::Row(row) => {
-                    let shown = |value: Option<&str>| match value {
-                        None => "NULL".to_string(),
-                        Some("") => "(empty)".to_string(),
-                        Some(value) => value.to_string(),
-                    };
-                    rows.push((0..row.len()).map(|c| shown(row.get(c))).collect());
-                }
-                SimpleQueryMessage::CommandComplete(n) => count = n,
-                _ => {}
-            }
-        }
-        Ok(match columns {
-            Some(n) => DBOutput::Rows { types: vec![DefaultColumnType::Any; n], rows },
-            None => DBOutput::StatementComplete(count),
-        })
+        Ok(output(self.0.simple_query(sql).await.map_err(told)?))
     }
 
     fn engine_name(&self) -> &str {
@@ -438,19 +420,7 @@ async fn nexmark_queries_equal_batch_over_processes() {
 async fn a_worker_that_is_killed_loses_nothing_and_its_jobs_go_on() {
     let mut cluster = Cluster::start(3, 2);
     let client = cluster.client().await;
-    client
-        .batch_execute(
-            "CREATE TABLE transfers (id bigint PRIMARY KEY, from_account int, to_account int, amount bigint);
-             CREATE MATERIALIZED VIEW credits AS
-                 SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account;
-             CREATE MATERIALIZED VIEW debits AS
-                 SELECT from_account AS account, sum(amount) AS debits FROM transfers GROUP BY from_account;
-             CREATE MATERIALIZED VIEW balance AS SELECT c.account, credits - debits AS balance
-                 FROM credits c JOIN debits d ON c.account = d.account;
-             CREATE MATERIALIZED VIEW total AS SELECT sum(balance) AS total, count(*) AS accounts FROM balance",
-        )
-        .await
-        .unwrap();
+    client.batch_execute(TRANSFERS).await.unwrap();
     let first: Vec<String> = (0..ACCOUNTS).map(|a| format!("({a}, {a}, {}, 1)", (a + 1) % ACCOUNTS)).collect();
     client.batch_execute(&format!("INSERT INTO transfers VALUES {}", first.join(", "))).await.unwrap();
     let (ends, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

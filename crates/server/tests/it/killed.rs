@@ -30,6 +30,16 @@ const LONG_MEMORY: (&str, &str) = ("MILLSTREAM_MEMORY_LIMIT", "4GiB");
 const ROWS_PER_SECOND_MIN: usize = 2_000;
 const KEYS: usize = 20;
 const ACCOUNTS: u64 = 10;
+/// Transfers between accounts, and views over them whose `total` is 0 whenever it is read.
+pub const TRANSFERS: &str =
+    "CREATE TABLE transfers (id bigint PRIMARY KEY, from_account int, to_account int, amount bigint);
+    CREATE MATERIALIZED VIEW credits AS
+        SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account;
+    CREATE MATERIALIZED VIEW debits AS
+        SELECT from_account AS account, sum(amount) AS debits FROM transfers GROUP BY from_account;
+    CREATE MATERIALIZED VIEW balance AS SELECT c.account, credits - debits AS balance
+        FROM credits c JOIN debits d ON c.account = d.account;
+    CREATE MATERIALIZED VIEW total AS SELECT sum(balance) AS total, count(*) AS accounts FROM balance";
 /// How long a server may take to come to a crash point under load.
 const REACHED_MAX: Duration = Duration::from_secs(20);
 /// How long rows may take to their files when all is calm.
@@ -90,14 +100,7 @@ impl Load {
                  CREATE SINK k AS SELECT e.id, names.name, e.k % 2 AS half FROM e JOIN names ON e.k = names.k
                      WITH (connector = 'file', path = '{}', delivery = 'exactly_once', partition_by = 'half')
                      FORMAT PLAIN ENCODE JSON;
-                 CREATE TABLE transfers (id bigint PRIMARY KEY, from_account int, to_account int, amount bigint);
-                 CREATE MATERIALIZED VIEW credits AS
-                     SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account;
-                 CREATE MATERIALIZED VIEW debits AS
-                     SELECT from_account AS account, sum(amount) AS debits FROM transfers GROUP BY from_account;
-                 CREATE MATERIALIZED VIEW balance AS SELECT c.account, credits - debits AS balance
-                     FROM credits c JOIN debits d ON c.account = d.account;
-                 CREATE MATERIALIZED VIEW total AS SELECT sum(balance) AS total, count(*) AS accounts FROM balance",
+                 {TRANSFERS}",
                 KEYS - 1,
                 load.input.display(),
                 out.display()

@@ -166,27 +166,7 @@ impl Connection {
             "ROLLBACK" if !sql.to_ascii_uppercase().contains(" TO") => lives.open.remove(&self.id),
             _ => false,
         };
-        let mut rows = Vec::new();
-        let (mut columns, mut count) = (None, 0);
-        for message in answer? {
-            match message {
-                SimpleQueryMessage::RowDescription(told) => columns = Some(told.len()),
-                SimpleQueryMessage::Row(row) => {
-                    let shown = |value: Option<&str>| match value {
-                        None => "NULL".to_string(),
-                        Some("") => "(empty)".to_string(),
-                        Some(value) => value.to_string(),
-                    };
-                    rows.push((0..row.len()).map(|c| shown(row.get(c))).collect());
-                }
-                SimpleQueryMessage::CommandComplete(n) => count = n,
-                _ => {}
-            }
-        }
-        Ok(match columns {
-            Some(n) => DBOutput::Rows { types: vec![DefaultColumnType::Any; n], rows },
-            None => DBOutput::StatementComplete(count),
-        })
+        Ok(output(answer?))
     }
 
     async fn client(&mut self, lives: &Lives) -> &Client {
@@ -367,4 +347,28 @@ async fn sql_tests_give_the_same_rows_from_a_server_that_is_killed() {
         after >= files && (under > 0 || files < 20) && stopped * 10 <= views,
         "{after} {under} {stopped} of {views}"
     );
+}
+
+/// What a statement has answered, as sqllogictest takes it.
+pub fn output(messages: Vec<SimpleQueryMessage>) -> DBOutput<DefaultColumnType> {
+    let (mut columns, mut rows, mut count) = (None, Vec::new(), 0);
+    for message in messages {
+        match message {
+            SimpleQueryMessage::RowDescription(told) => columns = Some(told.len()),
+            SimpleQueryMessage::Row(row) => {
+                let shown = |value: Option<&str>| match value {
+                    None => "NULL".to_string(),
+                    Some("") => "(empty)".to_string(),
+                    Some(value) => value.to_string(),
+                };
+                rows.push((0..row.len()).map(|c| shown(row.get(c))).collect());
+            }
+            SimpleQueryMessage::CommandComplete(n) => count = n,
+            _ => {}
+        }
+    }
+    match columns {
+        Some(n) => DBOutput::Rows { types: vec![DefaultColumnType::Any; n], rows },
+        None => DBOutput::StatementComplete(count),
+    }
 }
