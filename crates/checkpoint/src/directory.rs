@@ -10,6 +10,9 @@ use rustix::fs::{FlockOperation, flock};
 /// Version of everything stored below a data directory. A directory of a newer version is refused.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// The file that says where the log is, if it is not in the data directory.
+const LOG_PLACE: &str = "LOG_PLACE";
+
 /// An owned data directory. Dropping it gives up ownership; so does the death of the process, however sudden.
 #[derive(Debug)]
 pub struct DataDirectory {
@@ -101,6 +104,30 @@ impl DataDirectory {
         }
     }
 
+    /// Where the log of this data directory is, if it is not in it: it was moved to a store, and may have grown there. Errors:
+    /// `58030`.
+    pub fn log_kept_in(&self) -> Result<Option<String>> {
+        let path = self.path.join(LOG_PLACE);
+        match fs::read_to_string(&path) {
+            Ok(place) => Ok(Some(place.trim().to_string())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io_error("read", &path, &e)),
+        }
+    }
+
+    /// Notes for good that the log is kept in a store, and removes the one that is here. Errors: `53100`, `58030`.
+    pub fn keep_log_in(&self, place: &str) -> Result<()> {
+        if self.log_kept_in()?.as_deref() != Some(place) {
+            write_durably(&self.path.join(LOG_PLACE), format!("{place}\n").as_bytes())?;
+        }
+        let folder = self.log_folder();
+        for entry in fs::read_dir(&folder).map_err(|e| io_error("read folder", &folder, &e))? {
+            let path = entry.map_err(|e| io_error("read folder", &folder, &e))?.path();
+            fs::remove_file(&path).map_err(|e| io_error("remove", &path, &e))?;
+        }
+        sync_folder(&folder)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -149,6 +176,20 @@ mod tests {
         assert!(refused.detail().unwrap().contains(&std::process::id().to_string()));
         drop(first);
         DataDirectory::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_was_moved_leaves_a_note_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(folder.path()).unwrap();
+        let log = crate::Log::open(&directory.log_folder(), |_| Ok(())).unwrap();
+        drop(log);
+        assert_eq!(directory.log_kept_in().unwrap(), None);
+        for place in ["s3://bucket/a", "s3://bucket/b", "s3://bucket/b"] {
+            directory.keep_log_in(place).unwrap();
+            assert_eq!(directory.log_kept_in().unwrap().as_deref(), Some(place));
+        }
+        assert_eq!(fs::read_dir(directory.log_folder()).unwrap().count(), 0);
     }
 
     #[test]

@@ -204,6 +204,11 @@ impl Door {
         }
     }
 
+    /// Sleeps for a random part of `at_most`, for who asks again after a request has failed for good.
+    pub fn rest(&self, at_most: Duration) {
+        self.rest.rest(at_most);
+    }
+
     /// Tries whether the store keeps the law of this module, with an object that is deleted again. To be called before anything
     /// relies on the store. Errors: `0A000` it overwrites what exists, or does not show what was created.
     pub fn probe(&self) -> Result<()> {

@@ -6,6 +6,9 @@
 //! Reading order of checkpoints: [`names`] says what objects are called, [`envelope`] how each one looks, [`door`] how they are
 //! created and read, [`local`] and [`remote`] where they are kept; [`segment`] and [`manifest`] are what a checkpoint consists of;
 //! [`protocol`] decides which one is the truth, [`owner`] carries that out, [`fsck`] looks at the result.
+//!
+//! Coordinators that take over from each other keep their log beside the checkpoints ([`log`]); [`lease`] says which one should
+//! lead.
 
 pub mod crash;
 pub mod directory;
@@ -16,6 +19,7 @@ pub mod permit;
 pub mod door;
 pub mod envelope;
 pub mod fsck;
+pub mod lease;
 pub mod local;
 pub mod manifest;
 pub mod names;

@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flow::{Error, Result, SqlState};
@@ -23,6 +24,9 @@ use crate::names::MANIFESTS;
 
 /// Where files are before they have their name. No object's name begins with a dot.
 const TEMPORARY: &str = ".tmp";
+
+/// Nobody writes a file for so long: one that is older and still has no name was left behind by a crash.
+const LEFT_BEHIND_AGE: Duration = Duration::from_secs(3600);
 
 /// A folder of objects.
 #[derive(Debug)]
@@ -60,6 +64,31 @@ impl LocalStore {
             ));
         }
         Ok(LocalStore { root: root.to_path_buf(), temporary: AtomicU64::new(0), folders: Mutex::default() })
+    }
+
+    /// The same in a folder that several processes own together; it is created if needed. What has no name yet may be being
+    /// written by others, so only what is older than [`LEFT_BEHIND_AGE`] is cleared away, by the file system's own clock.
+    pub fn join(root: &Path) -> Result<LocalStore> {
+        let temporary = root.join(TEMPORARY);
+        fs::create_dir_all(&temporary).map_err(|e| io_error("create folder", &temporary, &e))?;
+        sync_folder(root)?;
+        if let Some(parent) = root.parent() {
+            sync_folder(parent)?;
+        }
+        let store = LocalStore::share(root)?;
+        let now = store.write_temporary(&[])?;
+        let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified());
+        let young = modified(&now).map_err(|e| io_error("read", &now, &e))?;
+        for entry in fs::read_dir(&temporary).map_err(|e| io_error("read folder", &temporary, &e))? {
+            let path = entry.map_err(|e| io_error("read folder", &temporary, &e))?.path();
+            // One that is gone has its name.
+            let age = modified(&path).ok().and_then(|old| young.duration_since(old).ok());
+            if age.is_some_and(|age| age > LEFT_BEHIND_AGE) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        let _ = fs::remove_file(&now);
+        Ok(store)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -138,14 +167,18 @@ impl LocalStore {
     }
 }
 
-/// Gives `from` the name `to` unless that is taken.
+/// Gives `from` the name `to` unless that is taken. After `Created` there is no `from` any more.
 fn rename_new(from: &Path, to: &Path) -> std::io::Result<Answer> {
     let refused_or = |e: Errno| if e == Errno::EXIST { Ok(Answer::Refused) } else { Err(e.into()) };
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(Answer::Created),
         // Not every file system knows the flag. A hard link is refused where a file is as well.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match rustix::fs::link(from, to) {
-            Ok(()) => Ok(Answer::Created),
+            Ok(()) => {
+                // Else it is cleared away later.
+                let _ = fs::remove_file(from);
+                Ok(Answer::Created)
+            }
             Err(e) => refused_or(e),
         },
         Err(e) => refused_or(e),
@@ -159,8 +192,10 @@ impl Store for LocalStore {
         self.create_folder(folder).map_err(Failure::Lasting)?;
         let temporary = self.write_temporary(bytes).map_err(Failure::Lasting)?;
         let renamed = rename_new(&temporary, &path);
-        // Gone already if it was renamed.
-        let _ = fs::remove_file(&temporary);
+        // One that was renamed is gone, and a process on another machine may have made another of its name since.
+        if !matches!(renamed, Ok(Answer::Created)) {
+            let _ = fs::remove_file(&temporary);
+        }
         let answer = renamed.map_err(|e| Failure::Lasting(io_error("create", &path, &e)))?;
         if name.starts_with(MANIFESTS) {
             crash::point("C7");
@@ -274,6 +309,24 @@ mod tests {
         let guest = Door::new(Arc::new(LocalStore::share(folder.path()).unwrap()), Arc::new(NoRest), 2);
         assert_eq!(guest.get("manifest/a").unwrap().unwrap(), b"payload".as_slice());
         assert!(unnamed.exists());
+    }
+
+    #[test]
+    fn who_joins_clears_away_only_what_is_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("made");
+        let first = LocalStore::join(&root).unwrap();
+        let (young, old) = (root.join(TEMPORARY).join("1-0"), root.join(TEMPORARY).join("1-1"));
+        fs::write(&young, "half").unwrap();
+        let file = fs::File::create(&old).unwrap();
+        let written = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(written - LEFT_BEHIND_AGE - Duration::from_secs(60)).unwrap();
+        let second = LocalStore::join(&root).unwrap();
+        assert!(young.exists() && !old.exists());
+        let doors = [(first, 1), (second, 2)].map(|(s, nonce)| Door::new(Arc::new(s), Arc::new(NoRest), nonce));
+        assert_eq!(doors[0].put_new("log/0000000001", b"x").unwrap(), PutNew::Created);
+        assert!(matches!(doors[1].put_new("log/0000000001", b"x").unwrap(), PutNew::Exists(_)));
+        assert_eq!(fs::read_dir(root.join(TEMPORARY)).unwrap().count(), 1);
     }
 
     #[test]

@@ -1,36 +1,29 @@
-//! The append-only log: one file of checksummed records, group-committed.
+//! The append-only log: checksummed records, group-committed, in a folder of this machine or in the store of checkpoints.
 //!
-//! It lies in a segment `NNNNNNNNNN.log`; how, says `format`. Space is preallocated *before* a record is written, so that a full
-//! disk refuses the record (`53100`) instead of losing it at sync time. Small records go to blocks that already hold
-//! zeros: a block's first write changes metadata, and a sync would then wait for the file system's journal and so, on
-//! ext4, for the pages that anybody else has just written.
+//! What both keep: an append may be lost until a sync has returned; what was synced is read back in order and whole, or opening
+//! fails and names the damage. A log that can be written no more says so once, and acknowledges nothing from then on.
 //!
-//! A crash can tear only the tail that was never synced. On opening that tail is dropped; anything else that does not check out
-//! is damage, and opening fails with `XX001` rather than dropping what was acknowledged.
-//!
-//! [`Rewrite`] puts another segment in the log's place while records go on to be appended.
+//! `file` is the log of a server that is alone: one file, one sync of the disk for everybody. `objects` is the log of
+//! coordinators that take over from each other: numbered objects that are created only if absent, so that whoever begins to
+//! write has shut out whoever wrote before. Nobody outside of here knows which of the two it has, but for who opens it.
 
-mod format;
+mod file;
+mod objects;
 mod rewrite;
-#[cfg(test)]
-mod tests;
 
-use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use flow::{Error, Result, SqlState};
 
-use self::format::{HEADER_BYTES, Header, MAGIC, VERSION};
+use self::file::FileLog;
+use self::objects::ObjectLog;
 pub use self::rewrite::{Records, Rewrite};
-use crate::directory::{io_error, sync_folder};
 use crate::disk::{Disk, SystemDisk};
+use crate::door::Door;
+use crate::names::LOG;
 
-/// Space taken from the file system at a time.
-const PREALLOCATE_BYTES: u64 = 16 << 20;
-/// Bytes filled with zeros at a time, ahead of small records.
-const ZEROED_BYTES: u64 = 256 << 10;
 /// A record above this is refused: it could not be read back into memory with certainty.
 pub const RECORD_BYTES_MAX: usize = 1 << 30;
 
@@ -52,60 +45,61 @@ impl Position {
 /// Called once, with the cause, when the log can be written no more.
 pub type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
 
-/// The open log. Appends are serialised; [`sync`](Log::sync) runs beside them.
-pub struct Log {
-    folder: PathBuf,
-    disk: Arc<dyn Disk>,
-    tail: Mutex<Tail>,
-    /// Set by a failed sync: the kernel may have dropped the pages, so nothing may be acknowledged any more.
-    broken: AtomicBool,
-    /// Set by [`close`](Log::close).
+/// Called with the cause when a sync is held up by a store that is away, and with `None` when it goes on.
+pub type OnStall = Box<dyn Fn(Option<&Error>) + Send + Sync>;
+
+/// Whether a log can be written.
+#[derive(Default)]
+struct Standing {
+    /// What everybody is told since the log has failed.
+    failed: OnceLock<Error>,
     closed: AtomicBool,
     on_failure: OnceLock<OnFailure>,
 }
 
-/// One file of the log.
-struct Segment {
-    number: u64,
-    path: PathBuf,
-    file: File,
-    /// Everything before is durable.
-    durable: AtomicU64,
-}
+impl Standing {
+    /// Errors: `57P01` it is closed; what it has failed with.
+    fn check(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(SqlState::AdminShutdown, "the log is closed"));
+        }
+        match self.failed.get() {
+            Some(failed) => Err(failed.clone()),
+            None => Ok(()),
+        }
+    }
 
-struct Tail {
-    segment: Arc<Segment>,
-    /// Where the next record starts.
-    end: u64,
-    /// File size obtained so far.
-    allocated: u64,
-    /// Blocks before this have been written.
-    written: u64,
-}
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
 
-impl Tail {
-    /// Of a file that is durable as a whole.
-    fn at_end_of(number: u64, path: PathBuf, file: File, end: u64) -> Tail {
-        let segment = Arc::new(Segment { number, path, file, durable: AtomicU64::new(end) });
-        // The mark behind the last record.
-        let written = end + HEADER_BYTES as u64;
-        Tail { segment, end, allocated: written, written }
+    /// Nothing is acknowledged any more: whoever comes is told `later`. Tells `cause` to who asked, and gives it back.
+    fn fail(&self, cause: Error, later: Error) -> Error {
+        if self.failed.set(later).is_ok()
+            && let Some(tell) = self.on_failure.get()
+        {
+            tell(&cause);
+        }
+        cause
+    }
+
+    fn on_failure(&self, on_failure: OnFailure) {
+        let told = self.on_failure.set(on_failure);
+        if let (Ok(()), Some(failed), Some(tell)) = (told, self.failed.get(), self.on_failure.get()) {
+            tell(failed);
+        }
     }
 }
 
-/// The number that a file of the log's folder has as a segment.
-fn number_of(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_suffix(".log")?.parse().ok()
+enum Place {
+    Folder(FileLog),
+    Store(Box<ObjectLog>),
 }
 
-/// A segment's own name, and the one that it has until it is whole.
-fn paths(folder: &Path, number: u64) -> (PathBuf, PathBuf) {
-    (folder.join(format!("{number:010}.log")), folder.join(format!("{number:010}.tmp")))
-}
-
-fn create_file(path: &Path) -> Result<File> {
-    let made = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path);
-    made.map_err(|e| io_error("create", path, &e))
+/// The open log. Appends are serialised; [`sync`](Log::sync) runs beside them.
+pub struct Log {
+    place: Place,
+    standing: Arc<Standing>,
 }
 
 impl Log {
@@ -116,208 +110,140 @@ impl Log {
     }
 
     /// The same on another disk than the machine's.
-    pub fn open_on(disk: Arc<dyn Disk>, folder: &Path, mut replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
-        let mut segments = Vec::new();
-        for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
-            let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
-            if path.extension().is_some_and(|e| e == "tmp") {
-                fs::remove_file(&path).map_err(|e| io_error("remove", &path, &e))?;
-            } else if let Some(number) = number_of(&path) {
-                segments.push((number, path));
-            }
-        }
-        segments.sort();
-        let Some((number, path)) = segments.pop() else {
-            return Self::create(disk, folder, 1);
-        };
-        let read = format::read(&path, &mut replay)?;
-        for (_, old) in segments {
-            fs::remove_file(&old).map_err(|e| io_error("remove", &old, &e))?;
-        }
-        let log = Log::at(disk, folder, Tail::at_end_of(number, path.clone(), read.file, read.end));
-        if read.version < VERSION {
-            return log.of_version_1(&path);
-        }
-        {
-            let tail = log.lock();
-            // Whatever a torn tail left behind must not be taken for a record later.
-            let file = &tail.segment.file;
-            let mark = Header::mark(tail.end).encode(tail.end);
-            let done = file.set_len(tail.end).and_then(|()| log.disk.write(file, &mark, tail.end));
-            done.and_then(|()| log.disk.sync(file)).map_err(|e| io_error("truncate", &path, &e))?;
-        }
-        Ok(log)
+    pub fn open_on(disk: Arc<dyn Disk>, folder: &Path, replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
+        let standing = Arc::default();
+        let log = FileLog::open(disk, folder, &standing, replay)?;
+        Ok(Log { place: Place::Folder(log), standing })
     }
 
-    fn at(disk: Arc<dyn Disk>, folder: &Path, tail: Tail) -> Log {
-        let (broken, closed, on_failure) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
-        Log { folder: folder.to_path_buf(), disk, tail: Mutex::new(tail), broken, closed, on_failure }
-    }
-
-    /// The same records in a segment of the present version.
-    fn of_version_1(self, path: &Path) -> Result<Log> {
-        let mut rewrite = self.begin_rewrite()?;
-        format::read(path, &mut |record: &[u8]| rewrite.append(record))?;
-        rewrite.take_place(&self, self.end())?;
-        Ok(self)
+    /// Begins to write the log in the store as the door's generation, and so shuts out whoever wrote it before; then hands each
+    /// record to `replay` in order. `holder`: what others are told of this process.
+    ///
+    /// Errors: `55006` a newer generation writes it; `XX001` something of it is missing or damaged, named; `58030`, `42501`,
+    /// `53100` the store does not do what it is asked: then somebody may have been shut out all the same.
+    pub fn open_in_store(door: &Door, holder: &str, replay: impl FnMut(&[u8]) -> Result<()>) -> Result<Log> {
+        let standing = Arc::default();
+        let log = ObjectLog::open(door, holder, &standing, replay)?;
+        Ok(Log { place: Place::Store(Box::new(log)), standing })
     }
 
     /// Hands each whole record of the newest segment in `folder` to `seen`, in order, and changes nothing. Returns the segment
     /// and the bytes of its whole records; `None` if there is no segment. Errors: as [`open`](Log::open).
-    pub fn look(folder: &Path, mut seen: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<(PathBuf, u64)>> {
-        let mut newest = None;
-        for entry in fs::read_dir(folder).map_err(|e| io_error("read folder", folder, &e))? {
-            let path = entry.map_err(|e| io_error("read folder", folder, &e))?.path();
-            newest = newest.max(number_of(&path).map(|n| (n, path)));
-        }
-        let Some((_, path)) = newest else { return Ok(None) };
-        let read = format::read(&path, &mut seen)?;
-        Ok(Some((path, read.end)))
+    pub fn look(folder: &Path, seen: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<(PathBuf, u64)>> {
+        FileLog::look(folder, seen)
     }
 
-    fn create(disk: Arc<dyn Disk>, folder: &Path, number: u64) -> Result<Log> {
-        let (path, temporary) = paths(folder, number);
-        let file = create_file(&temporary)?;
-        let end = MAGIC.len() as u64;
-        let content = [&MAGIC[..], &Header::mark(end).encode(end)].concat();
-        let written = disk.write(&file, &content, 0).and_then(|()| disk.sync(&file));
-        written.map_err(|e| io_error("write", &temporary, &e))?;
-        fs::rename(&temporary, &path).map_err(|e| io_error("rename", &path, &e))?;
-        sync_folder(folder)?;
-        Ok(Log::at(disk, folder, Tail::at_end_of(number, path, file, end)))
+    /// Whether there is a log in the store. Errors: `58030`, `42501`.
+    pub fn is_in_store(door: &Door) -> Result<bool> {
+        Ok(!door.list(LOG)?.is_empty())
+    }
+
+    /// What [`look`](Log::look) does, for a log in the store: returns its newest object and the bytes of its records. Errors: as
+    /// [`open_in_store`](Log::open_in_store).
+    pub fn look_in_store(door: &Door, seen: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<(String, u64)>> {
+        ObjectLog::look(door, seen)
     }
 
     /// Calls `on_failure` when the log fails, or at once if it has. The first to ask is the one that is told.
     pub fn on_failure(&self, on_failure: OnFailure) {
-        let told = self.on_failure.set(on_failure);
-        if let (Ok(()), Err(failed), Some(tell)) = (told, self.check(), self.on_failure.get()) {
-            tell(&failed);
+        self.standing.on_failure(on_failure);
+    }
+
+    /// Calls `on_stall` when a sync has to wait for its store, and when it goes on. Before somebody has asked to be told, a sync does
+    /// not wait but fails. The first to ask is the one that is told.
+    pub fn on_stall(&self, on_stall: OnStall) {
+        if let Place::Store(log) = &self.place {
+            log.on_stall(on_stall);
         }
     }
 
     /// Appends one record (the concatenation of `parts`) and returns the position after it. On an error the log is
     /// as if the call had not been made.
     ///
-    /// Errors: `53100` disk full, `58030` other failures, `54000` for a record above [`RECORD_BYTES_MAX`].
+    /// Errors: `53100` disk full, `58030` other failures, `54000` for a record above [`RECORD_BYTES_MAX`]; of
+    /// [`check`](Self::check).
     pub fn append(&self, parts: &[&[u8]]) -> Result<Position> {
-        let mut header = Header::of(parts, 0)?;
-        let total = HEADER_BYTES as u64 + u64::from(header.length);
-        let mut tail = self.lock();
-        self.check()?;
-        let segment = Arc::clone(&tail.segment);
-        header.synced = segment.durable.load(Ordering::Acquire);
-        // With room for the mark behind it.
-        let needed = tail.end + total + HEADER_BYTES as u64;
-        if needed > tail.allocated {
-            let size = (needed - tail.allocated).next_multiple_of(PREALLOCATE_BYTES);
-            let allocated = self.disk.allocate(&segment.file, tail.allocated, size);
-            allocated.map_err(|e| io_error("extend", &segment.path, &e))?;
-            tail.allocated += size;
+        match &self.place {
+            Place::Folder(log) => log.append(parts),
+            Place::Store(log) => log.append(parts),
         }
-        let start = tail.end;
-        if needed > tail.written && total <= ZEROED_BYTES {
-            let from = tail.written.max(start);
-            let to = needed.max(from + ZEROED_BYTES).min(tail.allocated);
-            let zeros = vec![0; (to - from) as usize];
-            let zeroed = self.disk.write(&segment.file, &zeros, from);
-            zeroed.map_err(|e| io_error("extend", &segment.path, &e))?;
-            tail.written = to;
-        }
-        let written = (|| {
-            // The header goes last: until it is there, the bytes after it mean nothing.
-            let mut at = start + HEADER_BYTES as u64;
-            for part in parts {
-                self.disk.write(&segment.file, part, at)?;
-                at += part.len() as u64;
-            }
-            self.disk.write(&segment.file, &header.encode(start), start)
-        })();
-        if let Err(e) = written {
-            self.mark(&tail);
-            return Err(io_error("append to", &segment.path, &e));
-        }
-        tail.end = start + total;
-        tail.written = tail.written.max(tail.end);
-        Ok(Position { segment: segment.number, at: tail.end })
     }
 
     /// Makes everything appended before the call durable and returns up to where.
     ///
-    /// After a failure the log refuses everything (`58030`): the kernel may have dropped what it could not write.
+    /// After a failure the log refuses everything: a disk may have dropped what it could not write (`58030`), another process may
+    /// have taken over (`57P01`). A store that is away is waited for, since nothing is lost by that: see [`on_stall`](Self::on_stall).
     pub fn sync(&self) -> Result<Position> {
-        self.check()?;
-        let (segment, end) = {
-            let tail = self.lock();
-            (Arc::clone(&tail.segment), tail.end)
-        };
-        if end > segment.durable.load(Ordering::Acquire) {
-            if let Err(e) = self.disk.sync(&segment.file) {
-                return Err(self.fail(io_error("sync", &segment.path, &e)));
-            }
-            // If another segment has taken the place meanwhile, that one holds the same and is durable.
-            segment.durable.fetch_max(end, Ordering::AcqRel);
-            let tail = self.lock();
-            if Arc::ptr_eq(&tail.segment, &segment) {
-                self.mark(&tail);
-            }
+        match &self.place {
+            Place::Folder(log) => log.sync(),
+            Place::Store(log) => log.sync(),
         }
-        Ok(Position { segment: segment.number, at: end })
-    }
-
-    /// Says behind the last record how far the log is durable. Best effort: a crash may lose it in any case, and then a damaged
-    /// record of the last sync passes for a torn one. What is at that place means nothing, so half a mark does no harm.
-    fn mark(&self, tail: &Tail) {
-        let synced = tail.segment.durable.load(Ordering::Acquire);
-        let _ = self.disk.write(&tail.segment.file, &Header::mark(synced).encode(tail.end), tail.end);
-    }
-
-    /// Nothing is acknowledged any more. Gives the error back.
-    fn fail(&self, error: Error) -> Error {
-        let error = error.with_hint("Check the disk and restart the server.");
-        if !self.broken.swap(true, Ordering::AcqRel)
-            && let Some(tell) = self.on_failure.get()
-        {
-            tell(&error);
-        }
-        error
     }
 
     /// Where the next record will stand.
     pub fn end(&self) -> Position {
-        let tail = self.lock();
-        Position { segment: tail.segment.number, at: tail.end }
+        match &self.place {
+            Place::Folder(log) => log.end(),
+            Place::Store(log) => log.end(),
+        }
     }
 
-    /// Refuses everything from now on: another log may be opened on the same folder, though somebody still holds this one.
+    /// Who waits in a sync waits no longer than for the request that is under way: the server stops.
+    pub fn hurry(&self) {
+        if let Place::Store(log) = &self.place {
+            log.hurry();
+        }
+    }
+
+    /// Refuses everything from now on: another log may be opened on the same place, though somebody still holds this one.
     pub fn close(&self) {
-        // Nobody is in the middle of an append.
-        let _tail = self.lock();
-        self.closed.store(true, Ordering::Release);
+        match &self.place {
+            Place::Folder(log) => log.close(),
+            Place::Store(log) => log.close(),
+        }
+    }
+
+    /// Another process has become the owner of the store of checkpoints, for this cause. If the log is there too it is not this
+    /// process's any more, and fails.
+    pub fn lose_store(&self, cause: &Error) {
+        if let Place::Store(_) = &self.place {
+            let lost = objects::taken_over(cause.detail().unwrap_or_else(|| cause.message()).to_string());
+            self.standing.fail(lost.clone(), lost);
+        }
+    }
+
+    /// Does some of what need not be done at once: keeps the number of objects small, and removes what nothing needs any more.
+    /// Returns whether there may be more to do. Errors: of the store; nothing is lost by them, and it may be called again.
+    pub fn tidy(&self) -> Result<bool> {
+        match &self.place {
+            Place::Folder(_) => Ok(false),
+            Place::Store(log) => log.tidy(),
+        }
+    }
+
+    /// Whether [`tidy`](Self::tidy) ever has something to do.
+    pub fn needs_tidying(&self) -> bool {
+        matches!(self.place, Place::Store(_))
     }
 
     /// Bytes of records in the log.
     pub fn len(&self) -> u64 {
-        self.lock().end
+        match &self.place {
+            Place::Folder(log) => log.len(),
+            Place::Store(log) => log.end().at,
+        }
     }
 
     /// Whether the log holds no record.
     pub fn is_empty(&self) -> bool {
-        self.len() == MAGIC.len() as u64
+        match &self.place {
+            Place::Folder(log) => log.is_empty(),
+            Place::Store(log) => log.end().at == 0,
+        }
     }
 
-    /// Whether it can be written. Errors: `57P01` if it is closed, `58030` after a failed sync.
+    /// Whether it can be written. Errors: `57P01` it is closed, or another process has taken over; `58030` after a failed sync.
     pub fn check(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::new(SqlState::AdminShutdown, "the log is closed"));
-        }
-        if self.broken.load(Ordering::Acquire) {
-            return Err(Error::new(SqlState::IoError, "the log is read-only after a failed sync")
-                .with_hint("Check the disk and restart the server."));
-        }
-        Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.standing.check()
     }
 }

@@ -19,6 +19,14 @@ pub const SAVEPOINTS: &str = "savepoint";
 pub const PROBES: &str = "probe";
 /// Records of jobs that have ended; no checkpoint needs them.
 pub const HISTORY: &str = "history";
+/// The log of coordinators that take over from each other: its numbered objects, and what stands for many of them. See
+/// [`crate::log`].
+pub const LOG: &str = "log";
+pub const LOG_PARTS: &str = "logpart";
+/// Signs of life of the coordinator that leads. See [`crate::lease`].
+pub const LEASES: &str = "lease";
+/// What tells the cluster from every other one.
+pub const CLUSTER: &str = "cluster/id";
 
 /// The object of a segment: state of one slot of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +114,10 @@ pub enum Kind {
     Savepoint = 6,
     Probe = 7,
     History = 8,
+    Log = 9,
+    LogPart = 10,
+    Lease = 11,
+    Cluster = 12,
 }
 
 impl Kind {
@@ -119,6 +131,10 @@ impl Kind {
             SAVEPOINTS => Kind::Savepoint,
             PROBES => Kind::Probe,
             HISTORY => Kind::History,
+            LOG => Kind::Log,
+            LOG_PARTS => Kind::LogPart,
+            LEASES => Kind::Lease,
+            "cluster" => Kind::Cluster,
             _ => Kind::Other,
         }
     }

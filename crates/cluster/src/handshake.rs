@@ -27,8 +27,10 @@ pub const BUILD_VERSION: &str = env!("CARGO_PKG_VERSION");
 const PIECE_TIME_MAX: Duration = Duration::from_secs(1);
 /// In how many pieces it may come: so a stranger who sends byte by byte costs a thread for seconds.
 const PIECES_MAX: usize = 16;
-/// How long a node that is called may take to answer: it may have to wait for the coordinator itself.
+/// How long a worker that is called may take to answer: it may have to wait for the coordinator itself.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long a coordinator may take, which waits for nobody.
+const COORDINATOR_ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long it may take to connect.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,8 @@ pub enum Caller {
     Worker { address: String, slots: usize },
     /// A worker of this session, to another.
     Peer { session: u64, worker: u32 },
+    /// A coordinator that stands by, to the one that leads: it wants to know whether it belongs to it.
+    Standby { address: String },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -215,7 +219,8 @@ pub fn accept(
 
 /// Calls a node. `me` says what the caller is, given its own end of the connection.
 ///
-/// Errors: `28000` it refuses, with its reason; `08006` it cannot be reached or does not answer; `08P01` it is no node.
+/// Errors: `28000` it refuses, with its reason; `57P03` it is a coordinator that stands by; `08006` it cannot be reached or does not
+/// answer; `08P01` it is no node.
 pub fn call(address: &str, mine: &Identity, me: impl FnOnce(IpAddr) -> Caller) -> Result<(Known, Welcome)> {
     let unreachable = |e: std::io::Error| failed(&format!("cannot connect to {address}"), &e);
     let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(unreachable)?.collect();
@@ -227,20 +232,20 @@ pub fn call(address: &str, mine: &Identity, me: impl FnOnce(IpAddr) -> Caller) -
         }
     }
     let mut stream = outcome.map_err(unreachable)?;
-    let set = |stream: &TcpStream| -> std::io::Result<(TcpStream, SocketAddr)> {
+    let caller = me(stream.local_addr().map_err(unreachable)?.ip());
+    let time = match caller {
+        Caller::Peer { .. } => ANSWER_TIME_MAX,
+        Caller::Worker { .. } | Caller::Standby { .. } => COORDINATOR_ANSWER_TIME_MAX,
+    };
+    let set = |stream: &TcpStream| -> std::io::Result<TcpStream> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
-        stream.set_write_timeout(Some(ANSWER_TIME_MAX))?;
-        Ok((stream.try_clone()?, stream.local_addr()?))
+        stream.set_read_timeout(Some(time))?;
+        stream.set_write_timeout(Some(time))?;
+        stream.try_clone()
     };
-    let (clone, local) = set(&stream).map_err(unreachable)?;
-    let mut reader = BufReader::new(clone);
-    let hello = Hello {
-        build: mine.build.clone(),
-        cluster: mine.cluster.clone(),
-        token: mine.token.clone(),
-        caller: me(local.ip()),
-    };
+    let mut reader = BufReader::new(set(&stream).map_err(unreachable)?);
+    let (build, cluster, token) = (mine.build.clone(), mine.cluster.clone(), mine.token.clone());
+    let hello = Hello { build, cluster, token, caller };
     let mut bytes = [&MAGIC[..], &PROTOCOL_VERSION.to_le_bytes()].concat();
     frame::write(&mut bytes, &message::frame(0, &hello)?).map_err(unreachable)?;
     stream.write_all(&bytes).map_err(unreachable)?;

@@ -38,7 +38,8 @@ const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// What a worker needs to know.
 #[derive(Clone)]
 pub struct NodeConfig {
-    /// Where the coordinator listens for workers, as `host:port`.
+    /// Where the coordinator listens for workers, as `host:port`; where several take over from each other, all of them, separated by
+    /// commas.
     pub coordinator: String,
     pub slots: usize,
     pub token: String,
@@ -248,8 +249,16 @@ impl Node {
 
     /// Works until [`close`](Self::close). Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
     pub fn run(self: &Arc<Self>) -> Result<()> {
-        let mut told = None;
+        let addresses: Vec<&str> =
+            self.config.coordinator.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
+        if addresses.is_empty() {
+            return Err(Error::new(SqlState::InvalidParameterValue, "a worker needs the address of a coordinator")
+                .with_hint("Set coordinator_addr to host:port, or to several of them, separated by commas."));
+        }
+        let (mut told, mut next) = (vec![None; addresses.len()], 0);
         while !self.closed.load(Ordering::Acquire) {
+            let (address, told) = (addresses[next], &mut told[next]);
+            next = (next + 1) % addresses.len();
             let port = self.addr.port();
             let (bound, slots) = (self.addr.ip(), self.config.slots);
             // One that listens everywhere is reached where it reaches the coordinator.
@@ -258,20 +267,26 @@ impl Node {
                 slots,
             };
             let identity = self.identity.lock().clone();
-            match call(&self.config.coordinator, &identity, me) {
+            match call(address, &identity, me) {
                 Ok((known, welcome)) => {
-                    told = None;
-                    self.serve(known, &welcome)?;
+                    *told = None;
+                    self.serve(address, known, &welcome)?;
                 }
                 Err(error) if error.state() == SqlState::InvalidAuthorization => return Err(error),
                 Err(error) => {
                     if told.as_ref() != Some(&error) {
-                        warn!(coordinator = self.config.coordinator, %error, "the coordinator is not there; calling again");
-                        told = Some(error);
+                        match error.state() {
+                            SqlState::CannotConnectNow => {
+                                info!(coordinator = address, %error, "sent on to another one")
+                            }
+                            _ => warn!(coordinator = address, %error, "the coordinator is not there; calling again"),
+                        }
+                        *told = Some(error);
                     }
                 }
             }
-            if !self.closed.load(Ordering::Acquire) {
+            // One that leads may be the next.
+            if next == 0 && !self.closed.load(Ordering::Acquire) {
                 std::thread::sleep(CALL_REST);
             }
         }
@@ -288,7 +303,7 @@ impl Node {
     }
 
     /// Does what the coordinator says until it is away.
-    fn serve(self: &Arc<Self>, known: Known, welcome: &Welcome) -> Result<()> {
+    fn serve(self: &Arc<Self>, address: &str, known: Known, welcome: &Welcome) -> Result<()> {
         self.identity.lock().cluster = Some(welcome.cluster.clone());
         let pulse = Pulse { heartbeat: welcome.heartbeat, timeout: welcome.timeout };
         let beats = Arc::downgrade(self);
@@ -303,12 +318,7 @@ impl Node {
             current.coordinator = Some(Arc::clone(&coordinator));
             current.pulse = Some(pulse);
         }
-        info!(
-            worker = welcome.worker,
-            coordinator = self.config.coordinator,
-            cluster = welcome.cluster,
-            "known to the coordinator"
-        );
+        info!(worker = welcome.worker, coordinator = address, cluster = welcome.cluster, "known to the coordinator");
         let error = loop {
             if self.closed.load(Ordering::Acquire) {
                 coordinator.close();

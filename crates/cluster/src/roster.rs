@@ -60,6 +60,8 @@ struct State {
     workers: BTreeMap<u32, Registered>,
     next: u32,
     session: Option<Arc<Session>>,
+    /// Why no worker is let in: another coordinator leads.
+    standby: Option<Error>,
 }
 
 /// The workers of a cluster.
@@ -163,6 +165,16 @@ impl Roster {
         state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
     }
 
+    /// Lets no worker in, for this cause, and lets those go that are here, so that they look for the coordinator that leads; `None`:
+    /// this one does.
+    pub fn stand_by(&self, cause: Option<Error>) {
+        let mut state = self.state.lock();
+        if cause.is_some() {
+            state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
+        }
+        state.standby = cause;
+    }
+
     /// Every worker that has come, in the order in which they came first.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let state = self.state.lock();
@@ -246,12 +258,20 @@ impl Roster {
         let admit = |caller: &Caller| self.admit(caller);
         let (known, caller, welcome) = match accept(stream, &self.config.identity, admit) {
             Ok(accepted) => accepted,
+            // It calls again and again.
+            Err(error) if error.state() == SqlState::CannotConnectNow => {
+                debug!(from, %error, "a worker is sent on to the leader");
+                return;
+            }
             Err(error) => {
                 warn!(from, %error, hint = error.hint(), "a caller is refused");
                 return;
             }
         };
         drop(place);
+        if let Caller::Standby { address } = &caller {
+            info!(address, "a standby has called");
+        }
         let Caller::Worker { address, slots } = caller else { return };
         match self.register(known, welcome.worker, &address, slots) {
             Ok((connection, incoming, heard_us)) => self.hear(welcome.worker, &connection, incoming, &heard_us),
@@ -264,6 +284,11 @@ impl Roster {
         let refuse = |message: &str, detail: String, hint: &str| {
             Err(Error::new(SqlState::InvalidAuthorization, message).with_detail(detail).with_hint(hint))
         };
+        let Pulse { heartbeat, timeout } = self.config.pulse;
+        let cluster = self.config.identity.cluster.clone().unwrap_or_default();
+        if let Caller::Standby { .. } = caller {
+            return Ok(Welcome { cluster, worker: 0, heartbeat, timeout });
+        }
         let Caller::Worker { address, slots } = caller else {
             return refuse(
                 "a coordinator has no slots",
@@ -279,6 +304,9 @@ impl Roster {
             );
         }
         let mut state = self.state.lock();
+        if let Some(standby) = &state.standby {
+            return Err(standby.clone());
+        }
         let known = state.workers.iter().find(|(_, worker)| worker.address == *address).map(|(id, _)| *id);
         let worker = match known {
             Some(id) => id,
@@ -303,8 +331,6 @@ impl Roster {
                 state.next
             }
         };
-        let Pulse { heartbeat, timeout } = self.config.pulse;
-        let cluster = self.config.identity.cluster.clone().unwrap_or_default();
         Ok(Welcome { cluster, worker, heartbeat, timeout })
     }
 
@@ -329,6 +355,10 @@ impl Roster {
         };
         let before = {
             let mut state = self.state.lock();
+            if let Some(standby) = &state.standby {
+                connection.close();
+                return Err(standby.clone());
+            }
             let before = state.workers.insert(id, registered).and_then(|worker| worker.connection);
             if before.is_some()
                 && let Some(session) = state.session.clone().filter(|session| session.has(id))

@@ -704,6 +704,7 @@ impl KeeperService {
                     self.under_way = Some(under_way);
                 }
                 Err(error) => {
+                    self.note_lost(&error);
                     self.clock.stalls.set(Waiting::Checkpoints, error.clone());
                     warn!(%error, epoch = under_way.begin.epoch.0, "a checkpoint could not be made durable");
                     self.clock.send(Event::CheckpointEnded(Err(error)));
@@ -721,9 +722,17 @@ impl KeeperService {
             if !self.spares
                 && let Err(error) = self.collect()
             {
+                self.note_lost(&error);
                 warn!(%error, "what no checkpoint needs could not be cleared away");
             }
             self.clock.send(Event::CheckpointEnded(Ok(epoch)));
+        }
+    }
+
+    /// A log that is beside checkpoints of which another process has become the owner is its log.
+    fn note_lost(&self, error: &Error) {
+        if error.state() == SqlState::ObjectInUse {
+            self.log.lose_store(error);
         }
     }
 

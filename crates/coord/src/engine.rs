@@ -3,6 +3,7 @@
 //! Law: a catalog change is logged and synced before it takes effect; it is checked so thoroughly before that it cannot
 //! fail after. DDL statements exclude each other; they never wait for data of another job.
 
+mod place;
 pub(crate) mod replay;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,8 +13,7 @@ use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
 use catalog::{Catalog, Definition, Relation, RelationKind, SideKind};
-use checkpoint::disk::SystemDisk;
-use checkpoint::{DataDirectory, Disk, Log};
+use checkpoint::{DataDirectory, Disk, Generation, Log};
 use connect::sink::Delivery;
 use flow::{ChangeBatch, Epoch, Error, JobId, RelationId, Result, SqlState};
 use futures::future::Either;
@@ -28,6 +28,8 @@ use state::{Pin, Pins, RelationSnapshot, RelationStore};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use self::place::open_log;
+pub use self::place::{SharedLog, cluster_id};
 use self::replay::{Recovery, recover};
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::checkpoints::{Capture, Keeper};
@@ -47,6 +49,7 @@ use crate::sources::{Sides, Sources};
 use crate::stalls::Waiting;
 use crate::subscriptions::Why;
 use crate::table::Table;
+use crate::tidy::Tidying;
 use crate::time::Time;
 
 /// What an engine needs to start.
@@ -65,6 +68,8 @@ pub struct EngineConfig {
     pub log_bytes_min: u64,
     /// Where state is kept over restarts; `None`: nowhere, everything is made anew from its inputs.
     pub checkpoints: Option<CheckpointConfig>,
+    /// The log lies in the store of checkpoints, where other coordinators can go on with it; `None`: in the data directory.
+    pub shared_log: Option<SharedLog>,
 }
 
 /// The shortest time between two checkpoints.
@@ -133,11 +138,14 @@ pub struct Engine {
     pub locks: Arc<Locks>,
     tables: SharedTables,
     pub compaction: Arc<Compaction>,
+    tidying: Option<Tidying>,
     views: RwLock<HashMap<RelationId, ViewTraits>>,
     /// When this process opened the data directory, in microseconds since the Unix epoch.
     pub started_us: i64,
+    /// As which it owns the checkpoints, if there are any.
+    generation: Option<Generation>,
     /// Owned until the shutdown.
-    directory: Mutex<Option<DataDirectory>>,
+    directory: Mutex<Option<Arc<DataDirectory>>>,
 }
 
 /// The clock's answer about a job.
@@ -178,13 +186,24 @@ impl Engine {
 
     /// [`open`](Engine::open) with another way to let slots, clock and feeders run.
     pub fn open_with(config: EngineConfig, execution: Arc<dyn Execution>) -> Result<Arc<Engine>> {
-        let directory = DataDirectory::open(&config.data_dir)?;
+        let directory = match &config.shared_log {
+            Some(shared) => Arc::clone(&shared.directory),
+            None => Arc::new(DataDirectory::open(&config.data_dir)?),
+        };
         let locks: Arc<Locks> = Arc::default();
-        let open = |c: CheckpointConfig| Kept::open(&config.data_dir, c.clone(), &directory.identity(c.nonce)?);
+        let open = |c: CheckpointConfig| {
+            let origin = match &config.shared_log {
+                Some(shared) => shared.cluster.clone(),
+                None => directory.identity(c.nonce)?,
+            };
+            Kept::open(&config.data_dir, c, &origin)
+        };
         let mut kept = config.checkpoints.clone().map(open).transpose()?;
-        let disk = config.disk.clone().unwrap_or_else(|| Arc::new(SystemDisk));
         let newest = kept.as_ref().and_then(|k| k.newest.as_ref());
-        let recovered = recover(&directory, disk, &locks, newest, config.log_bytes_min)?;
+        // Only now: no checkpoint of an older owner can come after the newest one, so neither can a rewrite of the log up to it.
+        let door = kept.as_ref().map(|k| &*k.door);
+        let open = |replay: &mut dyn FnMut(&[u8]) -> Result<()>| open_log(&config, &directory, door, replay);
+        let recovered = recover(open, &locks, newest, config.log_bytes_min)?;
         if let (Some(kept), Some(interval)) = (&mut kept, recovered.catalog.system(CHECKPOINT_INTERVAL)) {
             kept.config.interval = Some(checkpoint_interval(interval)?);
         }
@@ -217,6 +236,17 @@ impl Engine {
         let sender = Arc::clone(&clock);
         let told = Arc::clone(&clock);
         log.on_failure(Box::new(move |cause| told.log_failed(cause)));
+        let told = Arc::clone(&clock);
+        log.on_stall(Box::new(move |cause| match cause {
+            Some(cause) => {
+                warn!(error = %cause, "the log waits for its store");
+                told.stalls.set(Waiting::Log, cause.clone());
+            }
+            None => {
+                info!("the log goes on");
+                told.stalls.clear(Waiting::Log);
+            }
+        }));
         let reports: Arc<dyn Fn(FromSlot) + Send + Sync> = Arc::new(move |m| sender.send(Event::FromSlot(m)));
         let mut shared = Shared::new(budget.clone(), config.batch_rows);
         if let Some(kept) = &kept {
@@ -232,6 +262,7 @@ impl Engine {
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);
         let sinks = Arc::new(sinks);
 
+        let generation = kept.as_ref().map(|kept| kept.owner.generation());
         let history = kept.as_ref().map(|kept| (Arc::clone(&kept.door), kept.config.history));
         let keeper = kept
             .map(|kept| {
@@ -281,9 +312,11 @@ impl Engine {
         };
         execution.start_clock(event_loop, events)?;
 
+        let tidying = Tidying::start(&*execution, &log)?;
         let started_us = config.time.now_us();
         let engine = Arc::new(Engine {
             started_us,
+            generation,
             config,
             clock,
             pins,
@@ -302,6 +335,7 @@ impl Engine {
             locks,
             tables,
             compaction,
+            tidying,
             views: RwLock::default(),
             directory: Mutex::new(Some(directory)),
         });
@@ -810,6 +844,16 @@ impl Engine {
         self.clock.send(Event::Input);
     }
 
+    /// As which this process owns the store of checkpoints, if there is one: each start has the next.
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// Where clients find this process, as other coordinators are told; `local` where there are none.
+    pub fn address(&self) -> &str {
+        self.config.shared_log.as_ref().map_or("local", |shared| &shared.address)
+    }
+
     /// What keeps checkpoints, if anything does.
     pub fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
@@ -1084,6 +1128,8 @@ impl Engine {
 
     /// Stops clock, slots, sources and sinks. Acknowledged work is durable already.
     pub fn shutdown(&self) {
+        // Nobody waits for a store that is away.
+        self.log.hurry();
         if let Some(depot) = &self.depot {
             depot.begin_to_stop();
         }
@@ -1100,6 +1146,9 @@ impl Engine {
             keeper.stop();
         }
         self.compaction.stop();
+        if let Some(tidying) = &self.tidying {
+            tidying.stop();
+        }
         if let Some(depot) = &self.depot {
             depot.stop();
         }

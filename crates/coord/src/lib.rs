@@ -31,6 +31,7 @@ pub mod stalls;
 pub mod status;
 pub mod subscriptions;
 pub mod table;
+mod tidy;
 pub mod time;
 
 pub use engine::{Engine, EngineConfig};

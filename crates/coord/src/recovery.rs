@@ -246,7 +246,7 @@ impl Found {
 
 /// Refuses checkpoints that another data directory has written: taking them over would show its rows, and clear away what it
 /// needs. Nothing is changed. Errors: `55000`; `58030`, `42501` the store does not answer. What is damaged is for later to say.
-fn check_origin(door: &Door, origin: &str) -> Result<()> {
+pub(crate) fn check_origin(door: &Door, origin: &str) -> Result<()> {
     let lines = checkpoint::fsck::checkpoints(door).or_else(|e| match e.state() {
         SqlState::DataCorrupted => Ok(Vec::new()),
         _ => Err(e),

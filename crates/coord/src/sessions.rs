@@ -63,6 +63,12 @@ impl Sessions {
             .collect()
     }
 
+    /// Ends all sessions: their clients are to connect again, perhaps elsewhere.
+    pub fn end_all(&self) {
+        let seats: Vec<Arc<Seat>> = self.open.lock().values().cloned().collect();
+        seats.iter().for_each(|seat| (seat.stop)(true));
+    }
+
     /// Stops a session's statement or the session; false when there is no such session.
     pub fn stop(&self, pid: i32, whole_session: bool) -> bool {
         let seat = self.open.lock().get(&pid).cloned();
@@ -153,6 +159,8 @@ mod tests {
         assert_eq!((shown.state_changed_at_us, shown.transaction_started_at_us), (Some(9), Some(5)));
         assert!(sessions.stop(7, false) && sessions.stop(7, true) && !sessions.stop(8, true));
         assert_eq!(stops.load(Ordering::Relaxed), 3);
+        sessions.end_all();
+        assert_eq!(stops.load(Ordering::Relaxed), 5);
         drop(open);
         assert!(sessions.all().is_empty() && !sessions.stop(7, false));
     }

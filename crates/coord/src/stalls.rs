@@ -13,6 +13,8 @@ use parking_lot::RwLock;
 pub enum Waiting {
     /// Every job, for workers that are away.
     Workers,
+    /// Whoever commits, for the store that the log is in.
+    Log,
     /// Slots, to store the state of jobs.
     State,
     /// The coordinator, to make checkpoints durable.
@@ -59,7 +61,7 @@ impl Stalls {
     pub fn of_job(&self, relation: RelationId, kept: bool) -> Option<Error> {
         let own = {
             let causes = self.causes.read();
-            let of_it = [Waiting::Workers, Waiting::Start(relation), Waiting::Sink(relation)];
+            let of_it = [Waiting::Workers, Waiting::Log, Waiting::Start(relation), Waiting::Sink(relation)];
             of_it.iter().find_map(|waiting| causes.get(waiting)).cloned()
         };
         own.or_else(|| self.of_checkpoints().filter(|_| kept))

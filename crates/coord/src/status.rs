@@ -6,7 +6,7 @@ use std::sync::Arc;
 use catalog::Settings;
 use flow::{RelationId, Result};
 use parking_lot::Mutex;
-use query::system::{ActivityInfo, JobInfo, SourceInfo, SystemSource, WorkerInfo};
+use query::system::{ActivityInfo, CoordinatorInfo, JobInfo, SourceInfo, SystemSource, WorkerInfo};
 use runtime::WorkerStatus;
 
 use crate::engine::Engine;
@@ -114,6 +114,15 @@ impl SystemSource for EngineStatus {
             started_at_us: worker.started_us.or(Some(self.engine.started_us)),
         };
         self.engine.worker.processes().into_iter().map(info).collect()
+    }
+
+    fn coordinators(&self) -> Vec<CoordinatorInfo> {
+        vec![CoordinatorInfo {
+            address: self.engine.address().into(),
+            state: "leader".into(),
+            generation: self.engine.generation().map(|generation| generation.0 as i64),
+            started_at_us: Some(self.engine.started_us),
+        }]
     }
 
     fn set_config(&self, name: &str, value: Option<&str>, local: bool) -> Result<String> {

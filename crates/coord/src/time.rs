@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-/// Microseconds since the Unix epoch, from the machine or from a test.
+/// Microseconds, since the Unix epoch if nothing else is said, from the machine or from a test.
 #[derive(Clone)]
 pub struct Time(Arc<dyn Fn() -> i64 + Send + Sync>);
 
@@ -15,6 +15,13 @@ impl Time {
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
         }))
+    }
+
+    /// A clock of the machine that never goes back nor jumps. Only differences of its times mean something.
+    #[allow(clippy::disallowed_methods)]
+    pub fn steady() -> Time {
+        let start = std::time::Instant::now();
+        Time(Arc::new(move || i64::try_from(start.elapsed().as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// A clock that `now_us` answers for.

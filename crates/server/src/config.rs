@@ -50,6 +50,7 @@ const SETTINGS: &[&str] = &[
     "worker_addr",
     "heartbeat_interval",
     "heartbeat_timeout",
+    "high_availability",
     "max_connections",
     "log_format",
     "log_level",
@@ -70,7 +71,7 @@ pub struct Config {
     pub batch_rows: usize,
     /// `10s`, `250ms`: the first epoch after so long becomes a checkpoint; `off`: no state is kept over restarts.
     pub checkpoint_interval: String,
-    /// `s3://bucket/prefix`: where checkpoints are kept; empty: in a folder of the data directory.
+    /// `s3://bucket/prefix`, `file:///a/folder`: where checkpoints are kept; empty: in a folder of the data directory.
     pub checkpoint_url: String,
     /// `10min`, `30s`: a sink whose target does not answer for so long is stopped.
     pub checkpoint_timeout: String,
@@ -90,7 +91,7 @@ pub struct Config {
     pub cluster_workers: usize,
     /// What all nodes of a cluster know and nobody else.
     pub cluster_token: String,
-    /// Where a worker finds the coordinator, as `host:port`.
+    /// Where a worker finds the coordinator, as `host:port`; several, separated by commas, where others take over from it.
     pub coordinator_addr: String,
     /// Where a worker listens for others.
     pub worker_addr: SocketAddr,
@@ -98,11 +99,22 @@ pub struct Config {
     pub heartbeat_interval: String,
     /// `10s`: a node of which nothing is heard for so long is away.
     pub heartbeat_timeout: String,
+    /// `none`, or `store`: a coordinator's log is beside the checkpoints, and another coordinator can take over.
+    pub high_availability: String,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
     pub log_format: String,
     pub log_level: String,
+}
+
+/// A place for checkpoints beside the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckpointPlace {
+    /// A bucket of S3, and the prefix in it.
+    Bucket { bucket: String, prefix: String },
+    /// A folder that several machines may share.
+    Folder(PathBuf),
 }
 
 impl Default for Config {
@@ -129,6 +141,7 @@ impl Default for Config {
             worker_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             heartbeat_interval: "1s".into(),
             heartbeat_timeout: "10s".into(),
+            high_availability: "none".into(),
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -167,6 +180,7 @@ impl Config {
         flag("cluster_addr", args.cluster_addr.clone());
         flag("coordinator_addr", args.coordinator_addr.clone());
         flag("worker_addr", args.worker_addr.clone());
+        flag("high_availability", args.high_availability.clone());
         for (name, number) in [("slots", args.slots), ("cluster_workers", args.cluster_workers)] {
             if let Some(number) = number {
                 figment = figment.merge((name, number));
@@ -184,7 +198,12 @@ impl Config {
             ));
         }
         config.memory_bytes()?;
-        config.checkpoints()?;
+        // A folder is opened only by who uses it.
+        config.checkpoints_in(match config.checkpoint_place()? {
+            Some(CheckpointPlace::Folder(_)) => None,
+            _ => config.checkpoint_store()?,
+        })?;
+        config.is_highly_available()?;
         if config.slots > flow::hash::VNODES {
             return Err(Error::new(
                 SqlState::InvalidParameterValue,
@@ -218,6 +237,11 @@ impl Config {
 
     /// How checkpoints are taken, and the savepoint to start from.
     pub fn checkpoints(&self) -> Result<Option<CheckpointConfig>> {
+        self.checkpoints_in(self.checkpoint_store()?)
+    }
+
+    /// The same with the store that they are kept in; `None`: the data directory.
+    fn checkpoints_in(&self, store: Option<Arc<dyn Store>>) -> Result<Option<CheckpointConfig>> {
         let text = self.checkpoint_interval.trim();
         if text.eq_ignore_ascii_case("off") {
             return Ok(None);
@@ -232,7 +256,6 @@ impl Config {
         })?;
         let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
         let retained = self.checkpoints_retained.max(1);
-        let store = self.checkpoint_store()?;
         let savepoint = self.from_savepoint.clone();
         let (rest, interval) = (None, Some(interval));
         let history = HistoryConfig { retained: self.history_retained, age: history_age(&self.history_age)? };
@@ -249,27 +272,61 @@ impl Config {
         heartbeat("heartbeat_timeout", &self.heartbeat_timeout)
     }
 
+    /// Whether coordinators take over from each other. Errors: `22023` a value that is none, or one that lacks what it needs.
+    pub fn is_highly_available(&self) -> Result<bool> {
+        let refuse = |message: String| Error::new(SqlState::InvalidParameterValue, message);
+        match self.high_availability.trim() {
+            "none" => return Ok(false),
+            "store" => {}
+            other => {
+                return Err(refuse(format!("invalid value for high_availability: \"{other}\""))
+                    .with_hint("Write none, or store."));
+            }
+        }
+        if self.checkpoint_place()?.is_none() {
+            return Err(refuse("high_availability needs a checkpoint_url".into())
+                .with_detail("The log and the checkpoints must be where all coordinators come to them.")
+                .with_hint(
+                    "Set checkpoint_url to s3://bucket/prefix, or to file:///a/folder that all machines share.",
+                ));
+        }
+        if self.checkpoint_interval.trim().eq_ignore_ascii_case("off") {
+            return Err(refuse("high_availability needs a checkpoint_interval".into())
+                .with_hint("Set checkpoint_interval to a time, such as 10s."));
+        }
+        Ok(true)
+    }
+
     /// Where checkpoints are kept, if not in the data directory. Endpoint, region and credentials come from `AWS_…` in the
     /// environment.
     pub fn checkpoint_store(&self) -> Result<Option<Arc<dyn Store>>> {
-        match self.checkpoint_bucket()? {
-            None => Ok(None),
-            Some((bucket, prefix)) => Ok(Some(Arc::new(RemoteStore::s3(&bucket, &prefix, &[])?))),
-        }
+        Ok(match self.checkpoint_place()? {
+            None => None,
+            Some(CheckpointPlace::Bucket { bucket, prefix }) => Some(Arc::new(RemoteStore::s3(&bucket, &prefix, &[])?)),
+            Some(CheckpointPlace::Folder(folder)) => Some(Arc::new(LocalStore::join(&folder)?)),
+        })
     }
 
-    /// The bucket and the prefix in it that checkpoints are kept under, if not in the data directory.
-    pub fn checkpoint_bucket(&self) -> Result<Option<(String, String)>> {
+    /// Where checkpoints are kept, if not in the data directory. Errors: `22023` it is no place.
+    pub fn checkpoint_place(&self) -> Result<Option<CheckpointPlace>> {
         let url = self.checkpoint_url.trim();
         if url.is_empty() {
             return Ok(None);
         }
+        if let Some(folder) = url.strip_prefix("file://").filter(|folder| folder.starts_with('/')) {
+            return Ok(Some(CheckpointPlace::Folder(folder.into())));
+        }
         let place = url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, "")));
         match place {
-            Some((bucket, prefix)) if !bucket.is_empty() => Ok(Some((bucket.to_string(), prefix.to_string()))),
+            Some((bucket, prefix)) if !bucket.is_empty() => {
+                Ok(Some(CheckpointPlace::Bucket { bucket: bucket.to_string(), prefix: prefix.to_string() }))
+            }
             _ => {
                 Err(Error::new(SqlState::InvalidParameterValue, format!("invalid value for checkpoint_url: \"{url}\""))
-                    .with_hint("Write s3://bucket/prefix, or leave it empty for a folder of the data directory."))
+                    .with_hint(
+                        "Write s3://bucket/prefix or file:///a/folder, or leave it empty for a folder of the data \
+                         directory.",
+                    ))
             }
         }
     }
@@ -386,6 +443,36 @@ mod tests {
         let refused = Config::load(&args("/a/folder")).unwrap_err();
         assert_eq!(refused.state(), SqlState::InvalidParameterValue);
         assert!(refused.hint().unwrap().contains("s3://bucket/prefix"));
+        for relative in ["file://a/folder", "file://", "file:/a"] {
+            assert!(Config::load(&args(relative)).is_err(), "{relative}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let shared = folder.path().join("shared");
+        let config = Config::load(&args(&format!("file://{}", shared.display()))).unwrap();
+        assert!(!shared.exists());
+        assert!(config.checkpoint_store().unwrap().unwrap().place().contains("shared"));
+        assert!(shared.is_dir());
+    }
+
+    #[test]
+    fn high_availability_is_refused_where_it_could_not_work() {
+        let args = |value: &str, url: &str| ServerArgs {
+            high_availability: Some(value.into()),
+            checkpoint_url: Some(url.into()),
+            ..ServerArgs::default()
+        };
+        let refused = |value: &str, url: &str, words: &str| {
+            let refused = Config::load(&args(value, url)).unwrap_err();
+            assert_eq!(refused.state(), SqlState::InvalidParameterValue, "{refused}");
+            assert!(refused.message().contains(words) && refused.hint().is_some(), "{refused}");
+        };
+        refused("zookeeper", "s3://bucket/p", "invalid value for high_availability: \"zookeeper\"");
+        refused("", "s3://bucket/p", "invalid value");
+        refused("store", "", "needs a checkpoint_url");
+        assert!(Config::load(&args("store", "s3://bucket/p")).unwrap().is_highly_available().unwrap());
+        assert!(!Config::load(&args("none", "")).unwrap().is_highly_available().unwrap());
+        let off = Config { checkpoint_interval: "off".into(), ..Config::load(&args("store", "s3://b/p")).unwrap() };
+        assert!(off.is_highly_available().unwrap_err().message().contains("checkpoint_interval"));
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! One engine after the other: when a worker is away, the engine stops and another one is opened on the same data, which goes
 //! on from the log and the last durable checkpoint as after any start. Clients stay connected meanwhile.
+//!
+//! With `high_availability: store` several coordinators take turns ([`crate::leadership`]): the next one's engine is opened on
+//! what the last one's has left in the store, in the same way.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use checkpoint::DataDirectory;
+use checkpoint::lease::Holder;
 use cluster::connection::Pulse;
 use cluster::message::StorePlace;
 use cluster::roster::Chosen;
@@ -22,7 +26,8 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::adapter::Server;
-use crate::config::Config;
+use crate::config::{CheckpointPlace, Config};
+use crate::leadership::{Leadership, reachable, standby};
 use crate::serve::{bind, engine_config, last_checkpoint, serve_clients, shut_down};
 use crate::standing::Engines;
 use crate::{ServerArgs, logging};
@@ -44,16 +49,12 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     })
 }
 
-/// What tells the data directory from every other one. Errors: `55006` another process owns it.
-fn identity(config: &Config) -> Result<String> {
-    let random = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
-    DataDirectory::open(&config.data_dir)?.identity(random)
-}
-
 /// Where workers store the state of jobs.
 fn store_place(config: &Config) -> Result<StorePlace> {
-    if let Some((bucket, prefix)) = config.checkpoint_bucket()? {
-        return Ok(StorePlace::S3 { bucket, prefix });
+    match config.checkpoint_place()? {
+        Some(CheckpointPlace::Bucket { bucket, prefix }) => return Ok(StorePlace::S3 { bucket, prefix }),
+        Some(CheckpointPlace::Folder(folder)) => return Ok(StorePlace::Folder(folder)),
+        None => {}
     }
     let absolute = |folder: &Path| {
         folder.canonicalize().map_err(|e| {
@@ -71,7 +72,23 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
         Error::new(SqlState::ConnectionFailure, message)
             .with_hint("Another coordinator may run there; choose another cluster_addr.")
     })?;
-    let cluster = identity(&config)?;
+    let random = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
+    let directory = DataDirectory::open(&config.data_dir)?;
+    let own = directory.identity(random)?;
+    let (cluster, leadership) = if config.is_highly_available()? {
+        let failed = |e: std::io::Error| Error::internal(format!("a listener without an address: {e}"));
+        let holder = Holder {
+            id: own,
+            pg_addr: reachable(pg.local_addr().map_err(failed)?),
+            cluster_addr: reachable(listener.local_addr().map_err(failed)?),
+        };
+        let leadership = Arc::new(Leadership::open(&config, Arc::new(directory), holder).await?);
+        (leadership.cluster().to_string(), Some(leadership))
+    } else {
+        // Each engine takes it for itself.
+        drop(directory);
+        (own, None)
+    };
     let nonce = getrandom::u64().map_err(|e| Error::internal(format!("the system gives no random number: {e}")))?;
     let roster = Roster::listen(
         listener,
@@ -84,14 +101,29 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
         },
     )?;
     let base = query::base_state(config.memory_bytes()?, config.slot_count())?;
-    let cause = roster.missing().unwrap_or_else(|| Error::new(SqlState::CannotConnectNow, "the coordinator starts"));
+    let starting = || Error::new(SqlState::CannotConnectNow, "the coordinator starts").with_hint("Try again.");
+    let cause = match leadership {
+        Some(_) => {
+            // Until it is known who leads.
+            roster.stand_by(Some(starting()));
+            starting()
+        }
+        None => roster.missing().unwrap_or_else(starting),
+    };
     let server = Arc::new(Server::new(Arc::new(Engines::none(cause)), base));
     let store = store_place(&config)?;
     info!(data_dir = %config.data_dir.display(), cluster = %roster.addr(), workers = config.cluster_workers, "the coordinator listens for workers");
 
     let (end, ended) = watch::channel(false);
-    let driver =
-        Driver { config: config.clone(), roster: Arc::clone(&roster), server: Arc::clone(&server), store, ended };
+    let driver = Driver {
+        config: config.clone(),
+        roster: Arc::clone(&roster),
+        server: Arc::clone(&server),
+        store,
+        ended,
+        leadership,
+        lost: None,
+    };
     let mut driving = tokio::spawn(driver.drive());
     let serving = serve_clients(&config, pg, web, server, stop);
     tokio::pin!(serving);
@@ -115,59 +147,163 @@ struct Driver {
     server: Arc<Server>,
     store: StorePlace,
     ended: watch::Receiver<bool>,
+    /// `None`: there is no other coordinator.
+    leadership: Option<Arc<Leadership>>,
+    /// Why this coordinator leads no more, as far as its lease says so.
+    lost: Option<watch::Receiver<Option<Error>>>,
+}
+
+/// Why a coordinator stops working.
+enum End {
+    /// The server stops.
+    Stopped,
+    /// Another coordinator leads, or the log has failed, which any of them can open again.
+    Deposed(Error),
 }
 
 impl Driver {
     /// Errors: the data cannot be opened, for a cause that does not pass by itself.
     async fn drive(mut self) -> Result<()> {
-        loop {
-            let Some(chosen) = self.workers().await? else { return Ok(()) };
-            let slots = Arc::new(Slots::new(&self.roster, chosen, self.store.clone()));
-            let engine = match self.open(&slots).await {
-                Ok(engine) => engine,
-                Err(error) if matches!(error.state(), SqlState::CannotConnectNow | SqlState::ConnectionFailure) => {
-                    warn!(%error, "the jobs cannot start; trying again");
-                    self.server.engines().wait(error);
-                    if self.pause(OPEN_REST).await {
-                        return Ok(());
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            self.server.engines().run(Arc::clone(&engine));
-            info!(slots = slots.count(), "millstream is ready");
-            let Some(cause) = self.lost(&slots).await? else {
-                last_checkpoint(&engine).await;
-                return shut_down(engine).await;
-            };
-            engine.interrupt(&cause).await;
-            tokio::time::sleep(INTERRUPT_GRACE).await;
-            self.server.engines().wait(cause);
-            shut_down(engine).await?;
+        match self.leadership.clone() {
+            Some(leadership) => self.take_turns(&leadership).await,
+            None => self.lead().await.map(drop),
         }
     }
 
-    /// Sleeps; true: the server stops.
-    async fn pause(&mut self, time: Duration) -> bool {
-        tokio::time::timeout(time, self.ended.wait_for(|ended| *ended)).await.is_ok()
+    /// Leads whenever it has the lease.
+    async fn take_turns(&mut self, leadership: &Arc<Leadership>) -> Result<()> {
+        let mut starts = true;
+        loop {
+            metrics::gauge!("millstream_leader").set(0.0);
+            let (engines, roster) = (Arc::clone(self.server.engines()), Arc::clone(&self.roster));
+            let stand_by = |leader: &Holder| {
+                engines.stand_by(standby(leader));
+                roster.stand_by(Some(standby(leader)));
+            };
+            let Some(number) = leadership.wait(starts, &mut self.ended.clone(), stand_by).await? else {
+                return Ok(());
+            };
+            info!("this coordinator leads");
+            metrics::gauge!("millstream_leader").set(1.0);
+            starts = false;
+            engines.wait(Error::new(SqlState::CannotConnectNow, "the coordinator takes over").with_hint("Try again."));
+            roster.stand_by(None);
+            let (over, is_over) = watch::channel(false);
+            let (tell, lost) = watch::channel(None);
+            self.lost = Some(lost);
+            let keeping = tokio::spawn(Arc::clone(leadership).keep(number, tell, is_over));
+            let outcome = self.lead().await;
+            over.send_replace(true);
+            keeping.await.map_err(joined)?;
+            match outcome {
+                Ok(End::Deposed(cause)) => {
+                    warn!(error = %cause, detail = cause.detail(), "this coordinator leads no more");
+                    if let Some(engine) = engines.last() {
+                        // Their clients are to look for the leader.
+                        engine.sessions.end_all();
+                    }
+                    let gone = Error::new(SqlState::CannotConnectNow, cause.message());
+                    engines.stand_by(gone.clone().with_hint("Connect with the addresses of all coordinators."));
+                    roster.stand_by(Some(gone));
+                }
+                outcome => {
+                    leadership.release().await;
+                    return outcome.map(drop);
+                }
+            }
+        }
     }
 
-    fn has_ended(&self) -> bool {
-        *self.ended.borrow()
+    /// Why to stop, if there is a reason to.
+    fn end(&self) -> Option<End> {
+        if *self.ended.borrow() {
+            return Some(End::Stopped);
+        }
+        let lost = self.lost.as_ref().and_then(|lost| lost.borrow().clone());
+        lost.map(End::Deposed)
     }
 
-    /// The workers to run on, once there are enough. `None`: the server stops.
-    async fn workers(&mut self) -> Result<Option<Vec<Chosen>>> {
+    /// Works until the server stops, or another coordinator leads. Errors: the data cannot be opened, for a cause that does not pass
+    /// by itself.
+    async fn lead(&mut self) -> Result<End> {
+        loop {
+            let chosen = match self.workers().await? {
+                Ok(chosen) => chosen,
+                Err(end) => return Ok(end),
+            };
+            let slots = Arc::new(Slots::new(&self.roster, chosen, self.store.clone()));
+            let engine = match self.open(&slots).await {
+                Ok(engine) => engine,
+                Err(error) if self.may_open_later(&error) => {
+                    warn!(%error, "the jobs cannot start; trying again");
+                    self.server.engines().wait(error);
+                    // In time or not.
+                    let _ = tokio::time::timeout(OPEN_REST, self.ended.wait_for(|ended| *ended)).await;
+                    continue;
+                }
+                Err(error) if self.leadership.is_some() && is_taken_over(&error) => return Ok(End::Deposed(error)),
+                Err(error) => return Err(error),
+            };
+            // A later engine goes on from what this one leaves.
+            self.config.from_savepoint = None;
+            self.server.engines().run(Arc::clone(&engine));
+            info!(slots = slots.count(), "millstream is ready");
+            match self.stopped(&slots, &engine).await? {
+                Stopped::Worker(cause) => {
+                    self.interrupt(&engine, &cause).await;
+                    tokio::time::sleep(INTERRUPT_GRACE).await;
+                    self.server.engines().wait(cause);
+                    shut_down(engine).await?;
+                }
+                Stopped::For(End::Stopped) => {
+                    last_checkpoint(&engine).await;
+                    shut_down(engine).await?;
+                    return Ok(End::Stopped);
+                }
+                Stopped::For(End::Deposed(cause)) => {
+                    // What is not in the log by now will not come to be in it.
+                    engine.log.hurry();
+                    engine.interrupt(&cause).await;
+                    tokio::time::sleep(INTERRUPT_GRACE).await;
+                    let told = Error::new(SqlState::CannotConnectNow, cause.message());
+                    self.server.engines().wait(told.with_hint("Connect with the addresses of all coordinators."));
+                    shut_down(engine).await?;
+                    return Ok(End::Deposed(cause));
+                }
+            }
+        }
+    }
+
+    /// Whether an engine that could not be opened may be opened later.
+    fn may_open_later(&self, error: &Error) -> bool {
+        // A store that is away comes back; a data directory is for a human to look at.
+        let is_store = self.leadership.is_some() && error.may_pass();
+        is_store || matches!(error.state(), SqlState::CannotConnectNow | SqlState::ConnectionFailure)
+    }
+
+    /// Lets the engine end what was begun. A server that stops waits for no store.
+    async fn interrupt(&mut self, engine: &Arc<Engine>, cause: &Error) {
+        let interrupted = engine.interrupt(cause);
+        tokio::pin!(interrupted);
+        tokio::select! {
+            () = &mut interrupted => {}
+            () = server_stops(&mut self.ended) => {
+                engine.log.hurry();
+                interrupted.await;
+            }
+        }
+    }
+
+    /// The workers to run on, once there are enough; or why to stop.
+    async fn workers(&mut self) -> Result<Result<Vec<Chosen>, End>> {
         let mut told = None;
         loop {
-            if self.has_ended() {
-                return Ok(None);
+            if let Some(end) = self.end() {
+                return Ok(Err(end));
             }
             let roster = Arc::clone(&self.roster);
-            let chosen = spawn_blocking(move || roster.choose(LOOK)).await.map_err(joined)?;
-            if chosen.is_some() {
-                return Ok(chosen);
+            if let Some(chosen) = spawn_blocking(move || roster.choose(LOOK)).await.map_err(joined)? {
+                return Ok(Ok(chosen));
             }
             if let Some(cause) = self.roster.missing()
                 && told.as_ref() != Some(&cause)
@@ -182,6 +318,7 @@ impl Driver {
     async fn open(&self, slots: &Arc<Slots>) -> Result<Arc<Engine>> {
         let mut config = engine_config(&self.config)?;
         config.slots = slots.count();
+        config.shared_log = self.leadership.as_ref().map(|leadership| leadership.shared_log());
         let slots = Arc::clone(slots);
         let opened = spawn_blocking(move || {
             let execution = Arc::clone(&slots) as Arc<dyn Execution>;
@@ -200,19 +337,42 @@ impl Driver {
         opened.await.map_err(joined)?
     }
 
-    /// Waits until a worker is away, and says why the jobs stop. `None`: the server stops.
-    async fn lost(&mut self, slots: &Arc<Slots>) -> Result<Option<Error>> {
+    /// Waits until there is a reason to stop the engine.
+    async fn stopped(&mut self, slots: &Arc<Slots>, engine: &Arc<Engine>) -> Result<Stopped> {
         let session = slots.session().ok_or_else(|| Error::internal("an engine without slots"))?;
         loop {
-            if self.has_ended() {
-                return Ok(None);
+            if let Some(end) = self.end() {
+                return Ok(Stopped::For(end));
+            }
+            if self.leadership.is_some()
+                && let Err(failed) = engine.log.check()
+            {
+                return Ok(Stopped::For(End::Deposed(failed)));
             }
             let looked = Arc::clone(&session);
             if let Some(cause) = spawn_blocking(move || looked.wait_lost(LOOK)).await.map_err(joined)? {
-                return Ok(Some(cause));
+                return Ok(Stopped::Worker(cause));
             }
         }
     }
+}
+
+/// Why an engine stops.
+enum Stopped {
+    /// A worker is away, for this cause.
+    Worker(Error),
+    For(End),
+}
+
+/// Whether an engine cannot be opened because another coordinator has opened one.
+fn is_taken_over(error: &Error) -> bool {
+    matches!(error.state(), SqlState::ObjectInUse | SqlState::AdminShutdown)
+}
+
+/// Resolves when the server is to stop.
+async fn server_stops(ended: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = ended.wait_for(|ended| *ended).await;
 }
 
 fn joined(e: tokio::task::JoinError) -> Error {

@@ -47,12 +47,13 @@ pub async fn serve(
     }
 }
 
-/// 200 while writes are possible, 503 with the cause otherwise.
+/// 200 while writes are possible, 503 with the cause otherwise; a standby says so.
 async fn health(State(web): State<Web>) -> impl IntoResponse {
     let engine = match web.server.engines().running() {
         Ok(engine) => engine,
         Err(cause) => {
-            let body = serde_json::json!({ "status": "waiting", "cause": cause.to_string() });
+            let status = if web.server.engines().is_standby() { "standby" } else { "waiting" };
+            let body = serde_json::json!({ "status": status, "cause": cause.to_string() });
             return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body));
         }
     };

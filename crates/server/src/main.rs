@@ -12,6 +12,7 @@ mod coordinator;
 mod demo;
 mod history;
 mod http;
+mod leadership;
 mod logging;
 mod offline;
 mod run;
@@ -81,7 +82,7 @@ pub struct ServerArgs {
     /// Memory for tables, views and jobs, such as 512MiB or 4GiB [default: half of the machine's]
     #[arg(long)]
     memory_limit: Option<String>,
-    /// Where checkpoints are kept, s3://bucket/prefix [default: a folder of the data directory]
+    /// Where checkpoints are kept, s3://bucket/prefix or file:///a/folder [default: a folder of the data directory]
     #[arg(long)]
     checkpoint_url: Option<String>,
     /// Go back to this savepoint: views and sources go on from it, tables keep all of their rows
@@ -93,6 +94,10 @@ pub struct ServerArgs {
     /// Workers that a coordinator's jobs run on [default: 1]
     #[arg(long)]
     cluster_workers: Option<usize>,
+    /// Where a coordinator's log is: none (in its data directory), or store (beside the checkpoints, so that another coordinator
+    /// can take over) [default: none]
+    #[arg(long)]
+    high_availability: Option<String>,
     #[arg(skip)]
     coordinator_addr: Option<String>,
     #[arg(skip)]
@@ -108,7 +113,7 @@ pub struct ServerArgs {
 /// Settings of a worker.
 #[derive(Args, Clone, Default)]
 pub struct WorkerArgs {
-    /// Where the coordinator listens for workers [default: 127.0.0.1:7490]
+    /// Where the coordinator listens for workers; several, separated by commas, if others take over from it [default: 127.0.0.1:7490]
     #[arg(long)]
     coordinator_addr: Option<String>,
     /// Where this worker listens for others; port 0 is any [default: 127.0.0.1:0]

@@ -6,6 +6,7 @@ use arrow::util::pretty::pretty_format_batches;
 use catalog::Catalog;
 use checkpoint::door::Door;
 use checkpoint::fsck::{self, CheckpointLine};
+use checkpoint::lease::{Holder, Leases};
 use checkpoint::local::LocalStore;
 use checkpoint::manifest::{JobState, SegmentRef};
 use checkpoint::{DataDirectory, Log};
@@ -20,7 +21,8 @@ use crate::config::Config;
 
 /// An owned data directory and what is in it.
 struct Offline {
-    _directory: DataDirectory,
+    /// `None`: everything is in a store.
+    _directory: Option<DataDirectory>,
     door: Door,
     catalog: Catalog,
     log: LogFound,
@@ -41,11 +43,23 @@ struct LogFound {
 }
 
 impl Offline {
-    /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log.
+    /// Errors: `58P01` no data directory, `55006` a server uses it, `XX001` a newer version or a damaged log; `55000` the log was moved
+    /// to a store.
     fn open(config: &Config) -> Result<Offline> {
-        let directory = DataDirectory::open_existing(&config.data_dir)?;
+        let directory = match config.is_highly_available()? {
+            true => None,
+            false => Some(DataDirectory::open_existing(&config.data_dir)?),
+        };
+        if let Some(directory) = &directory
+            && let Some(place) = directory.log_kept_in()?
+        {
+            let message = format!("the log of data directory \"{}\" is kept in {place}", directory.path().display());
+            return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+                .with_hint("Set high_availability to store, and checkpoint_url to that place."));
+        }
+        let door = config.door(LocalStore::open)?;
         let (mut catalog, mut log) = (Catalog::new(), LogFound::default());
-        let segment = Log::look(&directory.log_folder(), |bytes| {
+        let seen = |bytes: &[u8]| -> Result<()> {
             let record = record::decode(bytes)?;
             if let Some(snapshot) = record.catalog_snapshot {
                 catalog = snapshot;
@@ -58,11 +72,18 @@ impl Offline {
             log.records += 1;
             log.epoch = log.epoch.max(record.epoch);
             Ok(())
-        })?;
-        if let Some((path, bytes)) = segment {
-            (log.place, log.bytes) = (path.display().to_string(), bytes);
+        };
+        let newest = match &directory {
+            Some(directory) => {
+                Log::look(&directory.log_folder(), seen)?.map(|(path, n)| (path.display().to_string(), n))
+            }
+            None => {
+                Log::look_in_store(&door, seen)?.map(|(object, n)| (format!("\"{object}\" in {}", door.place()), n))
+            }
+        };
+        if let Some((place, bytes)) = newest {
+            (log.place, log.bytes) = (place, bytes);
         }
-        let door = config.door(LocalStore::open)?;
         Ok(Offline { _directory: directory, door, catalog, log })
     }
 
@@ -107,12 +128,31 @@ pub fn check(config: &Config, repair_orphans: bool) -> Result<bool> {
         return Ok(false);
     }
     if repair_orphans && report.is_whole() {
+        if config.is_highly_available()? {
+            nobody_leads(config, &offline.door)?;
+        }
         let swept = fsck::repair_orphans(&offline.door)?;
         println!("removed {} orphans, {} bytes", swept.objects, swept.bytes);
     } else if repair_orphans {
         println!("orphans stay: nothing is removed from a damaged store");
     }
     Ok(report.is_whole())
+}
+
+/// A store of several coordinators belongs to no data directory that could be owned meanwhile. Errors: `55006` one of them leads.
+fn nobody_leads(config: &Config, door: &Door) -> Result<()> {
+    let leases = Leases::new(door.clone(), Holder::default());
+    let Some(before) = leases.look()?.filter(|seen| !seen.sign.released) else { return Ok(()) };
+    std::thread::sleep(config.heartbeat_timeout()?);
+    match leases.look()? {
+        Some(now) if now.number != before.number => {
+            let message = format!("the store {} is in use by a coordinator", door.place());
+            Err(Error::new(SqlState::ObjectInUse, message)
+                .with_detail(format!("It answers clients at {}.", now.sign.holder.pg_addr))
+                .with_hint("Stop all coordinators first."))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `millstream state`.

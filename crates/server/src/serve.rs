@@ -24,6 +24,11 @@ const THREAD_STACK_BYTES: usize = 16 << 20;
 /// Runs the server until SIGTERM or SIGINT.
 pub fn run(args: &ServerArgs) -> Result<()> {
     let config = Config::load(args)?;
+    if config.is_highly_available()? {
+        return Err(Error::new(SqlState::InvalidParameterValue, "a server that is alone has no standby")
+            .with_detail("high_availability is store, which is for the coordinators of a cluster.")
+            .with_hint("Start millstream coordinator and workers, or set high_availability to none."));
+    }
     crate::logging::install(&config.log_format, &config.log_level);
     let runtime = runtime()?;
     runtime.block_on(async {
@@ -76,6 +81,7 @@ pub fn engine_config(config: &Config) -> Result<EngineConfig> {
         disk: None,
         log_bytes_min: coord::compaction::LOG_BYTES_MIN,
         checkpoints: config.checkpoints()?,
+        shared_log: None,
     })
 }
 

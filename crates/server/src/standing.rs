@@ -16,6 +16,8 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(3);
 enum Standing {
     /// There is no engine yet, for this cause.
     Waiting(Error),
+    /// Another coordinator leads, so there will be none for long: this says which one.
+    Standby(Error),
     Running(Arc<Engine>),
     /// The engine has stopped for this cause, and another one will take its place.
     Interrupted(Arc<Engine>, Error),
@@ -46,7 +48,7 @@ impl Engines {
     pub fn wait(&self, cause: Error) {
         self.standing.send_modify(|standing| {
             *standing = match &*standing {
-                Standing::Waiting(_) => Standing::Waiting(cause),
+                Standing::Waiting(_) | Standing::Standby(_) => Standing::Waiting(cause),
                 Standing::Running(engine) | Standing::Interrupted(engine, _) => {
                     Standing::Interrupted(Arc::clone(engine), cause)
                 }
@@ -54,10 +56,20 @@ impl Engines {
         });
     }
 
+    /// Another coordinator leads. Nobody waits for an engine here.
+    pub fn stand_by(&self, cause: Error) {
+        self.standing.send_replace(Standing::Standby(cause));
+    }
+
+    /// Whether another coordinator leads.
+    pub fn is_standby(&self) -> bool {
+        matches!(&*self.standing.borrow(), Standing::Standby(_))
+    }
+
     /// The engine that runs, or the last one that ran.
     pub fn last(&self) -> Option<Arc<Engine>> {
         match &*self.standing.borrow() {
-            Standing::Waiting(_) => None,
+            Standing::Waiting(_) | Standing::Standby(_) => None,
             Standing::Running(engine) | Standing::Interrupted(engine, _) => Some(Arc::clone(engine)),
         }
     }
@@ -66,14 +78,14 @@ impl Engines {
     pub fn running(&self) -> Result<Arc<Engine>> {
         match &*self.standing.borrow() {
             Standing::Running(engine) => Ok(Arc::clone(engine)),
-            Standing::Waiting(cause) | Standing::Interrupted(_, cause) => Err(cause.clone()),
+            Standing::Waiting(cause) | Standing::Standby(cause) | Standing::Interrupted(_, cause) => Err(cause.clone()),
         }
     }
 
     /// The engine that runs; waits for one no longer than `at_most`. Errors: `57P03` there is none, for this cause.
     pub async fn ready(&self, at_most: Duration) -> Result<Arc<Engine>> {
         let mut standing = self.standing.subscribe();
-        let runs = standing.wait_for(|standing| matches!(standing, Standing::Running(_)));
+        let runs = standing.wait_for(|standing| matches!(standing, Standing::Running(_) | Standing::Standby(_)));
         // In time or not: what it is now.
         let _ = tokio::time::timeout(at_most, runs).await;
         self.running()
@@ -86,7 +98,7 @@ impl Engines {
             .wait_for(|standing| !matches!(standing, Standing::Running(running) if Arc::ptr_eq(running, engine)))
             .await;
         match other.as_deref() {
-            Ok(Standing::Waiting(cause) | Standing::Interrupted(_, cause)) => cause.clone(),
+            Ok(Standing::Waiting(cause) | Standing::Standby(cause) | Standing::Interrupted(_, cause)) => cause.clone(),
             _ => Error::new(SqlState::CannotConnectNow, "the jobs have started again").with_hint("Try again."),
         }
     }
@@ -98,7 +110,7 @@ impl Engines {
             return error;
         }
         match &*self.standing.borrow() {
-            Standing::Interrupted(_, cause) => cause.clone(),
+            Standing::Interrupted(_, cause) | Standing::Standby(cause) => cause.clone(),
             Standing::Running(running) if !Arc::ptr_eq(running, engine) => {
                 Error::new(SqlState::CannotConnectNow, "the jobs have started again").with_hint("Try again.")
             }

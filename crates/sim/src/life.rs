@@ -178,6 +178,7 @@ impl Being<'_> {
                 timeout: Duration::from_secs(3600),
                 nonce: self.world.seed.wrapping_mul(1000) + self.world.lives as u64,
             }),
+            shared_log: None,
         }
     }
 

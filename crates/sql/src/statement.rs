@@ -408,6 +408,7 @@ pub enum Show {
     Savepoints,
     Subscriptions,
     Workers,
+    Coordinators,
     Watermarks,
     /// EXPLAIN WATERMARK name.
     WatermarkOf(Name),

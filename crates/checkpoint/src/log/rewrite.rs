@@ -1,191 +1,108 @@
-//! Another segment in the log's place: the way to forget what was overwritten.
-//!
-//! Law: what a segment holds, and its name, are durable before anything is appended to it, and nothing is appended to the old one
-//! from the moment at which the last of it was copied. So whichever of the two a crash leaves as the newest holds everything that
-//! was acknowledged.
+//! Another content in the log's place: the way to forget what was overwritten, while records go on to be appended.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::sync::Arc;
+use flow::Result;
 
-use flow::{Error, Result, SqlState};
-
-use super::format::{self, HEADER_BYTES, Header, MAGIC};
-use super::{Log, Position, Segment, Tail, create_file, paths};
-use crate::crash;
-use crate::directory::{io_error, sync_folder};
-use crate::disk::Disk;
-
-/// Bytes that are written at a time.
-const WRITE_BYTES: usize = 1 << 20;
-
-/// A segment that is being written beside the log. Dropped before it has taken the log's place, it is removed.
-pub struct Rewrite {
-    disk: Arc<dyn Disk>,
-    number: u64,
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Option<File>,
-    buffer: Vec<u8>,
-    /// Bytes in the file; those of the buffer follow.
-    written: u64,
-}
-
-impl Log {
-    /// Begins another segment. There may be one at a time. Errors: `58030`, `53100`.
-    pub fn begin_rewrite(&self) -> Result<Rewrite> {
-        self.check()?;
-        let number = self.end().segment + 1;
-        let (path, temporary) = paths(&self.folder, number);
-        let file = Some(create_file(&temporary)?);
-        let (disk, buffer) = (Arc::clone(&self.disk), MAGIC.to_vec());
-        Ok(Rewrite { disk, number, path, temporary, file, buffer, written: 0 })
-    }
-
-    /// The records of the log from its start to `until`. They can be read while others are appended.
-    pub fn records(&self, until: Position) -> Result<Records> {
-        let segment = self.segment_of(until)?;
-        Ok(Records { segment, at: MAGIC.len() as u64, until: until.at })
-    }
-
-    /// How many bytes follow `from`.
-    pub fn bytes_after(&self, from: Position) -> u64 {
-        self.len().saturating_sub(from.at)
-    }
-
-    fn segment_of(&self, position: Position) -> Result<Arc<Segment>> {
-        let segment = Arc::clone(&self.lock().segment);
-        if segment.number != position.segment {
-            return Err(Error::internal("a position of a log that another one has replaced"));
-        }
-        Ok(segment)
-    }
-}
+use super::file::{FileRecords, FileRewrite};
+use super::objects::{ObjectRecords, ObjectRewrite};
+use super::{Log, Place, Position};
 
 /// Records that lie in the log. Errors of an item: `XX001` it is damaged, `58030`.
 pub struct Records {
-    segment: Arc<Segment>,
-    at: u64,
-    until: u64,
+    of: RecordsOf,
 }
 
-impl Records {
-    fn try_next(&mut self) -> Result<Vec<u8>> {
-        let Segment { file, path, .. } = &*self.segment;
-        let found = format::record_at(file, self.at, self.until).map_err(|e| io_error("read", path, &e))?;
-        let (_, payload) = found.ok_or_else(|| {
-            Error::new(SqlState::DataCorrupted, "the log is damaged")
-                .with_detail(format!("The record at byte {} of \"{}\" fails its checksum.", self.at, path.display()))
-                .with_hint("Make a copy of the data directory, and restart the server only when the file is restored.")
-        })?;
-        self.at += (HEADER_BYTES + payload.len()) as u64;
-        Ok(payload)
-    }
+enum RecordsOf {
+    Folder(FileRecords),
+    Store(ObjectRecords),
 }
 
 impl Iterator for Records {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Result<Vec<u8>>> {
-        if self.at >= self.until {
-            return None;
+        match &mut self.of {
+            RecordsOf::Folder(records) => records.next(),
+            RecordsOf::Store(records) => records.next(),
         }
-        let next = self.try_next();
-        if next.is_err() {
-            self.at = self.until;
-        }
-        Some(next)
+    }
+}
+
+/// What is being written beside the log. Dropped before it has taken the log's place, it is removed.
+pub struct Rewrite {
+    of: RewriteOf,
+}
+
+enum RewriteOf {
+    Folder(FileRewrite),
+    Store(ObjectRewrite),
+}
+
+impl Log {
+    /// Begins another content. There may be one at a time. Errors: `58030`, `53100`.
+    pub fn begin_rewrite(&self) -> Result<Rewrite> {
+        Ok(Rewrite {
+            of: match &self.place {
+                Place::Folder(log) => RewriteOf::Folder(log.begin_rewrite()?),
+                Place::Store(log) => RewriteOf::Store(log.begin_rewrite()?),
+            },
+        })
+    }
+
+    /// The records of the log from its start to `until`. They can be read while others are appended.
+    pub fn records(&self, until: Position) -> Result<Records> {
+        Ok(Records {
+            of: match &self.place {
+                Place::Folder(log) => RecordsOf::Folder(log.records(until)?),
+                Place::Store(log) => RecordsOf::Store(log.records(until)?),
+            },
+        })
+    }
+
+    /// How many bytes follow `from`.
+    pub fn bytes_after(&self, from: Position) -> u64 {
+        self.end().bytes_since(from)
     }
 }
 
 impl Rewrite {
-    /// Bytes so far.
-    pub fn bytes(&self) -> u64 {
-        self.written + self.buffer.len() as u64
-    }
-
     /// Errors: `53100`, `58030`, `54000` the record is too large.
     pub fn append(&mut self, record: &[u8]) -> Result<()> {
-        let at = self.bytes();
-        // Nobody sees the segment before all of it is durable.
-        self.buffer.extend_from_slice(&Header::of(&[record], at)?.encode(at));
-        self.buffer.extend_from_slice(record);
-        if self.buffer.len() >= WRITE_BYTES { self.write_out() } else { Ok(()) }
-    }
-
-    fn write_out(&mut self) -> Result<()> {
-        if let Some(file) = &self.file {
-            let written = self.disk.write(file, &self.buffer, self.written);
-            written.map_err(|e| io_error("write", &self.temporary, &e))?;
-            self.written += self.buffer.len() as u64;
-            self.buffer.clear();
+        match &mut self.of {
+            RewriteOf::Folder(rewrite) => rewrite.append(record),
+            RewriteOf::Store(rewrite) => rewrite.append(record),
         }
-        Ok(())
     }
 
     /// Makes what is written so far durable. Errors: `53100`, `58030`.
     pub fn sync(&mut self) -> Result<()> {
-        self.write_out()?;
-        match &self.file {
-            Some(file) => self.disk.sync(file).map_err(|e| io_error("sync", &self.temporary, &e)),
-            None => Ok(()),
+        match &mut self.of {
+            RewriteOf::Folder(rewrite) => rewrite.sync(),
+            RewriteOf::Store(rewrite) => rewrite.sync(),
         }
     }
 
-    /// Copies records of the log from `from` on, until it has copied at least `bytes` of them or there are no more. Returns where it
-    /// has come to. Errors: as [`append`](Self::append), and of [`Records`].
+    /// Takes over records of the log from `from` on, at least `bytes` of them if there are so many. Returns where it has come to.
+    /// Errors: as [`append`](Self::append), and of [`Records`].
     pub fn copy(&mut self, log: &Log, from: Position, bytes: u64) -> Result<Position> {
-        let segment = log.segment_of(from)?;
-        let until = log.end().at;
-        self.copy_of(segment, from.at, until, bytes).map(|at| Position { at, ..from })
+        match (&mut self.of, &log.place) {
+            (RewriteOf::Folder(rewrite), Place::Folder(log)) => rewrite.copy(log, from, bytes),
+            (RewriteOf::Store(rewrite), Place::Store(log)) => rewrite.copy(log, from),
+            _ => Err(another_log()),
+        }
     }
 
-    fn copy_of(&mut self, segment: Arc<Segment>, from: u64, until: u64, bytes: u64) -> Result<u64> {
-        let mut records = Records { segment, at: from, until };
-        while records.at < from.saturating_add(bytes)
-            && let Some(record) = records.next()
-        {
-            self.append(&record?)?;
+    /// Takes over what the log has from `from` on, and becomes the log. In a folder nobody can append meanwhile, so there should be
+    /// little left to copy, and what was written should have been [`sync`](Self::sync)ed. After an error the log is as it was,
+    /// unless it says itself that it has failed. Errors: `53100`, `58030`, `XX001`; `57P01` another process has taken over.
+    pub fn take_place(self, log: &Log, from: Position) -> Result<()> {
+        match (self.of, &log.place) {
+            (RewriteOf::Folder(rewrite), Place::Folder(log)) => rewrite.take_place(log, from),
+            (RewriteOf::Store(rewrite), Place::Store(log)) => rewrite.take_place(log, from),
+            _ => Err(another_log()),
         }
-        Ok(records.at)
-    }
-
-    /// Copies what the log has from `from` on, and becomes the log. Nobody can append meanwhile, so there should be little left to
-    /// copy, and what was written should have been [`sync`](Self::sync)ed. After an error the log is as it was, unless it says
-    /// itself that it has failed. Errors: `53100`, `58030`, `XX001`.
-    pub fn take_place(mut self, log: &Log, from: Position) -> Result<()> {
-        let mut tail = log.lock();
-        log.check()?;
-        let old = Arc::clone(&tail.segment);
-        if old.number != from.segment || old.number + 1 != self.number {
-            return Err(Error::internal("a log is replaced twice"));
-        }
-        self.copy_of(Arc::clone(&old), from.at, tail.end, u64::MAX)?;
-        let end = self.bytes();
-        self.buffer.extend_from_slice(&Header::mark(end).encode(end));
-        self.sync()?;
-        crash::point("L1");
-        fs::rename(&self.temporary, &self.path).map_err(|e| io_error("rename", &self.path, &e))?;
-        crash::point("L2");
-        let Some(file) = self.file.take() else { return Err(Error::internal("a log is replaced by nothing")) };
-        if let Err(e) = sync_folder(&log.folder) {
-            // Which of the two a crash would leave is not known, so neither may grow.
-            return Err(log.fail(e));
-        }
-        *tail = Tail::at_end_of(self.number, self.path.clone(), file, end);
-        drop(tail);
-        crash::point("L3");
-        // Else the next start does it.
-        let _ = fs::remove_file(&old.path);
-        Ok(())
     }
 }
 
-impl Drop for Rewrite {
-    fn drop(&mut self) {
-        // A process that dies removes nothing; the next start does.
-        if self.file.take().is_some() && !std::thread::panicking() {
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
+fn another_log() -> flow::Error {
+    flow::Error::internal("a rewrite of another log")
 }

@@ -35,7 +35,8 @@ fn config(folder: &Path, slots: usize) -> EngineConfig {
     let checkpoints = Some(CheckpointConfig { store, rest, savepoint, interval, retained: 2, history, timeout, nonce });
     let (data_dir, memory_limit, batch_rows, time, disk) = (folder.into(), 1 << 30, 8192, Time::system(), None);
     let log_bytes_min = coord::compaction::LOG_BYTES_MIN;
-    EngineConfig { data_dir, slots, memory_limit, batch_rows, time, disk, log_bytes_min, checkpoints }
+    let shared_log = None;
+    EngineConfig { data_dir, slots, memory_limit, batch_rows, time, disk, log_bytes_min, checkpoints, shared_log }
 }
 
 fn open(roster: &Arc<Roster>, folder: &Path) -> (Arc<Slots>, Arc<Engine>) {

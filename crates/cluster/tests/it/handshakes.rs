@@ -8,7 +8,7 @@ use cluster::handshake::{Caller, PROTOCOL_VERSION, Welcome, call};
 use cluster::roster::HANDSHAKES_MAX;
 use cluster::{Identity, Roster, RosterConfig};
 use coord::Time;
-use flow::{Error, Result};
+use flow::{Error, Result, SqlState};
 
 use crate::nodes::{CLUSTER, PULSE, Running, TOKEN, identity, listener, roster};
 
@@ -142,6 +142,36 @@ fn addresses_that_are_open_to_others_need_a_token() {
     assert!(error.hint().unwrap().contains("cluster_token"));
     Roster::listen(open(), config("x")).unwrap().close();
     Roster::listen(listener(), config("")).unwrap().close();
+}
+
+#[test]
+fn a_worker_that_knows_several_coordinators_comes_to_the_one_that_leads() {
+    let [first, second] = [roster(1), roster(1)];
+    let standby =
+        || Error::new(SqlState::CannotConnectNow, "this coordinator is a standby").with_detail("Another leads.");
+    first.stand_by(Some(standby()));
+    let both = format!("{}, {}", first.addr(), second.addr());
+    let mover = Running::start(&both, 1, TOKEN, 3);
+    assert_eq!(second.choose(Duration::from_secs(20)).unwrap().len(), 1);
+    assert!(first.workers().is_empty());
+    // They take turns.
+    first.stand_by(None);
+    second.stand_by(Some(standby()));
+    assert_eq!(first.choose(Duration::from_secs(20)).unwrap().len(), 1);
+    let sent_on = come(&second, &identity(), worker("a:1", 1)).unwrap_err();
+    assert_eq!(sent_on, standby());
+    // Those that stand by are known to belong, or not.
+    let caller = || Caller::Standby { address: "c:1".into() };
+    assert_eq!(come(&first, &identity(), caller()).unwrap().cluster, CLUSTER);
+    let wrong = Identity { token: "another".into(), ..identity() };
+    refused(come(&first, &wrong, caller()), ["token", "Another one is expected", "cluster_token"]);
+    assert_eq!(first.workers().len(), 1);
+    mover.close().unwrap();
+    // Nobody to come to.
+    let nowhere = Running::start(" , ", 1, TOKEN, 4).ends().unwrap_err();
+    assert!(nowhere.message().contains("address of a coordinator"), "{nowhere}");
+    first.close();
+    second.close();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use catalog::{Catalog, CatalogChange, Relation, RelationKind};
-use checkpoint::{DataDirectory, Disk, Log};
+use checkpoint::Log;
 use flow::{ChangeBatch, Epoch, RelationId, Result};
 use state::owned;
 use tracing::{info, warn};
@@ -209,29 +209,27 @@ pub(crate) fn row_record(relation: RelationId, rows: &RecordBatch, origin: Optio
     record::rows(relation, ChangeBatch::insert(rows), Epoch(0), origin)
 }
 
-/// Reads the log twice: the catalog first, because which rows are derived by a sink depends on its last state, and so does
-/// which jobs go on from the checkpoint. A log above `log_bytes_min` is rewritten when most of it is overwritten.
+/// Opens the log with `open` and reads it twice: the catalog first, because which rows are derived by a sink depends on its last
+/// state, and so does which jobs go on from the checkpoint. A log above `log_bytes_min` is rewritten when most of it is
+/// overwritten.
 pub(super) fn recover(
-    directory: &DataDirectory,
-    disk: Arc<dyn Disk>,
+    open: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Log>,
     locks: &Arc<Locks>,
     checkpoint: Option<&Found>,
     log_bytes_min: u64,
 ) -> Result<Recovered> {
     let until = checkpoint.map_or(Epoch::MAX, |c| c.manifest.epoch);
     let mut facts = Facts::new();
-    Log::open_on(Arc::clone(&disk), &directory.log_folder(), |bytes| {
-        facts.take(record::decode_catalog(bytes)?, until)
-    })?;
+    let log = open(&mut |bytes: &[u8]| facts.take(record::decode_catalog(bytes)?, until))?;
     let jobs = checkpoint.map_or_else(|| Ok(HashMap::new()), |found| found.restorable(&facts.catalog, &facts.since))?;
     // Only what a restored job reads is fed to anyone.
     let read: BTreeSet<RelationId> = jobs.values().flat_map(|job| job.inputs.iter().copied()).collect();
     let mut tables = Tables::new(locks);
     let mut unseen: BTreeMap<RelationId, Vec<(Epoch, ChangeBatch)>> = BTreeMap::new();
     let mut number = 0;
-    let log = Log::open_on(disk, &directory.log_folder(), |bytes| {
+    for bytes in log.records(log.end())? {
         number += 1;
-        let mut record = record::decode(bytes)?;
+        let mut record = record::decode(&bytes?)?;
         tables.follow(&mut record, &facts.catalog)?;
         for rows in record.rows {
             let derived = facts.is_derived(rows.origin, number);
@@ -246,8 +244,7 @@ pub(super) fn recover(
                 tables.apply(rows.relation, &rows.changes)?;
             }
         }
-        Ok(())
-    })?;
+    }
     let tables = tables.tables;
     let live: usize = tables.values().map(|t| t.store.bytes()).sum();
     let left: usize = unseen.values().flatten().map(|(_, changes)| changes.bytes()).sum();

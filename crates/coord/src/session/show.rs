@@ -60,6 +60,7 @@ impl Session {
                 text_columns(&["pid", "user", "relation", "since", "epoch", "rows", "waiting_bytes"])
             }
             Show::Workers => text_columns(&["id", "address", "slots", "state", "last_heartbeat", "started"]),
+            Show::Coordinators => text_columns(&["address", "state", "generation", "since"]),
             Show::WatermarkOf(_) => text_columns(&["QUERY PLAN"]),
             Show::Jobs => text_columns(&[
                 "id",
@@ -158,6 +159,7 @@ impl Session {
             Show::Savepoints => self.show_savepoints().await,
             Show::Subscriptions => Ok(self.show_subscriptions(&catalog)),
             Show::Workers => Ok(self.show_workers()),
+            Show::Coordinators => Ok(self.show_coordinators()),
             Show::WatermarkOf(name) => {
                 let relation = catalog.resolve(&scope.database, &scope.search_path, &super::define::parts(name))?;
                 self.explain_watermark(&catalog, relation)
@@ -247,6 +249,16 @@ impl Session {
             ]
         };
         self.engine.worker.processes().into_iter().map(row).collect()
+    }
+
+    /// The one that answers; those that stand by are not known to it.
+    fn show_coordinators(&self) -> Cells {
+        vec![vec![
+            Some(self.engine.address().to_string()),
+            Some("leader".into()),
+            self.engine.generation().map(|generation| generation.0.to_string()),
+            Some(super::watermarks::timestamp(self.engine.started_us)),
+        ]]
     }
 
     fn show_subscriptions(&self, catalog: &Catalog) -> Cells {

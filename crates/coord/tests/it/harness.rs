@@ -58,7 +58,7 @@ pub fn config(folder: &Path, slots: usize, batch_rows: usize) -> EngineConfig {
     let (data_dir, time) = (folder.into(), Time::system());
     let (memory_limit, disk, checkpoints) = (2 << 30, None, None);
     let log_bytes_min = coord::compaction::LOG_BYTES_MIN;
-    EngineConfig { data_dir, slots, memory_limit, batch_rows, time, disk, log_bytes_min, checkpoints }
+    EngineConfig { data_dir, slots, memory_limit, batch_rows, time, disk, log_bytes_min, checkpoints, shared_log: None }
 }
 
 /// The same with checkpoints, taken when a statement says so.

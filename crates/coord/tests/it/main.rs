@@ -22,6 +22,7 @@ mod slt_files;
 mod sources_and_sinks;
 mod sql_tests;
 mod stalls;
+mod standby;
 mod stepped;
 mod subscribe;
 mod touched;

@@ -27,7 +27,7 @@ pub mod rows;
 pub mod source;
 
 pub use layout::PG_TYPE;
-pub use source::{ActivityInfo, JobInfo, NoSource, SessionInfo, SourceInfo, SystemSource, WorkerInfo};
+pub use source::{ActivityInfo, CoordinatorInfo, JobInfo, NoSource, SessionInfo, SourceInfo, SystemSource, WorkerInfo};
 
 /// One catalog version seen from one session.
 #[derive(Debug)]

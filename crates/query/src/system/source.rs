@@ -82,6 +82,18 @@ pub struct WorkerInfo {
     pub started_at_us: Option<i64>,
 }
 
+/// A coordinator, for `ms_catalog.coordinators`.
+#[derive(Clone, Debug, Default)]
+pub struct CoordinatorInfo {
+    /// Where clients find it; `local` where there is no other.
+    pub address: String,
+    /// `leader`.
+    pub state: String,
+    /// As which it owns the checkpoints.
+    pub generation: Option<i64>,
+    pub started_at_us: Option<i64>,
+}
+
 /// Another session, for `pg_stat_activity` and `ms_catalog.sessions`.
 #[derive(Clone, Debug, Default)]
 pub struct ActivityInfo {
@@ -115,6 +127,10 @@ pub trait SystemSource: Debug + Send + Sync {
     }
 
     fn workers(&self) -> Vec<WorkerInfo> {
+        Vec::new()
+    }
+
+    fn coordinators(&self) -> Vec<CoordinatorInfo> {
         Vec::new()
     }
 

@@ -12,5 +12,6 @@ mod sessions;
 #[path = "../../../coord/tests/it/slt_files.rs"]
 mod slt_files;
 mod sql_tests;
+mod standby;
 mod subscribe;
 mod values;

@@ -27,6 +27,8 @@ pub fn told<T>(process: &mut Child, mut look: impl FnMut(&serde_json::Value) -> 
 pub struct Server {
     process: Child,
     pub addr: SocketAddr,
+    /// Where it tells of its health.
+    pub http: SocketAddr,
     /// Where a coordinator listens for workers.
     pub cluster: Option<SocketAddr>,
     /// Removed when the process has ended.
@@ -87,10 +89,10 @@ impl Server {
         let mut cluster = None;
         let pg = told(&mut process, |entry| {
             cluster = cluster.or_else(|| addr_in(entry, "cluster"));
-            addr_in(entry, "pg")
+            addr_in(entry, "pg").zip(addr_in(entry, "http"))
         });
-        let Some(addr) = pg else { return Err(process.wait().unwrap()) };
-        Ok(Server { process, addr, cluster, _data: None })
+        let Some((addr, http)) = pg else { return Err(process.wait().unwrap()) };
+        Ok(Server { process, addr, http, cluster, _data: None })
     }
 
     /// How the process has ended, if it has.
@@ -116,8 +118,25 @@ impl Server {
 
     /// Asks the process to stop, as a service manager does.
     pub fn terminate(&self) {
-        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        self.signal("-TERM");
+    }
+
+    /// Sends a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.process.id().to_string()]).status().unwrap();
         assert!(told.success());
+    }
+
+    /// The body of GET /health, whatever the status.
+    pub fn health(&self) -> serde_json::Value {
+        use std::io::{Read, Write};
+
+        let mut stream = std::net::TcpStream::connect(self.http).unwrap();
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        serde_json::from_str(body).unwrap_or_else(|e| panic!("{answer}: {e}"))
     }
 
     pub async fn client(&self) -> Client {

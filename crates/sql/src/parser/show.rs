@@ -24,6 +24,9 @@ impl Reader<'_> {
         if self.word("WORKERS") {
             return Ok(Statement::Show(Show::Workers));
         }
+        if self.word("COORDINATORS") {
+            return Ok(Statement::Show(Show::Coordinators));
+        }
         if self.word("WATERMARKS") {
             return Ok(Statement::Show(Show::Watermarks));
         }

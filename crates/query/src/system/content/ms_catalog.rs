@@ -14,6 +14,7 @@ pub fn filler(name: &str) -> Option<Fill> {
         "sinks" => sinks,
         "sessions" => sessions,
         "workers" => workers,
+        "coordinators" => coordinators,
         "settings" => settings,
         "dependencies" => dependencies,
         "keywords" => keywords,
@@ -126,6 +127,17 @@ fn workers(s: &Snapshot, rows: &mut Rows) {
             ("state", worker.state.into()),
             ("last_heartbeat", time(worker.last_heartbeat_us)),
             ("started_at", time(worker.started_at_us)),
+        ]);
+    }
+}
+
+fn coordinators(s: &Snapshot, rows: &mut Rows) {
+    for coordinator in s.source.coordinators() {
+        rows.push([
+            ("address", coordinator.address.into()),
+            ("state", coordinator.state.into()),
+            ("generation", coordinator.generation.into()),
+            ("started_at", time(coordinator.started_at_us)),
         ]);
     }
 }

@@ -1,4 +1,8 @@
+use std::sync::atomic::AtomicUsize;
+
 use super::*;
+use crate::disk::SystemDisk;
+use crate::log::Log;
 
 /// A segment as version 1 had it.
 const MAGIC_1: &[u8; 8] = b"MSLOG\x00\x00\x01";
@@ -218,8 +222,6 @@ fn a_rewrite_that_is_given_up_leaves_the_log_as_it_was() {
 /// A sync of the old segment that ends after the change says nothing of the new one.
 #[test]
 fn records_that_are_appended_while_the_log_is_replaced_are_synced_by_their_own_sync() {
-    use std::sync::atomic::AtomicUsize;
-
     /// Counts syncs.
     #[derive(Default)]
     struct Counted(AtomicUsize);

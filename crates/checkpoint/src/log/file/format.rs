@@ -22,8 +22,8 @@ use flow::{Error, Result, SqlState};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::RECORD_BYTES_MAX;
 use crate::directory::io_error;
+use crate::log::RECORD_BYTES_MAX;
 
 const NAME: &[u8; 7] = b"MSLOG\x00\x00";
 /// The version that this build writes.
