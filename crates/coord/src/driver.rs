@@ -336,15 +336,16 @@ impl Driver {
             self.turn = Some(turn);
             return Ok(Stepped::Worked);
         }
-        let wanted = {
-            let state = handle.state.lock();
-            !state.paused && !state.consumers.is_empty()
+        let (wanted, behind) = {
+            let mut state = handle.state.lock();
+            state.backpressured = self.clock.are_behind(&state.consumers);
+            (!state.paused && !state.consumers.is_empty(), state.backpressured)
         };
         if !wanted {
             self.unwanted = true;
             return self.idle(Waits::Readers);
         }
-        if self.clock.is_full() {
+        if behind || self.clock.is_full() {
             return self.idle(Waits::Flow);
         }
         let asked = match &mut self.ahead {

@@ -85,6 +85,8 @@ pub(crate) struct State {
     pub(crate) paused: bool,
     /// The source is paused: nothing behind these positions is read.
     pub(crate) held: Option<Arc<Positions>>,
+    /// Nothing is read until sinks have written what waits for them.
+    pub(crate) backpressured: bool,
     /// Rows a second that are read at most.
     pub(crate) rate_limit: Option<u64>,
     running: bool,
@@ -114,8 +116,24 @@ pub struct SourceStatus {
     pub waiting: bool,
     /// The source is paused.
     pub held: bool,
+    /// It waits for sinks.
+    pub backpressured: bool,
     pub ended: Option<Epoch>,
     pub failed: Option<Error>,
+}
+
+impl SourceStatus {
+    /// The state in one word.
+    pub fn word(&self) -> &'static str {
+        match (&self.failed, self.ended, self.consumers) {
+            (Some(_), _, _) => "failed",
+            (None, Some(_), _) => "ended",
+            (None, None, _) if self.held => "paused",
+            (None, None, 0) => "idle",
+            (None, None, _) if self.backpressured => "backpressured",
+            _ => "running",
+        }
+    }
 }
 
 impl SourceHandle {
@@ -155,6 +173,7 @@ impl SourceHandle {
             consumers: state.consumers.len(),
             waiting: state.paused,
             held: state.held.is_some(),
+            backpressured: state.backpressured,
             ended: state.ended,
             failed: state.failed.clone(),
         }
