@@ -675,7 +675,12 @@ impl Engine {
                 }
                 None => {
                     let last = plan.tasks.last().ok_or_else(|| Error::internal("an empty plan"))?;
-                    kept = crate::connectors::delivery(&sink.connector)? == Delivery::ExactlyOnce;
+                    let delivery = crate::connectors::delivery(&sink.connector)?;
+                    kept = match delivery {
+                        Delivery::ExactlyOnce => true,
+                        Delivery::AtLeastOnce => self.keeper.is_some(),
+                        Delivery::Rewritten => false,
+                    };
                     let resumed = restore.as_ref().and_then(|r| r.prepared.as_ref());
                     identity = match (resumed, &self.keeper) {
                         (Some(sink), _) => sink.identity.clone(),
