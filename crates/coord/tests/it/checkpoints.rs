@@ -574,7 +574,11 @@ async fn jobs_that_go_on_see_what_a_source_gives_to_one_that_begins_anew() {
     ok(&mut s, &source).await;
     // It has no state in checkpoints, and comes first.
     let plain = folder.path().join("plain.json");
-    ok(&mut s, &format!("CREATE SINK plain FROM f WITH (connector = 'file', path = '{}')", plain.display())).await;
+    ok(
+        &mut s,
+        &format!("CREATE SINK plain FROM f WITH (connector = 'file', path = '{}', format = 'json')", plain.display()),
+    )
+    .await;
     let views: Vec<String> = (0..12).map(|n| format!("v{n}")).collect();
     for view in &views {
         ok(&mut s, &format!("CREATE MATERIALIZED VIEW {view} AS SELECT count(*) AS c, sum(n) AS s FROM f")).await;

@@ -644,7 +644,13 @@ async fn sources_that_are_replayed_for_the_same_jobs_stay_together() {
             break;
         }
     }
+    for name in ["fine", "coarse"] {
+        ok(&mut s, &format!("ALTER SOURCE {name} SET (rate_limit = 1000)")).await;
+    }
     ok(&mut s, "CREATE MATERIALIZED VIEW alone AS SELECT count(*) AS n FROM coarse").await;
+    for name in ["fine", "coarse"] {
+        ok(&mut s, &format!("ALTER SOURCE {name} RESET (rate_limit)")).await;
+    }
     loop {
         let (at, ahead) = ahead(&mut s).await;
         if ahead > 500 {
