@@ -171,7 +171,7 @@ pub async fn coordinate(
         // It ends by itself only where it cannot go on.
         driven = &mut driving => driven.map_err(|e| Error::internal(format!("the driver of the jobs: {e}")))?,
     };
-    if application.is_some_and(|application| application.has_ended()) {
+    if application.as_ref().is_some_and(|application| application.has_ended()) {
         let over = Error::new(SqlState::InvalidAuthorization, "the application of this cluster has ended")
             .with_hint("Start the worker with the coordinator_addr of another cluster.");
         let roster = Arc::clone(&roster);
