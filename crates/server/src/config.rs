@@ -221,7 +221,9 @@ impl Config {
         if config.cluster_workers == 0 || config.cluster_workers > WORKERS_MAX {
             let message =
                 format!("cluster_workers is {}; from 1 to {WORKERS_MAX} are possible", config.cluster_workers);
-            return Err(Error::new(SqlState::InvalidParameterValue, message));
+            return Err(
+                Error::new(SqlState::InvalidParameterValue, message).with_hint("Leave the setting out for one worker.")
+            );
         }
         if config.heartbeat_timeout()? < 2 * config.heartbeat_interval()? {
             return Err(Error::new(

@@ -91,7 +91,13 @@ impl Ended {
     #[track_caller]
     fn expect(&self, code: i32, words: &[&str]) {
         let missing: Vec<_> = words.iter().filter(|word| !self.err.contains(**word)).collect();
-        assert!(self.code == Some(code) && missing.is_empty(), "{:?}, {missing:?} not in: {}\n{}", self.code, self.err, self.out);
+        assert!(
+            self.code == Some(code) && missing.is_empty(),
+            "{:?}, {missing:?} not in: {}\n{}",
+            self.code,
+            self.err,
+            self.out
+        );
     }
 }
 
@@ -238,7 +244,13 @@ fn script(rate: Option<u32>) -> String {
 /// What [`SCRIPT`] prints and writes, whatever has happened to its processes.
 #[track_caller]
 fn assert_done(place: &Place, out: &str) {
-    for row in ["| ONE  | 1000 | 1499500 |", "| two  | 1000 | 1500500 |", "| zero | 1000 | 1498500 |", "(3 rows)", "| 4         |"] {
+    for row in [
+        "| ONE  | 1000 | 1499500 |",
+        "| two  | 1000 | 1500500 |",
+        "| zero | 1000 | 1498500 |",
+        "(3 rows)",
+        "| 4         |",
+    ] {
         assert!(out.contains(row), "{row} is not in:\n{out}");
     }
     assert_written(place);
@@ -339,7 +351,8 @@ fn a_statement_that_fails_ends_the_application_and_nothing_is_left() {
     assert_eq!(jobs[0], ("public.good".to_string(), "cancelled".to_string()));
     assert_eq!(jobs[1], ("public.v".to_string(), "failed".to_string()));
     // Not enough slots: how many are wanted, and how many there are.
-    let ended = run("CREATE TABLE t (k int);\nCREATE MATERIALIZED VIEW v WITH (parallelism = 9) AS SELECT k FROM t", &[]);
+    let ended =
+        run("CREATE TABLE t (k int);\nCREATE MATERIALIZED VIEW v WITH (parallelism = 9) AS SELECT k FROM t", &[]);
     ended.expect(1, &["statement 2, line 2:", "parallelism 9 needs 9 slots, and the server has 2", "HINT"]);
     place.assert_clean();
 }
@@ -350,7 +363,10 @@ async fn what_an_application_needs_and_does_not_get_is_said() {
     place.write("a.sql", "SELECT 1");
     place.run(&["missing.sql"]).expect(1, &["cannot read \"missing.sql\"", "No such file"]);
     let ended = place.run(&["a.sql", "--cluster-workers", "2", "--workers-timeout", "1s"]);
-    ended.expect(3, &["the cluster waits for workers", "has waited 1 s", "2 workers are needed, 0 are here", "HINT: Start workers"]);
+    ended.expect(
+        3,
+        &["the cluster waits for workers", "has waited 1 s", "2 workers are needed, 0 are here", "HINT: Start workers"],
+    );
     // Its own worker is one of two.
     let arguments = ["a.sql", "--workers", "1", "--slots", "1", "--cluster-workers", "2", "--workers-timeout", "15s"];
     place.run(&arguments).expect(3, &["2 workers are needed, 1 are here"]);
@@ -371,11 +387,14 @@ async fn what_an_application_needs_and_does_not_get_is_said() {
     }
     let ended = place.run(&["a.sql", "--workers", "1", "--data-dir", "of-a-server"]);
     ended.expect(1, &["the data directory is that of a server", "public.kept", "HINT"]);
-    place.run(&["a.sql", "--workers", "1", "--workers-timeout", "soon"]).expect(1, &["invalid value for workers_timeout"]);
+    place
+        .run(&["a.sql", "--workers", "1", "--workers-timeout", "soon"])
+        .expect(1, &["invalid value for workers_timeout"]);
     let open = ["a.sql", "--workers", "1", "--cluster-workers", "2", "--cluster-addr", "0.0.0.0:0"];
     place.run(&open).expect(1, &["would not reach those of this one", "HINT: Set cluster_addr"]);
     // Flags of a cluster without one.
-    let output = Command::new(env!("CARGO_BIN_EXE_millstream")).args(["run", "a.sql", "--workers", "2"]).output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_millstream")).args(["run", "a.sql", "--workers", "2"]).output().unwrap();
     Ended::of(output).expect(2, &["--cluster"]);
     place.assert_clean();
 }
@@ -392,7 +411,8 @@ async fn an_application_without_an_end_runs_until_it_is_cancelled() {
     );
     for signal in ["-INT", "-TERM"] {
         let data = format!("data{signal}");
-        let running = Running::start(&place, &["a.sql", "--quiet", "--workers", "2", "--slots", "1", "--data-dir", &data]);
+        let running =
+            Running::start(&place, &["a.sql", "--quiet", "--workers", "2", "--slots", "1", "--data-dir", &data]);
         // It answers clients meanwhile, and says how it is.
         let found = running.rows_when("SELECT k::text FROM v ORDER BY k", |rows| rows.len() == 2).await;
         assert_eq!(found, ["1", "2"]);
@@ -400,7 +420,10 @@ async fn an_application_without_an_end_runs_until_it_is_cancelled() {
             .args(["health", "--ready", "--config", "/dev/null", "--http-addr", &running.http.to_string()])
             .output()
             .unwrap();
-        assert!(health.status.success() && String::from_utf8_lossy(&health.stdout).contains("\"status\":\"ok\""), "{health:?}");
+        assert!(
+            health.status.success() && String::from_utf8_lossy(&health.stdout).contains("\"status\":\"ok\""),
+            "{health:?}"
+        );
         let cluster = running.cluster;
         assert_eq!(workers_of(cluster).len(), 2);
         running.signal(signal);
@@ -552,7 +575,8 @@ fn the_clusters_of_jobs_end_when_their_script_is_cancelled() {
          CREATE MATERIALIZED VIEW a AS SELECT count(*) AS n FROM numbers;
          CREATE MATERIALIZED VIEW b AS SELECT max(n) AS n FROM numbers;",
     );
-    let mut command = place.command(&["jobs.sql", "--per-job", "--workers", "1", "--slots", "1", "--log-level", "info"]);
+    let mut command =
+        place.command(&["jobs.sql", "--per-job", "--workers", "1", "--slots", "1", "--log-level", "info"]);
     let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(process.stderr.take().unwrap()).lines();
     let (mut endless, mut told) = (0, String::new());

@@ -12,6 +12,7 @@ mod offline;
 mod page_blocks;
 mod process;
 mod protocol;
+mod refusals;
 mod sessions;
 #[path = "../../../coord/tests/it/slt_files.rs"]
 mod slt_files;
