@@ -405,13 +405,10 @@ impl Application {
                 dropped = drop_jobs(server, &engine) => dropped,
                 _ = server.engines().interrupted(&engine) => continue,
             };
-            match dropped {
-                Ok(()) => break,
-                Err(error) if may_be_lost(&error) && self.is_interrupted(server, &engine).await => {}
-                Err(error) => {
-                    warn!(%error, "the jobs cannot be ended in order");
-                    break;
-                }
+            let Err(error) = dropped else { break };
+            if !(may_be_lost(&error) && self.is_interrupted(server, &engine).await) {
+                warn!(%error, "the jobs cannot be ended in order");
+                break;
             }
         }
         if self.stays {

@@ -151,7 +151,9 @@ pub async fn coordinate(
         let work = async {
             match &application {
                 Some(application) => application.work(&server, &mut stop).await,
-                None => drop(stopped(&mut stop).await),
+                None => {
+                    stopped(&mut stop).await;
+                }
             }
         };
         tokio::select! {
@@ -171,6 +173,9 @@ pub async fn coordinate(
         // It ends by itself only where it cannot go on.
         driven = &mut driving => driven.map_err(|e| Error::internal(format!("the driver of the jobs: {e}")))?,
     };
+    if let Some(local) = &local {
+        local.let_go();
+    }
     if application.as_ref().is_some_and(|application| application.has_ended()) {
         let over = Error::new(SqlState::InvalidAuthorization, "the application of this cluster has ended")
             .with_hint("Start the worker with the coordinator_addr of another cluster.");
@@ -229,11 +234,18 @@ impl Driver {
             let Some(number) = leadership.wait(starts, &mut self.ended.clone(), stand_by).await? else {
                 return Ok(());
             };
-            if let Some(application) = &self.application
-                && application.is_over().await?
-            {
-                leadership.release().await;
-                return Ok(());
+            if let Some(application) = &self.application {
+                match application.is_over().await {
+                    Ok(false) => {}
+                    Err(error) if error.may_pass() => {
+                        warn!(%error, "it is not known whether the application has ended; asking again");
+                        continue;
+                    }
+                    over => {
+                        leadership.release().await;
+                        return over.map(drop);
+                    }
+                }
             }
             info!("this coordinator leads");
             metrics::gauge!("millstream_leader").set(1.0);

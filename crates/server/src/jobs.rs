@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use flow::{Error, Result, SqlState};
-use sql::statement::{Name, Parsed, SinkFrom, Statement};
+use sql::statement::{Name, Parsed, Statement};
 
 use crate::RunArgs;
 use crate::application::{CODE_CANCELLED, CODE_NO_WORKERS, folder_of_this_process};
@@ -214,9 +214,9 @@ fn role(parsed: &Parsed, number: usize) -> Option<Role> {
         Statement::Insert(insert) => Role::Writes(insert.table.clone()),
         Statement::Update(update) => Role::Writes(update.table.clone()),
         Statement::Delete(delete) => Role::Writes(delete.table.clone()),
-        Statement::CreateSink(sink) => match (&sink.into, &sink.from) {
-            (Some(table), _) => Role::Writes(table.clone()),
-            (None, SinkFrom::Relation(_) | SinkFrom::Query { .. }) => Role::Job(sink.name.name.clone()),
+        Statement::CreateSink(sink) => match &sink.into {
+            Some(table) => Role::Writes(table.clone()),
+            None => Role::Job(sink.name.name.clone()),
         },
         Statement::Query(_) => Role::Job(format!("query-{number}")),
         _ => return None,

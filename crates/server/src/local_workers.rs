@@ -119,7 +119,8 @@ impl LocalWorkers {
         }
     }
 
-    fn let_go(&self) {
+    /// Tells them to end; they are not replaced any more.
+    pub fn let_go(&self) {
         for place in &self.places {
             place.with(|state| {
                 state.ends = true;
@@ -153,7 +154,6 @@ fn replace(n: usize, place: &Place, first: Child, command: &mut Command) {
             );
             return;
         }
-        // The first thing that a cluster does when it is over is to let its workers go.
         std::thread::sleep(RESTART_REST);
         match place.start(command) {
             Ok(Some(next)) => {
