@@ -20,6 +20,7 @@ use arrow::util::display::array_value_to_string;
 use catalog::RelationKind;
 use checkpoint::door::{Door, PutNew};
 use checkpoint::local::LocalStore;
+use checkpoint::names::{APPLICATION_END as END, APPLICATION_SCRIPT as SCRIPT};
 use coord::session::define::transactional;
 use coord::session::transaction::Status;
 use coord::session::{Outcome as Answer, Session};
@@ -42,9 +43,6 @@ use crate::{RunArgs, coordinator, logging};
 /// The schema of the application's own table, and the table: the number of each statement, from 1, and `begun` or `done`.
 const SCHEMA: &str = "ms_application";
 const PROGRESS: &str = "ms_application.statements";
-/// Beside the checkpoints: the script, and how it has ended.
-const SCRIPT: &str = "application/script";
-const END: &str = "application/end";
 /// Where the script is run, and as whom.
 const DATABASE: &str = "dev";
 const USER: &str = "millstream";

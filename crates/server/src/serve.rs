@@ -70,13 +70,14 @@ pub fn signals() -> Result<watch::Receiver<bool>> {
     Ok(receiver)
 }
 
-/// The first reason to stop. `input`: see [`input_ends`].
+/// The first reason to stop. `input`: see [`input_ends`]; a process with one takes no SIGINT.
 pub fn told(input: Option<oneshot::Receiver<()>>) -> Result<watch::Receiver<Option<Told>>> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |e: std::io::Error| Error::internal(format!("cannot listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let (sender, receiver) = watch::channel(None);
+    let owned = input.is_some();
     tokio::spawn(async move {
         let ends = async {
             match input {
@@ -87,7 +88,8 @@ pub fn told(input: Option<oneshot::Receiver<()>>) -> Result<watch::Receiver<Opti
         };
         let told = tokio::select! {
             _ = terminate.recv() => Told::Terminate,
-            _ = interrupt.recv() => Told::Cancel,
+            // Ctrl-C goes to every process of the terminal; who has started this one passes on what is meant for it.
+            _ = interrupt.recv(), if !owned => Told::Cancel,
             () = ends => Told::Cancel,
         };
         info!("shutting down");
