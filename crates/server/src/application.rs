@@ -234,7 +234,7 @@ impl Application {
         let found = self.ask(|application| {
             let Some(door) = application.door()? else { return Ok(None) };
             application.check_script(door.get(SCRIPT)?.as_deref())?;
-            Ok(door.get(END)?)
+            door.get(END)
         });
         let found = match found.await {
             Err(error) if error.state() == SqlState::ObjectNotInPrerequisiteState => {

@@ -182,7 +182,7 @@ fn start<'a>(
     };
     let thread = std::thread::Builder::new().name(format!("job-{}", job.name)).spawn(show);
     let thread = thread.map_err(|e| Error::internal(format!("cannot start a thread: {e}")))?;
-    Ok(Some((&job.name, child, thread)))
+    Ok(Some((job.name.as_str(), child, thread)))
 }
 
 /// What a statement says.
@@ -195,7 +195,7 @@ struct Said<'a> {
 impl<'a> Said<'a> {
     fn by(text: &'a str) -> Said<'a> {
         let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-        Said { text, words: text.split(|c| !is_part(c)).map(str::to_lowercase).collect() }
+        Said { text, words: text.split(|c: char| !is_part(c)).map(str::to_lowercase).collect() }
     }
 
     fn names(&self, name: &Name) -> bool {

@@ -471,7 +471,7 @@ async fn another_coordinator_goes_on_with_the_application() {
     let url = format!("file://{}", place.path("store").display());
     let own = |name: &'static str| {
         let (ha, workers) = (["--high-availability", "store", "--checkpoint-url"], ["--workers", "2", "--slots", "1"]);
-        [&["a.sql", "--quiet", "--data-dir", name][..], &ha, &[url.as_str()], &workers].concat()
+        [&["a.sql", "--quiet", "--data-dir", name][..], &ha[..], &[url.as_str()][..], &workers[..]].concat()
     };
     let mut first = Running::start(&place, &own("a"));
     first.rows_when("SELECT count(*)::text FROM named", |rows| rows[0] != "0").await;
@@ -520,7 +520,7 @@ async fn a_coordinator_that_is_stopped_leaves_the_application_to_the_other() {
     let url = format!("file://{}", place.path("store").display());
     let own = |name: &'static str| {
         let (ha, workers) = (["--high-availability", "store", "--checkpoint-url"], ["--workers", "1", "--slots", "2"]);
-        [&["a.sql", "--quiet", "--data-dir", name][..], &ha, &[url.as_str()], &workers].concat()
+        [&["a.sql", "--quiet", "--data-dir", name][..], &ha[..], &[url.as_str()][..], &workers[..]].concat()
     };
     let first = Running::start(&place, &own("a"));
     first.rows_when("SELECT count(*)::text FROM named", |rows| rows[0] != "0").await;
