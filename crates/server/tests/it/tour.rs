@@ -62,6 +62,12 @@ impl Shipped {
         std::fs::write(&file, settings).unwrap();
         let shipped = Shipped { home, pg };
         shipped.run("start-cluster.sh");
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(shipped.pg).is_err() {
+            let log = || std::fs::read_to_string(shipped.home.path().join("run/coordinator.log")).unwrap_or_default();
+            assert!(begun.elapsed() < PATIENCE, "nobody listens: {}", log());
+            std::thread::sleep(LOOK);
+        }
         shipped
     }
 
