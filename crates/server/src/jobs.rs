@@ -199,7 +199,7 @@ impl<'a> Said<'a> {
     }
 
     fn names(&self, name: &Name) -> bool {
-        self.words.contains(&name.name) || self.text.contains(&sql::names::quote(&name.name))
+        self.words.contains(&name.name) || self.text.contains(&format!("\"{}\"", name.name.replace('"', "\"\"")))
     }
 }
 

@@ -88,6 +88,8 @@ impl LocalWorkers {
                 .args(["--slots", &plan.slots.to_string(), "--memory-limit", &plan.memory.to_string()])
                 .args(["--log-format", &config.log_format, "--log-level", &config.log_level])
                 .env("MILLSTREAM_CLUSTER_TOKEN", &config.cluster_token)
+                // That is for coordinators; what it needs may have come by a flag that workers do not get.
+                .env("MILLSTREAM_HIGH_AVAILABILITY", "none")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null());
             if let Some(file) = &plan.config_file {

@@ -353,7 +353,7 @@ impl Deployment {
             }
             // The containers have memory of their own; here they share a machine.
             command.env("MILLSTREAM_MEMORY_LIMIT", "256MiB").env_remove("MILLSTREAM_S3_ENDPOINT");
-            let log = std::fs::File::create(data.join("log")).unwrap();
+            let log = std::fs::File::create(deployment.log_of(&container.host)).unwrap();
             deployment.processes.insert(container.host.clone(), command.stderr(log).spawn().unwrap());
         }
         (deployment.pg, deployment.http) = (pg, http);
@@ -378,7 +378,11 @@ impl Deployment {
     }
 
     fn log(&self, host: &str) -> String {
-        std::fs::read_to_string(self.folder.path().join(host).join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.log_of(host)).unwrap_or_default()
+    }
+
+    fn log_of(&self, host: &str) -> PathBuf {
+        self.folder.path().join(format!("{host}.log"))
     }
 
     /// The one that is ready, as a Service finds it, once there is one.

@@ -196,6 +196,12 @@ fn answer(stream: TcpStream, objects: &Objects) -> std::io::Result<()> {
             objects.remove(&key);
             ("204 No Content", Vec::new())
         }
+        "POST" => {
+            for part in String::from_utf8_lossy(&body).split("<Key>").skip(1) {
+                objects.remove(part.split('<').next().unwrap_or_default());
+            }
+            ("200 OK", b"<DeleteResult></DeleteResult>".to_vec())
+        }
         _ if key.is_empty() => {
             let prefix = query.split('&').find_map(|part| part.strip_prefix("prefix=")).unwrap_or_default();
             let listed: String = objects

@@ -135,8 +135,20 @@ impl Side {
         Side { client: client_of(config, "dev").await, files }
     }
 
+    /// Without what is this side's own: its folder, and times since something happened.
     async fn ask(&self, statement: &str) -> Result<Vec<String>, String> {
-        answer(&self.client, &statement.replace("path = '", &format!("path = '{}/", self.files.display()))).await
+        let files = format!("{}/", self.files.display());
+        let rows = answer(&self.client, &statement.replace("path = '", &format!("path = '{files}"))).await?;
+        let plain = |row: String| {
+            let mut parts = row.split(" s ago").map(str::to_string).collect::<Vec<_>>();
+            let last = parts.pop().unwrap_or_default();
+            for part in &mut parts {
+                *part = part.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_string();
+            }
+            parts.push(last);
+            parts.join("N s ago").replace(&files, "")
+        };
+        Ok(rows.into_iter().map(plain).collect())
     }
 }
 
