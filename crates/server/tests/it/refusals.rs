@@ -197,10 +197,13 @@ fn answer(stream: TcpStream, objects: &Objects) -> std::io::Result<()> {
             ("204 No Content", Vec::new())
         }
         "POST" => {
+            let mut deleted = String::new();
             for part in String::from_utf8_lossy(&body).split("<Key>").skip(1) {
-                objects.remove(part.split('<').next().unwrap_or_default());
+                let key = part.split('<').next().unwrap_or_default();
+                objects.remove(key);
+                deleted.push_str(&format!("<Deleted><Key>{key}</Key></Deleted>"));
             }
-            ("200 OK", b"<DeleteResult></DeleteResult>".to_vec())
+            ("200 OK", format!("<DeleteResult>{deleted}</DeleteResult>").into_bytes())
         }
         _ if key.is_empty() => {
             let prefix = query.split('&').find_map(|part| part.strip_prefix("prefix=")).unwrap_or_default();
