@@ -488,7 +488,7 @@ async fn works(containers: &[Container], url: Option<&str>) {
         assert_eq!(deployment.ask(&history, path).unwrap().0, 200, "{}", deployment.log(&history));
     }
     let begun = Instant::now();
-    while !deployment.ask(&history, "/api/jobs").unwrap().1.contains("\"gone\"") {
+    while !deployment.ask(&history, "/api/jobs").unwrap().1.contains("public.gone") {
         assert!(begun.elapsed() < PATIENCE, "{:?}", deployment.ask(&history, "/api/jobs"));
         tokio::time::sleep(LOOK).await;
     }
