@@ -59,6 +59,8 @@ pub enum ToWorker {
     Begin(Begin),
     /// It ends: the slots stop and everything is forgotten.
     End,
+    /// The cluster is over for good, as that of an application is when the application has ended: the worker ends too.
+    Leave,
     /// For one slot.
     Slot(SlotId, SlotMessage),
     /// For every slot of the worker.

@@ -172,7 +172,7 @@ impl Slots {
     /// On the thread that reads the coordinator's connection. Errors: what came cannot be understood.
     fn take(&self, message: ToWorker, body: &[u8]) -> Result<()> {
         match message {
-            ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End => {}
+            ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End | ToWorker::Leave => {}
             ToWorker::Slot(slot, message) => self.send(slot, message::join(message, body, None)?)?,
             ToWorker::Slots(message) => {
                 let message = message::join(message, body, None)?;
@@ -247,7 +247,7 @@ impl Node {
         self.addr
     }
 
-    /// Works until [`close`](Self::close). Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
+    /// Works until [`close`](Self::close), or until the coordinator says that the cluster is over. Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
     pub fn run(self: &Arc<Self>) -> Result<()> {
         let addresses: Vec<&str> =
             self.config.coordinator.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
@@ -345,6 +345,12 @@ impl Node {
                 ToWorker::End => {
                     self.forget_session();
                     coordinator.say(frame.session, &FromWorker::Ended);
+                    Ok(())
+                }
+                ToWorker::Leave => {
+                    info!("the cluster is over");
+                    self.closed.store(true, Ordering::Release);
+                    wake_listener(self.addr);
                     Ok(())
                 }
                 message => {

@@ -60,7 +60,7 @@ struct State {
     workers: BTreeMap<u32, Registered>,
     next: u32,
     session: Option<Arc<Session>>,
-    /// Why no worker is let in: another coordinator leads.
+    /// Why no worker is let in: another coordinator leads, or the cluster is over.
     standby: Option<Error>,
 }
 
@@ -163,6 +163,23 @@ impl Roster {
         wake_listener(self.addr);
         let state = self.state.lock();
         state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
+    }
+
+    /// The cluster is over: tells all workers to end, and waits until their connections have ended, no longer than the time-out of the
+    /// pulse. Who comes later is refused, for this cause.
+    pub fn dismiss(&self, cause: Error) {
+        let mut state = self.state.lock();
+        state.standby = Some(cause);
+        for worker in state.workers.values() {
+            if let Some(connection) = &worker.connection {
+                connection.say(0, &ToWorker::Leave);
+            }
+        }
+        while state.workers.values().any(|worker| worker.connection.is_some()) {
+            if self.changed.wait_for(&mut state, self.config.pulse.timeout).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Lets no worker in, for this cause, and lets those go that are here, so that they look for the coordinator that leads; `None`:

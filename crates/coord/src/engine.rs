@@ -9,6 +9,7 @@ pub(crate) mod replay;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
@@ -144,6 +145,8 @@ pub struct Engine {
     pub started_us: i64,
     /// As which it owns the checkpoints, if there are any.
     generation: Option<Generation>,
+    /// No table changes any more.
+    tables_ended: AtomicBool,
     /// Owned until the shutdown.
     directory: Mutex<Option<Arc<DataDirectory>>>,
 }
@@ -317,6 +320,7 @@ impl Engine {
         let engine = Arc::new(Engine {
             started_us,
             generation,
+            tables_ended: AtomicBool::new(false),
             config,
             clock,
             pins,
@@ -743,9 +747,15 @@ impl Engine {
         let Some(job) = self.clock.board.status(relation) else { return false };
         let ended = |input: &RelationId| match self.sources.get(*input) {
             Some(source) => source.status().ended.is_some(),
-            None => self.table(*input).is_none() && self.inputs_ended(*input),
+            None if self.table(*input).is_some() => self.tables_ended.load(Ordering::Relaxed),
+            None => self.inputs_ended(*input),
         };
         job.inputs.iter().all(ended)
+    }
+
+    /// Whoever wrote into the tables has ended: a job that is dropped from now on has finished if its sources have ended too.
+    pub fn end_tables(&self) {
+        self.tables_ended.store(true, Ordering::Relaxed);
     }
 
     /// Lets the sources that a job reads be read, and keeps its changes if it declares so.

@@ -28,6 +28,9 @@ const CHECKPOINT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
 
+/// An application waits for its workers no less.
+const WORKERS_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
 /// The settings that an environment variable can give.
 const SETTINGS: &[&str] = &[
     "data_dir",
@@ -51,6 +54,7 @@ const SETTINGS: &[&str] = &[
     "heartbeat_interval",
     "heartbeat_timeout",
     "high_availability",
+    "workers_timeout",
     "max_connections",
     "log_format",
     "log_level",
@@ -101,6 +105,8 @@ pub struct Config {
     pub heartbeat_timeout: String,
     /// `none`, or `store`: a coordinator's log is beside the checkpoints, and another coordinator can take over.
     pub high_availability: String,
+    /// `2min`: how long an application waits for its workers before it gives up.
+    pub workers_timeout: String,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
@@ -142,6 +148,7 @@ impl Default for Config {
             heartbeat_interval: "1s".into(),
             heartbeat_timeout: "10s".into(),
             high_availability: "none".into(),
+            workers_timeout: "2min".into(),
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -181,6 +188,7 @@ impl Config {
         flag("coordinator_addr", args.coordinator_addr.clone());
         flag("worker_addr", args.worker_addr.clone());
         flag("high_availability", args.high_availability.clone());
+        flag("workers_timeout", args.workers_timeout.clone());
         for (name, number) in [("slots", args.slots), ("cluster_workers", args.cluster_workers)] {
             if let Some(number) = number {
                 figment = figment.merge((name, number));
@@ -213,7 +221,9 @@ impl Config {
         if config.cluster_workers == 0 || config.cluster_workers > WORKERS_MAX {
             let message =
                 format!("cluster_workers is {}; from 1 to {WORKERS_MAX} are possible", config.cluster_workers);
-            return Err(Error::new(SqlState::InvalidParameterValue, message));
+            return Err(
+                Error::new(SqlState::InvalidParameterValue, message).with_hint("Leave the setting out for one worker.")
+            );
         }
         if config.heartbeat_timeout()? < 2 * config.heartbeat_interval()? {
             return Err(Error::new(
@@ -222,6 +232,7 @@ impl Config {
             )
             .with_hint("Some heartbeats may be late on a busy machine: ten of them are a good measure."));
         }
+        config.workers_timeout()?;
         if !matches!(config.log_format.as_str(), "text" | "json") {
             return Err(Error::new(SqlState::InvalidParameterValue, "log_format must be text or json"));
         }
@@ -270,6 +281,16 @@ impl Config {
     /// After which time without a sign of life a node of a cluster is away.
     pub fn heartbeat_timeout(&self) -> Result<Duration> {
         heartbeat("heartbeat_timeout", &self.heartbeat_timeout)
+    }
+
+    /// How long an application waits for its workers. Errors: `22023` it is no time, or none from 1s to 24h.
+    pub fn workers_timeout(&self) -> Result<Duration> {
+        let time =
+            connect::options::parse_duration(self.workers_timeout.trim()).filter(|time| *time >= WORKERS_TIMEOUT_MIN);
+        time.ok_or_else(|| {
+            let message = format!("invalid value for workers_timeout: \"{}\"", self.workers_timeout);
+            Error::new(SqlState::InvalidParameterValue, message).with_hint("Write a time from 1s to 24h.")
+        })
     }
 
     /// Whether coordinators take over from each other. Errors: `22023` a value that is none, or one that lacks what it needs.

@@ -36,6 +36,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let app = Router::new()
+        .route("/live", get(live))
         .route("/health", get(health))
         .route("/metrics", get(render_metrics))
         .with_state(Web { server, metrics });
@@ -45,6 +46,11 @@ pub async fn serve(
     if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
         tracing::error!(error = %e, "HTTP server failed");
     }
+}
+
+/// 200 while the process answers at all, a standby or a coordinator without workers too: nothing is gained by starting it anew.
+pub async fn live() -> impl IntoResponse {
+    axum::Json(serde_json::json!({ "status": "live" }))
 }
 
 /// 200 while writes are possible, 503 with the cause otherwise; a standby says so.

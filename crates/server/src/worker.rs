@@ -11,7 +11,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::{ServerArgs, WorkerArgs, logging};
 
-/// Runs the worker until SIGTERM or SIGINT. Errors: the coordinator refuses it.
+/// Runs the worker until SIGTERM or SIGINT, or until its cluster is over. Errors: the coordinator refuses it.
 pub fn run(args: &WorkerArgs) -> Result<()> {
     let flags = ServerArgs {
         config: args.config.clone(),
@@ -45,11 +45,12 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     info!(addr = %node.addr(), slots = config.slot_count(), coordinator = config.coordinator_addr, "the worker listens");
     let runtime = crate::serve::runtime()?;
     let stops = Arc::clone(&node);
+    let input = args.until_input_ends.then(crate::serve::input_ends).transpose()?;
     runtime.block_on(async {
-        let mut stop = crate::serve::signals()?;
+        let mut told = crate::serve::told(input)?;
         tokio::spawn(async move {
             // An error means that the sender is gone, which is a stop too.
-            let _ = stop.wait_for(|s| *s).await;
+            let _ = told.wait_for(|told| told.is_some()).await;
             stops.close();
         });
         tokio::task::spawn_blocking(move || node.run())

@@ -200,3 +200,18 @@ fn a_worker_that_is_refused_ends_with_the_reason_and_one_that_finds_nobody_calls
     late.close();
     roster.close();
 }
+
+#[test]
+fn workers_end_when_their_cluster_is_over_and_who_comes_later_is_told_so() {
+    let roster = roster(2);
+    let addr = roster.addr().to_string();
+    let workers = [Running::start(&addr, 1, TOKEN, 1), Running::start(&addr, 2, TOKEN, 2)];
+    assert_eq!(roster.choose(Duration::from_secs(20)).unwrap().len(), 2);
+    roster.dismiss(Error::new(SqlState::InvalidAuthorization, "the cluster is over").with_hint("Go elsewhere."));
+    for worker in workers {
+        worker.ends().unwrap();
+    }
+    let late = Running::start(&addr, 1, TOKEN, 3).ends().unwrap_err();
+    assert_eq!((late.state().code(), late.message()), ("28000", "the cluster is over"));
+    roster.close();
+}
