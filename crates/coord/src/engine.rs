@@ -23,7 +23,7 @@ use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
-use runtime::{Budget, Depot, FromSlot, Worker};
+use runtime::{Budget, Depot, FromSlot, Worker, WorkerState};
 use state::{Pin, Pins, RelationSnapshot, RelationStore};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
@@ -774,8 +774,19 @@ impl Engine {
             None => Ok(()),
             Some(wanted) => {
                 let message = format!("parallelism {wanted} needs {wanted} slots, and the server has {slots}");
-                Err(Error::new(SqlState::ConfigurationLimitExceeded, message)
-                    .with_hint("Start the server with more slots (--slots), or ask for less."))
+                let refused = Error::new(SqlState::ConfigurationLimitExceeded, message);
+                let (all, most) = (self.worker.processes(), self.worker.processes_wanted());
+                if most == 1 {
+                    return Err(refused.with_hint("Start the server with more slots (--slots), or ask for less."));
+                }
+                let running = all.iter().filter(|w| matches!(w.state, WorkerState::Running | WorkerState::Leaving));
+                Err(refused
+                    .with_detail(format!(
+                        "All {slots} are free for it, since jobs share slots; they are of {} workers, and cluster_workers \
+                         is {most}.",
+                        running.count()
+                    ))
+                    .with_hint("Start more workers, or workers with more slots (--slots), or ask for less."))
             }
         }
     }

@@ -50,7 +50,8 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
         tokio::spawn(async move {
             // An error means that the sender is gone, which is a stop too.
             let _ = stop.wait_for(|s| *s).await;
-            stops.close();
+            // It ends with the program, if not before.
+            let _ = tokio::task::spawn_blocking(move || stops.leave()).await;
         });
         tokio::task::spawn_blocking(move || node.run())
             .await
