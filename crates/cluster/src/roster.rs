@@ -246,6 +246,8 @@ impl Roster {
         if cause.is_some() {
             state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
         }
+        // Whoever comes to a leader comes anew.
+        (state.enough_us, state.at_once) = (None, false);
         state.standby = cause;
     }
 

@@ -83,6 +83,13 @@ impl Seen {
     }
 }
 
+fn cells(message: &SimpleQueryMessage) -> Option<Vec<Option<String>>> {
+    match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|c| row.get(c).map(str::to_string)).collect()),
+        _ => None,
+    }
+}
+
 /// The first answer to something that was begun at `since` or later.
 fn first_after(of: &Mutex<Vec<(Instant, Instant)>>, since: Instant) -> Option<Instant> {
     of.lock().iter().filter(|(begun, _)| *begun >= since).map(|(_, done)| *done).min()
@@ -142,13 +149,7 @@ impl Anywhere {
         let Some(client) = &self.client else { return Answer::Unknown };
         match timeout(PATIENCE, client.simple_query(sql)).await {
             Ok(Ok(messages)) => {
-                let row = |message: SimpleQueryMessage| match message {
-                    SimpleQueryMessage::Row(row) => {
-                        Some((0..row.len()).map(|c| row.get(c).map(str::to_string)).collect())
-                    }
-                    _ => None,
-                };
-                return Answer::Rows(messages.into_iter().filter_map(row).collect());
+                return Answer::Rows(messages.iter().filter_map(cells).collect());
             }
             Ok(Err(error)) => self.judge(sql, &error),
             Err(_) => {}
@@ -187,7 +188,7 @@ struct Sent {
 
 /// Everything that works at the cluster.
 pub struct Load {
-    pub seen: Arc<Seen>,
+    seen: Arc<Seen>,
     writers: Vec<JoinHandle<Vec<Sent>>>,
     others: Vec<JoinHandle<()>>,
     input: Option<JoinHandle<std::io::Result<()>>>,
@@ -218,10 +219,10 @@ pub struct Outcome {
 
 impl Load {
     /// Makes tables, views, source and sink, and starts to work; files are in `folder`.
-    pub async fn start(folder: &Path, seed: u64) -> Result<Load> {
+    pub async fn start(folder: &Path, seed: u64, seen: &Arc<Seen>) -> Result<Load> {
         let (input, out) = (folder.join("in.ndjson"), folder.join("out"));
         let mut file = OpenOptions::new().create_new(true).append(true).open(&input)?;
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::clone(seen);
         append(&mut file, &seen, 100)?;
         let mut client = Anywhere::new(&seen);
         client.insist("SELECT 1", CALM_MAX).await?;

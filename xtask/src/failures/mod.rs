@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -27,7 +28,7 @@ use crate::bench::{Result, number, test_build, told};
 use cluster::{Cluster, SILENCE, WORKERS_WANTED};
 use faults::{Cut, Fault, Role};
 use history::Watch;
-use load::{Anywhere, Load, Outcome};
+use load::{Anywhere, Load, Outcome, Seen};
 use net::{Built, CLIENT, COORDINATORS, NAMES, Net, Seat, WORKERS};
 
 pub const USAGE: &str =
@@ -248,7 +249,7 @@ impl Rig {
             Fault::Left => {
                 let begun = now();
                 self.cluster.kill(targets.worker)?;
-                self.jobs_run_on(WORKERS_WANTED - 1).await?;
+                jobs_run_on(&mut self.looker, WORKERS_WANTED - 1).await?;
                 self.load.resumed(begun, RESUME_MAX).await?;
                 let stays_away = self.between(500, 3000);
                 self.hold(targets, stays_away).await?;
@@ -337,22 +338,6 @@ impl Rig {
         Ok(reached)
     }
 
-    /// Waits until jobs run on so many workers.
-    async fn jobs_run_on(&mut self, workers: usize) -> Result<()> {
-        let start = now();
-        let sql = "SELECT count(*) FROM ms_catalog.workers WHERE state = 'running'";
-        loop {
-            let running = self.looker.number(sql, RESUME_MAX).await?;
-            if running == workers as u64 {
-                return Ok(());
-            }
-            if start.elapsed() > RESUME_MAX {
-                return Err(format!("jobs run on {running} workers, not on {workers}, for {RESUME_MAX:?}").into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
     async fn round(&mut self, fault: Fault) -> Result<Round> {
         let targets = self.targets().await?;
         let meets_another =
@@ -370,7 +355,7 @@ impl Rig {
         self.cluster.make_whole()?;
         let calm = now();
         let resumed = self.load.resumed(calm, RESUME_MAX).await?;
-        self.jobs_run_on(WORKERS_WANTED).await?;
+        jobs_run_on(&mut self.looker, WORKERS_WANTED).await?;
         let whole_ms = ms_since(calm);
         self.cluster.check()?;
         let first = self.load.acknowledged_after(begun).unwrap_or(calm);
@@ -386,6 +371,22 @@ impl Rig {
             self.cluster.terminate(seat).await?;
         }
         Ok(())
+    }
+}
+
+/// Waits until jobs run on so many workers.
+async fn jobs_run_on(looker: &mut Anywhere, workers: usize) -> Result<()> {
+    let start = now();
+    let sql = "SELECT count(*) FROM ms_catalog.workers WHERE state = 'running'";
+    loop {
+        let running = looker.number(sql, RESUME_MAX).await?;
+        if running == workers as u64 {
+            return Ok(());
+        }
+        if start.elapsed() > RESUME_MAX {
+            return Err(format!("jobs run on {running} workers, not on {workers}, for {RESUME_MAX:?}").into());
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -407,17 +408,34 @@ async fn break_it(plan: &Plan, deck: Vec<Fault>, net: Net, binary: &Path) -> Res
         None if memory.is_dir() => tempfile::tempdir_in(memory)?,
         None => tempfile::tempdir()?,
     };
-    let mut cluster = Cluster::new(net, binary, folder.path())?;
+    let outcome = match work(plan, &deck, net, binary, folder.path()).await {
+        Ok(report) => {
+            println!("{}", report.table());
+            report.verdict(plan)
+        }
+        Err(error) => Err(error),
+    };
+    if outcome.is_err() {
+        eprintln!("   logs and data are kept in {}", folder.keep().display());
+    }
+    outcome
+}
+
+async fn work(plan: &Plan, deck: &[Fault], net: Net, binary: &Path, folder: &Path) -> Result<Report> {
+    let mut cluster = Cluster::new(net, binary, folder)?;
     cluster.make_whole()?;
     let watch = Watch::start(cluster.store());
-    let load = Load::start(folder.path(), plan.seed).await?;
-    let looker = Anywhere::new(&load.seen);
+    let seen = Arc::new(Seen::default());
+    let mut looker = Anywhere::new(&seen);
+    // What is made now is not to meet a change of workers.
+    jobs_run_on(&mut looker, WORKERS_WANTED).await?;
+    let load = Load::start(folder, plan.seed, &seen).await?;
     let mut rig = Rig { cluster, load, looker, random: SmallRng::seed_from_u64(plan.seed), also: None };
     let start = now();
     let mut rounds = Vec::new();
-    let worked = rounds_of(&mut rig, plan, &deck, start, &mut rounds).await;
+    let worked = rounds_of(&mut rig, plan, deck, start, &mut rounds).await;
     let seconds = start.elapsed().as_secs_f64();
-    let report = match worked {
+    match worked {
         Ok(()) => finish(rig, rounds, watch, seconds).await,
         // A cluster that does not go on answers no questions.
         Err(error) => {
@@ -425,19 +443,10 @@ async fn break_it(plan: &Plan, deck: Vec<Fault>, net: Net, binary: &Path) -> Res
             drop(rig);
             Ok(Report { seconds, rounds, outcome, written: watch.end(), fscks: 0, errors: 0, wrong })
         }
-    };
-    let outcome = report.and_then(|report| {
-        println!("{}", report.table());
-        report.verdict(plan)
-    });
-    if outcome.is_err() {
-        eprintln!("   logs and data are kept in {}", folder.keep().display());
     }
-    outcome
 }
 
 async fn rounds_of(rig: &mut Rig, plan: &Plan, deck: &[Fault], start: Instant, rounds: &mut Vec<Round>) -> Result<()> {
-    rig.jobs_run_on(WORKERS_WANTED).await?;
     let mut open: Vec<Fault> = Vec::new();
     while start.elapsed().as_secs_f64() < plan.seconds && (rounds.len() as u64) < plan.rounds {
         let fault = match open.pop() {
