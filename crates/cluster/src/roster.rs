@@ -644,4 +644,32 @@ mod tests {
             assert_eq!(wanted.are_enough(fit, here, waited), enough, "{fit} {here} {waited:?}");
         }
     }
+
+    #[test]
+    fn a_pair_that_is_cut_is_tried_again_ever_more_rarely() {
+        let second = Duration::from_secs(1);
+        let now_us = Arc::new(AtomicI64::new(0));
+        let clock = Arc::clone(&now_us);
+        let config = RosterConfig {
+            identity: Identity::new(None, String::new()),
+            wanted: Wanted { workers: 3, least: 1, patience: second, settle: 2 * second },
+            pulse: Pulse { heartbeat: second, timeout: second },
+            time: Time::system(),
+            steady: Time::from_fn(move || clock.load(Ordering::Relaxed)),
+            nonce: 1,
+        };
+        let roster = Roster::listen(TcpListener::bind("127.0.0.1:0").unwrap(), config).unwrap();
+        let reach = |a, b| roster.state.lock().reach(a, b, now_us.load(Ordering::Relaxed));
+        assert!(reach(1, 2));
+        for pause_s in [2, 4, 8, 16, 32, 64, 64] {
+            // Both of them say so.
+            roster.note_cut(2, 1);
+            roster.note_cut(1, 2);
+            now_us.fetch_add(pause_s * 1_000_000 - 1, Ordering::Relaxed);
+            assert!(!reach(1, 2) && !reach(2, 1) && reach(1, 3), "{pause_s}");
+            now_us.fetch_add(1, Ordering::Relaxed);
+            assert!(reach(1, 2), "{pause_s}");
+        }
+        roster.close();
+    }
 }

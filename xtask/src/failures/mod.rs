@@ -288,7 +288,13 @@ impl Rig {
                     }
                 }
                 let lasts = if cut == Cut::Flapping { self.between(10, 100) } else { self.long_silence() };
+                let among_workers = cut == Cut::Whole && from != targets.leader && to != targets.leader;
+                let goes_on = among_workers && from != CLIENT && self.also.is_none();
                 self.hold(targets, lasts).await?;
+                if goes_on {
+                    // On those that reach each other.
+                    self.load.resumed(now(), RESUME_MAX).await?;
+                }
             }
             Fault::Isolate(role) => {
                 let seat = targets.seat(role);
