@@ -95,6 +95,17 @@ fn first_after(of: &Mutex<Vec<(Instant, Instant)>>, since: Instant) -> Option<In
     of.lock().iter().filter(|(begun, _)| *begun >= since).map(|(_, done)| *done).min()
 }
 
+fn longest_gap(since: Instant, mut times: Vec<Instant>, until: Instant) -> Duration {
+    times.push(until);
+    times.sort();
+    let (mut last, mut longest) = (since, Duration::ZERO);
+    for time in times {
+        longest = longest.max(time.saturating_duration_since(last));
+        last = time;
+    }
+    longest
+}
+
 /// A client of whichever coordinator leads.
 pub struct Anywhere {
     hosts: Vec<String>,
@@ -275,9 +286,10 @@ impl Load {
         self.seen.read.lock().clear();
     }
 
-    /// When the first statement that was begun at `since` or later was acknowledged, if one was.
-    pub fn acknowledged_after(&self, since: Instant) -> Option<Instant> {
-        first_after(&self.seen.acknowledged, since)
+    /// The longest time without an acknowledgement, from `since` until now.
+    pub fn longest_silence(&self, since: Instant) -> Duration {
+        let times = self.seen.acknowledged.lock().iter().map(|(_, done)| *done).filter(|done| *done > since).collect();
+        longest_gap(since, times, now())
     }
 
     /// Waits until a transfer that was begun at `since` or later is acknowledged, a read that was begun then is answered, and everything
@@ -285,7 +297,7 @@ impl Load {
     pub async fn resumed(&self, since: Instant, at_most: Duration) -> Result<Duration> {
         let sent = self.seen.sent.load(Ordering::Acquire);
         loop {
-            let written = self.acknowledged_after(since);
+            let written = first_after(&self.seen.acknowledged, since);
             let read = first_after(&self.seen.read, since);
             let published = self.seen.published.load(Ordering::Acquire);
             if written.is_some() && read.is_some() && published >= sent {
@@ -544,4 +556,19 @@ async fn audit_views(outcome: &mut Outcome, client: &mut Anywhere) -> Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_silence_may_be_at_either_end() {
+        let start = now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        for (times, until, longest) in [(vec![], 7, 7), (vec![5, 1], 6, 4), (vec![1, 2], 9, 7), (vec![4, 5], 6, 4)] {
+            let times = times.into_iter().map(at).collect();
+            assert_eq!(longest_gap(start, times, at(until)), Duration::from_secs(longest));
+        }
+    }
 }

@@ -168,7 +168,7 @@ struct Round {
     also: Option<Role>,
     /// A process has come to its crash point; true where there is none.
     reached: bool,
-    /// From the fault to the first acknowledgement of a statement that was begun after it.
+    /// The longest time without an acknowledgement, from its beginning until the jobs were on all workers.
     outage_ms: f64,
     /// From its end until statements, reads and files of the sink went on, and until the jobs were on all workers.
     resumed_ms: f64,
@@ -364,8 +364,7 @@ impl Rig {
         jobs_run_on(&mut self.looker, WORKERS_WANTED).await?;
         let whole_ms = ms_since(calm);
         self.cluster.check()?;
-        let first = self.load.acknowledged_after(begun).unwrap_or(calm);
-        let outage_ms = first.duration_since(begun).as_secs_f64() * 1e3;
+        let outage_ms = self.load.longest_silence(begun).as_secs_f64() * 1e3;
         tokio::time::sleep(self.between(CALM_MS.start, CALM_MS.end)).await;
         Ok(Round { fault, also, reached, outage_ms, resumed_ms: resumed.as_secs_f64() * 1e3, whole_ms })
     }
@@ -469,7 +468,7 @@ async fn rounds_of(rig: &mut Rig, plan: &Plan, deck: &[Fault], start: Instant, r
             .await
             .map_err(|e| format!("after {second:.0} s, {fault}, fault {}: {}", rounds.len() + 1, told(e.as_ref())))?;
         eprintln!(
-            "   {:>4}  {second:>5.0} s  {:<28}{:<16}outage {:>6.0} ms, goes on {:>6.0} ms after, on all workers {:>6.0} ms after{}",
+            "   {:>4}  {second:>5.0} s  {:<28}{:<18}outage {:>6.0} ms, goes on {:>6.0} ms after, on all workers {:>6.0} ms after{}",
             rounds.len() + 1,
             fault.to_string(),
             round.also.map(|role| format!("kill {role:?}")).unwrap_or_default(),
