@@ -452,6 +452,8 @@ async fn work(plan: &Plan, deck: &[Fault], net: Net, binary: &Path, folder: &Pat
 }
 
 async fn rounds_of(rig: &mut Rig, plan: &Plan, deck: &[Fault], start: Instant, rounds: &mut Vec<Round>) -> Result<()> {
+    // The first checkpoints are there: before them nothing moves when workers do.
+    rig.load.resumed(now(), RESUME_MAX).await?;
     let mut open: Vec<Fault> = Vec::new();
     while start.elapsed().as_secs_f64() < plan.seconds && (rounds.len() as u64) < plan.rounds {
         let fault = match open.pop() {
