@@ -909,6 +909,10 @@ impl Engine {
     }
 
     fn no_store(&self, relation: RelationId) -> Error {
+        // The slots are gone, and what they had of views with them: the view is not.
+        if let Some(cause) = self.clock.stalls.of_workers() {
+            return cause;
+        }
         self.clock.board.failure(relation).map_or_else(
             || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
             |cause| self.failed_view(relation, &cause),
