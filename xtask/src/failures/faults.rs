@@ -18,8 +18,7 @@ impl Role {
         match self {
             Role::Leader => "leader",
             Role::Standby => "standby",
-            Role::Worker => "worker",
-            Role::OtherWorker => "worker",
+            Role::Worker | Role::OtherWorker => "worker",
             Role::Client => "client",
         }
     }
