@@ -131,6 +131,10 @@ pub enum FromWorker {
     Ready,
     /// They are not, or not any more.
     Broken(Error),
+    /// The slots of another worker cannot be connected to while the session begins. [`Broken`](Self::Broken) says why.
+    Unreached(u32),
+    /// The worker is being stopped, and works until its coordinator closes the connection. Of no session.
+    Leaving,
     /// The session has ended here.
     Ended,
     Report(SlotReport),

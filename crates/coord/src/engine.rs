@@ -24,7 +24,7 @@ use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
-use runtime::{Budget, Depot, FromSlot, Worker};
+use runtime::{Budget, Depot, FromSlot, Worker, WorkerState};
 use state::{Pin, Pins, RelationSnapshot, RelationStore};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
@@ -789,8 +789,19 @@ impl Engine {
             None => Ok(()),
             Some(wanted) => {
                 let message = format!("parallelism {wanted} needs {wanted} slots, and the server has {slots}");
-                Err(Error::new(SqlState::ConfigurationLimitExceeded, message)
-                    .with_hint("Start the server with more slots (--slots), or ask for less."))
+                let refused = Error::new(SqlState::ConfigurationLimitExceeded, message);
+                let (all, most) = (self.worker.processes(), self.worker.processes_wanted());
+                if most == 1 {
+                    return Err(refused.with_hint("Start the server with more slots (--slots), or ask for less."));
+                }
+                let running = all.iter().filter(|w| matches!(w.state, WorkerState::Running | WorkerState::Leaving));
+                Err(refused
+                    .with_detail(format!(
+                        "All {slots} are free for it, since jobs share slots; they are of {} workers, and cluster_workers \
+                         is {most}.",
+                        running.count()
+                    ))
+                    .with_hint("Start more workers, or workers with more slots (--slots), or ask for less."))
             }
         }
     }
@@ -913,6 +924,10 @@ impl Engine {
     }
 
     fn no_store(&self, relation: RelationId) -> Error {
+        // The slots are gone, and what they had of views with them: the view is not.
+        if let Some(cause) = self.clock.stalls.of_workers() {
+            return cause;
+        }
         self.clock.board.failure(relation).map_or_else(
             || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
             |cause| self.failed_view(relation, &cause),

@@ -1,7 +1,8 @@
 //! `millstream coordinator`: clients, catalog, tables, clock, sources and sinks of a cluster, whose slots are with workers.
 //!
 //! One engine after the other: when a worker is away, the engine stops and another one is opened on the same data, which goes
-//! on from the log and the last durable checkpoint as after any start. Clients stay connected meanwhile.
+//! on from the log and the last durable checkpoint as after any start: on all workers that are wanted if they come in time, else on those
+//! that are left. So it is when a worker is stopped in order, or has come. Clients stay connected meanwhile.
 //!
 //! With `high_availability: store` several coordinators take turns ([`crate::leadership`]): the next one's engine is opened on
 //! what the last one's has left in the store, in the same way.
@@ -16,8 +17,8 @@ use checkpoint::DataDirectory;
 use checkpoint::lease::Holder;
 use cluster::connection::Pulse;
 use cluster::message::StorePlace;
-use cluster::roster::Chosen;
-use cluster::{Identity, Roster, RosterConfig, Slots};
+use cluster::roster::{Change, Chosen};
+use cluster::{Identity, Roster, RosterConfig, Slots, Wanted};
 use coord::engine::Replanner;
 use coord::execution::Execution;
 use coord::session::replan::StoredQueries;
@@ -108,9 +109,15 @@ pub async fn coordinate(
         listener,
         RosterConfig {
             identity: Identity::new(Some(cluster), config.cluster_token.clone()),
-            workers: config.cluster_workers,
+            wanted: Wanted {
+                workers: config.cluster_workers,
+                least: config.cluster_workers_min,
+                patience: config.worker_wait_timeout()?,
+                settle: config.worker_stabilization_timeout()?,
+            },
             pulse: Pulse { heartbeat: config.heartbeat_interval()?, timeout: config.heartbeat_timeout()? },
             time: Time::system(),
+            steady: Time::steady(),
             nonce,
         },
     )?;
@@ -311,12 +318,24 @@ impl Driver {
             // A later engine goes on from what this one leaves.
             self.config.from_savepoint = None;
             self.server.engines().run(Arc::clone(&engine));
-            info!(slots = slots.count(), "millstream is ready");
-            match self.stopped(&slots, &engine).await? {
+            info!(slots = slots.count(), workers = slots.workers(), "millstream is ready");
+            match self.until_stopped(&slots, &engine).await? {
                 Stopped::Worker(cause) => {
+                    if let Some(missing) = self.roster.missing() {
+                        info!(detail = missing.detail(), "the jobs stop for workers");
+                    }
                     self.interrupt(&engine, &cause).await;
                     tokio::time::sleep(INTERRUPT_GRACE).await;
                     self.server.engines().wait(cause);
+                    shut_down(engine).await?;
+                }
+                Stopped::Change(change) => {
+                    let cause = moves(change);
+                    info!(detail = cause.detail(), "{}", cause.message());
+                    self.interrupt(&engine, &cause).await;
+                    tokio::time::sleep(INTERRUPT_GRACE).await;
+                    self.server.engines().wait(cause);
+                    self.roster.at_once();
                     shut_down(engine).await?;
                 }
                 Stopped::For(End::Stopped) => {
@@ -404,6 +423,20 @@ impl Driver {
         opened.await.map_err(joined)?
     }
 
+    /// Waits until the engine is to stop, after a checkpoint where there is time for one.
+    async fn until_stopped(&mut self, slots: &Arc<Slots>, engine: &Arc<Engine>) -> Result<Stopped> {
+        loop {
+            let stopped = self.stopped(slots, engine).await?;
+            let Stopped::Change(change) = &stopped else { return Ok(stopped) };
+            // The jobs work meanwhile.
+            let is_kept = last_checkpoint(engine).await;
+            if is_kept || matches!(change, Change::Leaves(_)) {
+                return Ok(stopped);
+            }
+            self.roster.put_off();
+        }
+    }
+
     /// Waits until there is a reason to stop the engine.
     async fn stopped(&mut self, slots: &Arc<Slots>, engine: &Arc<Engine>) -> Result<Stopped> {
         let session = slots.session().ok_or_else(|| Error::internal("an engine without slots"))?;
@@ -420,6 +453,9 @@ impl Driver {
             if let Some(cause) = spawn_blocking(move || looked.wait_lost(LOOK)).await.map_err(joined)? {
                 return Ok(Stopped::Worker(cause));
             }
+            if let Some(change) = self.roster.change() {
+                return Ok(Stopped::Change(change));
+            }
         }
     }
 }
@@ -428,7 +464,22 @@ impl Driver {
 enum Stopped {
     /// A worker is away, for this cause.
     Worker(Error),
+    /// The jobs are to move to other workers.
+    Change(Change),
     For(End),
+}
+
+/// What statements are told while jobs move to other workers.
+fn moves(change: Change) -> Error {
+    let (what, detail) = match change {
+        Change::Leaves(worker) => {
+            ("a worker leaves the cluster", format!("Worker {worker} is being stopped; the jobs move to the others."))
+        }
+        Change::Joined(workers) => {
+            ("the jobs spread over more workers", format!("So many have come, and have stayed: {workers}."))
+        }
+    };
+    Error::new(SqlState::CannotConnectNow, what).with_detail(detail).with_hint("Try again: the jobs go on in a moment.")
 }
 
 /// Whether an engine cannot be opened because another coordinator has opened one.

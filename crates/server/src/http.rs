@@ -72,9 +72,24 @@ async fn health(State(web): State<Web>) -> impl IntoResponse {
         "epoch": engine.clock.completed().0,
         "jobs": jobs.len(),
         "jobs_failed": failed,
+        "workers": workers(&engine),
     });
     let status = if durable.failed.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, axum::Json(body))
+}
+
+/// On how many workers the jobs run, and on how many they are to; fewer than that is no reason to send clients elsewhere.
+fn workers(engine: &Engine) -> serde_json::Value {
+    let (all, wanted) = (engine.worker.processes(), engine.worker.processes_wanted());
+    let count = |state| all.iter().filter(|worker| worker.state == state).count();
+    serde_json::json!({
+        "wanted": wanted,
+        "running": count(WorkerState::Running),
+        "joining": count(WorkerState::Joining),
+        "leaving": count(WorkerState::Leaving),
+        "away": count(WorkerState::Away),
+        "spare": count(WorkerState::Spare),
+    })
 }
 
 async fn render_metrics(State(web): State<Web>) -> impl IntoResponse {
@@ -100,6 +115,7 @@ fn note(engine: &Engine) {
     for (phase, count) in phases {
         metrics::gauge!("millstream_jobs", "status" => phase).set(f64::from(count));
     }
+    metrics::gauge!("millstream_workers_wanted").set(engine.worker.processes_wanted() as f64);
     for worker in engine.worker.processes() {
         let up = if worker.state == WorkerState::Away { 0.0 } else { 1.0 };
         metrics::gauge!("millstream_worker_up", "worker" => worker.id.to_string()).set(up);

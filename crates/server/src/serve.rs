@@ -189,15 +189,23 @@ pub async fn serve_clients(
     Ok(())
 }
 
-/// What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it.
-pub async fn last_checkpoint(engine: &Arc<Engine>) {
+/// What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it. Returns whether there
+/// is nothing to be done again, as far as checkpoints are kept.
+pub async fn last_checkpoint(engine: &Arc<Engine>) -> bool {
     if engine.keeper().is_some() {
         match tokio::time::timeout(LAST_CHECKPOINT_MAX, engine.checkpoint()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => warn!(%error, "no checkpoint at the end"),
-            Err(_) => warn!("no checkpoint at the end: it took too long"),
+            Ok(Err(error)) => {
+                warn!(%error, "no checkpoint at the end");
+                return false;
+            }
+            Err(_) => {
+                warn!("no checkpoint at the end: it took too long");
+                return false;
+            }
         }
     }
+    true
 }
 
 /// Stops an engine and waits for its threads.

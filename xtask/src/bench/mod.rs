@@ -155,6 +155,18 @@ pub fn release_build() -> std::result::Result<PathBuf, String> {
     Ok(target_folder().join("release/millstream"))
 }
 
+/// Builds the server as the tests do, with points at which it can be let die, and says where it is.
+pub fn test_build() -> std::result::Result<PathBuf, String> {
+    let status = crate::cargo()
+        .args(["test", "--workspace", "--test", "server", "--no-run"])
+        .status()
+        .map_err(|e| format!("cargo test --no-run: {e}"))?;
+    if !status.success() {
+        return Err("cargo test --no-run failed".to_string());
+    }
+    Ok(target_folder().join("debug/millstream"))
+}
+
 /// Where cargo puts what it builds.
 fn target_folder() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")

@@ -198,7 +198,11 @@ impl Session {
                                 Some(detail) => format!("{} ({detail})", e.message()),
                                 None => e.message().to_string(),
                             }),
-                            job.parallelism.map(|n| n.to_string()),
+                            job.parallelism.map(|n| match relation.parallelism() {
+                                // There are fewer slots than when it was asked for.
+                                Some(wanted) if wanted as usize > n => format!("{n} of {wanted}"),
+                                _ => n.to_string(),
+                            }),
                         ]
                     })
                     .collect())
