@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cluster::connection::Pulse;
 use cluster::handshake::{Caller, call};
-use cluster::{Identity, Roster, RosterConfig};
+use cluster::{Identity, Roster, RosterConfig, Wanted};
 use coord::Time;
 
 use crate::process::Server;
@@ -51,7 +51,8 @@ fn worker(coordinator: SocketAddr) -> Command {
 fn other_build(build: &str) -> Arc<Roster> {
     let identity = Identity { build: build.into(), ..Identity::new(Some("cluster".into()), TOKEN.into()) };
     let pulse = Pulse { heartbeat: Duration::from_millis(100), timeout: Duration::from_secs(10) };
-    let config = RosterConfig { identity, workers: 1, pulse, time: Time::system(), nonce: 1 };
+    let wanted = Wanted { workers: 1, least: 1, patience: pulse.timeout, settle: pulse.timeout };
+    let config = RosterConfig { identity, wanted, pulse, time: Time::system(), steady: Time::steady(), nonce: 1 };
     Roster::listen(TcpListener::bind("127.0.0.1:0").unwrap(), config).unwrap()
 }
 
