@@ -11,7 +11,7 @@ use super::measure::{Latencies, Report, ms_since, now};
 use super::server::Server;
 use super::{Options, Result};
 
-/// With so many events each runs for about twenty seconds, so that checkpoints are due.
+/// With so many events q4 and q5 run for about half a minute, so that checkpoints are due, and q8 for six to ten seconds.
 const QUERIES: [(&str, u64); 3] = [("q4", 120_000_000), ("q5", 50_000_000), ("q8", 300_000_000)];
 const ROUNDS: u64 = 3;
 /// The last is for the pauses, of which ten seconds would show too few.
