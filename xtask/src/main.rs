@@ -1,9 +1,13 @@
 //! The project's own commands: `cargo xtask ci` runs every check, `cargo xtask doors` the crate table alone,
-//! `cargo xtask bench` measures a server from outside, `cargo xtask soak` lets one work and die for long.
+//! `cargo xtask bench` measures a server from outside, `cargo xtask soak` lets one work and die for long, `cargo xtask failures` breaks
+//! a cluster in every way, `cargo xtask sql-tests` runs all SQL tests over one.
 
+mod accounts;
 mod bench;
 mod doors;
+mod failures;
 mod soak;
+mod sql_tests;
 
 use std::process::{Command, ExitCode};
 
@@ -14,11 +18,15 @@ fn main() -> ExitCode {
         Some("doors") => doors::check(),
         Some("bench") => bench::run(args),
         Some("soak") => soak::run(args),
+        Some("sql-tests") => sql_tests::run(args),
+        Some("failures") => failures::run(args),
         _ => Err(format!(
-            "usage: cargo xtask ci | cargo xtask doors | {} | {} | {}",
+            "usage: cargo xtask ci | cargo xtask doors | {} | {} | {} | {} | {}",
             bench::USAGE,
             bench::NEXMARK_USAGE,
-            soak::USAGE
+            soak::USAGE,
+            failures::USAGE,
+            sql_tests::USAGE
         )),
     };
     match outcome {

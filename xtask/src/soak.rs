@@ -10,7 +10,6 @@ use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,13 +18,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
+use crate::accounts::{self, ACCOUNTS};
 use crate::bench::measure::{ms_since, now};
-use crate::bench::server::Server;
+use crate::bench::server::{Server, fsck};
 use crate::bench::{Error, Options, Result, number, release_build, told};
 
 pub const USAGE: &str = "cargo xtask soak [--minutes N] [--kill-every SECONDS] [--sample SECONDS] [--rate N] [--binary PATH] [--scratch DIR] [--csv FILE]";
 
-const ACCOUNTS: i64 = 10;
 /// Transfers are changed, taken away and made again within so many keys.
 const TRANSFERS: i64 = 20_000;
 const TRANSFERS_A_STATEMENT: i64 = 50;
@@ -152,7 +151,7 @@ async fn go(plan: &Plan, options: &Options) -> Result<Outcome> {
                 // They end with the connection, or with what the server has refused.
                 client.await??;
             }
-            check(&options.binary, &server.data())?;
+            fsck(&options.binary, &server.data(), &[])?;
             outcome.restart_ms_max = outcome.restart_ms_max.max(server.restart().await?);
             beside = clients(&server, &seen, outcome.kills).await?;
             looker = server.connect().await?;
@@ -175,7 +174,7 @@ async fn go(plan: &Plan, options: &Options) -> Result<Outcome> {
     for client in beside {
         client.await??;
     }
-    check(&options.binary, &server.data())?;
+    fsck(&options.binary, &server.data(), &[])?;
     let log = std::fs::read_to_string(server.scratch().join("log")).unwrap_or_default();
     for line in log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")) {
         outcome.warnings += 1;
@@ -212,19 +211,7 @@ async fn create(client: &Client, rate: u64) -> Result<()> {
             ))
             .await?;
     }
-    client
-        .batch_execute(
-            "CREATE TABLE transfers (id bigint PRIMARY KEY, from_account int, to_account int, amount bigint);
-             CREATE MATERIALIZED VIEW balance AS SELECT c.account, credits - debits AS balance
-                 FROM (SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account) c
-                 JOIN (SELECT from_account AS account, sum(amount) AS debits FROM transfers GROUP BY from_account) d
-                 ON c.account = d.account;
-             CREATE MATERIALIZED VIEW total AS SELECT sum(balance) AS total, count(*) AS accounts FROM balance",
-        )
-        .await?;
-    // Every account has both sides, always.
-    let first: Vec<String> = (0..ACCOUNTS).map(|a| format!("({}, {a}, {}, 1)", -1 - a, (a + 1) % ACCOUNTS)).collect();
-    client.batch_execute(&format!("INSERT INTO transfers VALUES {}", first.join(", "))).await?;
+    accounts::create(client, true).await?;
     client
         .batch_execute(&format!(
             "INSERT INTO transfers SELECT n, n % 10, n % 7, n % 100 FROM generate_series(0, {}) AS g (n)",
@@ -278,24 +265,15 @@ async fn write(client: Client, seen: Arc<Seen>, life: u64) -> std::result::Resul
 
 async fn read_total(client: Client, seen: Arc<Seen>) -> std::result::Result<(), tokio_postgres::Error> {
     loop {
-        let row = client.query_one("SELECT total::text, accounts FROM total", &[]).await?;
-        let (total, accounts): (Option<String>, i64) = (row.get(0), row.get(1));
+        let row = client.query_one(accounts::READ, &[]).await?;
+        let (total, accounts): (Option<String>, Option<String>) = (row.get(0), row.get(1));
         seen.reads.fetch_add(1, Ordering::Relaxed);
-        if (total.as_deref() != Some("0") || accounts != ACCOUNTS) && seen.wrong.fetch_add(1, Ordering::Relaxed) < 10 {
-            eprintln!("   the total of {accounts} accounts is {total:?}");
+        if !accounts::is_right(total.as_deref(), accounts.as_deref()) && seen.wrong.fetch_add(1, Ordering::Relaxed) < 10
+        {
+            eprintln!("   the total of {accounts:?} accounts is {total:?}");
         }
         tokio::time::sleep(READER_REST).await;
     }
-}
-
-/// What lies on disk is whole. The server must be dead.
-fn check(binary: &Path, data: &Path) -> Result<()> {
-    let checked = Command::new(binary).args(["fsck", "--config", "/dev/null", "--data-dir"]).arg(data).output()?;
-    if checked.status.success() {
-        return Ok(());
-    }
-    let (report, error) = (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
-    Err(format!("fsck: {report}{error}").into())
 }
 
 async fn sample(server: &Server, client: &Client) -> Result<Sample> {

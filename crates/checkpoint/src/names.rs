@@ -27,6 +27,9 @@ pub const LOG_PARTS: &str = "logpart";
 pub const LEASES: &str = "lease";
 /// What tells the cluster from every other one.
 pub const CLUSTER: &str = "cluster/id";
+/// The script of an application that owns the store, and how it has ended.
+pub const APPLICATION_SCRIPT: &str = "application/script";
+pub const APPLICATION_END: &str = "application/end";
 
 /// The object of a segment: state of one slot of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +121,7 @@ pub enum Kind {
     LogPart = 10,
     Lease = 11,
     Cluster = 12,
+    Application = 13,
 }
 
 impl Kind {
@@ -135,6 +139,7 @@ impl Kind {
             LOG_PARTS => Kind::LogPart,
             LEASES => Kind::Lease,
             "cluster" => Kind::Cluster,
+            "application" => Kind::Application,
             _ => Kind::Other,
         }
     }

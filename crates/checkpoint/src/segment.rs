@@ -40,14 +40,27 @@ impl SegmentWriter {
         SegmentWriter::default()
     }
 
-    /// Appends a chunk to a part.
-    pub fn add(&mut self, task: TaskId, part: &str, chunk: &[u8]) {
-        let range = (self.bytes.len() as u64, chunk.len() as u64);
-        self.bytes.extend_from_slice(chunk);
+    /// An empty segment in memory that was another's.
+    pub fn reusing(mut bytes: Vec<u8>) -> SegmentWriter {
+        bytes.clear();
+        bytes.extend_from_slice(MAGIC);
+        SegmentWriter { bytes, index: Vec::new() }
+    }
+
+    /// Appends a chunk to a part: what `write` appends to the bytes that it is given; nothing if it fails. Returns how many bytes
+    /// these are.
+    pub fn add(&mut self, task: TaskId, part: &str, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<u64> {
+        let start = self.bytes.len();
+        if let Err(error) = write(&mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(error);
+        }
+        let range = (start as u64, (self.bytes.len() - start) as u64);
         match self.index.iter_mut().find(|known| known.task == task && known.part == part) {
             Some(known) => known.chunks.push(range),
             None => self.index.push(PartIndex { task, part: part.to_string(), chunks: vec![range] }),
         }
+        Ok(range.1)
     }
 
     /// Whether no chunk was added.
@@ -58,6 +71,11 @@ impl SegmentWriter {
     /// Bytes collected so far.
     pub fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Gives memory back beyond `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        self.bytes.shrink_to(bytes);
     }
 
     /// The whole segment. Errors: `54000` an index beyond 4 GiB.
@@ -122,6 +140,14 @@ impl SegmentReader {
 mod tests {
     use super::*;
 
+    fn add(writer: &mut SegmentWriter, task: u32, part: &str, chunk: &str) -> u64 {
+        let write = |bytes: &mut Vec<u8>| {
+            bytes.extend_from_slice(chunk.as_bytes());
+            Ok(())
+        };
+        writer.add(TaskId(task), part, write).unwrap()
+    }
+
     fn chunks(reader: &SegmentReader, task: u32, part: &str) -> Vec<Vec<u8>> {
         reader.chunks(TaskId(task), part).map(|c| c.to_vec()).collect()
     }
@@ -133,7 +159,7 @@ mod tests {
         for (task, part, chunk) in
             [(1, "rows", "a"), (2, "rows", "x"), (1, "keys", ""), (1, "rows", "b"), (2, "rows", "y"), (1, "rows", "a")]
         {
-            writer.add(TaskId(task), part, chunk.as_bytes());
+            assert_eq!(add(&mut writer, task, part, chunk), chunk.len() as u64);
         }
         let reader = SegmentReader::open(writer.finish().unwrap().into()).unwrap();
         assert_eq!(chunks(&reader, 1, "rows"), [b"a", b"b", b"a"]);
@@ -145,6 +171,22 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_left_of_a_chunk_that_failed_nor_of_a_segment_before() {
+        let mut writer = SegmentWriter::new();
+        add(&mut writer, 1, "rows", "of the first");
+        let mut writer = SegmentWriter::reusing(writer.finish().unwrap());
+        let fails = |bytes: &mut Vec<u8>| {
+            bytes.extend_from_slice(b"half of it");
+            Err(Error::internal("no more"))
+        };
+        writer.add(TaskId(1), "rows", fails).unwrap_err();
+        assert!(writer.is_empty());
+        add(&mut writer, 1, "rows", "b");
+        let reader = SegmentReader::open(writer.finish().unwrap().into()).unwrap();
+        assert_eq!(chunks(&reader, 1, "rows"), [b"b"]);
+    }
+
+    #[test]
     fn empty_segment_is_a_segment() {
         let reader = SegmentReader::open(SegmentWriter::new().finish().unwrap().into()).unwrap();
         assert_eq!(reader.parts().count(), 0);
@@ -153,7 +195,7 @@ mod tests {
     #[test]
     fn every_cut_and_every_flipped_bit_is_an_error() {
         let mut writer = SegmentWriter::new();
-        writer.add(TaskId(1), "rows", b"some rows");
+        add(&mut writer, 1, "rows", "some rows");
         let whole = Bytes::from(writer.finish().unwrap());
         for cut in 0..whole.len() {
             assert_eq!(SegmentReader::open(whole.slice(..cut)).unwrap_err().state(), SqlState::DataCorrupted);

@@ -27,5 +27,5 @@ pub mod views;
 
 pub use handshake::Identity;
 pub use node::{Node, NodeConfig};
-pub use roster::{Roster, RosterConfig};
+pub use roster::{Roster, RosterConfig, Wanted};
 pub use session::Slots;

@@ -59,6 +59,8 @@ pub enum ToWorker {
     Begin(Begin),
     /// It ends: the slots stop and everything is forgotten.
     End,
+    /// The cluster is over for good, as that of an application is when the application has ended: the worker ends too.
+    Leave,
     /// For one slot.
     Slot(SlotId, SlotMessage),
     /// For every slot of the worker.
@@ -129,6 +131,10 @@ pub enum FromWorker {
     Ready,
     /// They are not, or not any more.
     Broken(Error),
+    /// The slots of another worker cannot be connected to while the session begins. [`Broken`](Self::Broken) says why.
+    Unreached(u32),
+    /// The worker is being stopped, and works until its coordinator closes the connection. Of no session.
+    Leaving,
     /// The session has ended here.
     Ended,
     Report(SlotReport),

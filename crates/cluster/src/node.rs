@@ -32,6 +32,8 @@ use crate::roster::{HandshakePlace, check_token, listen, wake_listener};
 
 /// How long a worker rests before it calls the coordinator again.
 const CALL_REST: Duration = Duration::from_millis(500);
+/// How long a worker that is stopped in order waits until the jobs have moved to others.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long another worker may wait for a session that it knows of already.
 const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -58,6 +60,7 @@ pub struct Node {
     identity: Mutex<Identity>,
     current: Mutex<Current>,
     changed: Condvar,
+    leaves: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -172,7 +175,7 @@ impl Slots {
     /// On the thread that reads the coordinator's connection. Errors: what came cannot be understood.
     fn take(&self, message: ToWorker, body: &[u8]) -> Result<()> {
         match message {
-            ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End => {}
+            ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End | ToWorker::Leave => {}
             ToWorker::Slot(slot, message) => self.send(slot, message::join(message, body, None)?)?,
             ToWorker::Slots(message) => {
                 let message = message::join(message, body, None)?;
@@ -234,6 +237,7 @@ impl Node {
             addr,
             current: Mutex::default(),
             changed: Condvar::new(),
+            leaves: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         let (ends, serves) = (Arc::clone(&node), Arc::clone(&node));
@@ -247,7 +251,7 @@ impl Node {
         self.addr
     }
 
-    /// Works until [`close`](Self::close). Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
+    /// Works until [`close`](Self::close), or until the coordinator says that the cluster is over. Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
     pub fn run(self: &Arc<Self>) -> Result<()> {
         let addresses: Vec<&str> =
             self.config.coordinator.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
@@ -256,7 +260,7 @@ impl Node {
                 .with_hint("Set coordinator_addr to host:port, or to several of them, separated by commas."));
         }
         let (mut told, mut next) = (vec![None; addresses.len()], 0);
-        while !self.closed.load(Ordering::Acquire) {
+        while !self.closed.load(Ordering::Acquire) && !self.leaves.load(Ordering::Acquire) {
             let (address, told) = (addresses[next], &mut told[next]);
             next = (next + 1) % addresses.len();
             let port = self.addr.port();
@@ -291,6 +295,25 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Ends [`run`](Self::run) when the coordinator has let the jobs go on without this worker; or after [`LEAVE_TIME_MAX`].
+    pub fn leave(&self) {
+        self.leaves.store(true, Ordering::Release);
+        let mut current = self.current.lock();
+        if let Some(coordinator) = &current.coordinator {
+            info!("the worker leaves when the jobs have moved to others");
+            coordinator.say(0, &FromWorker::Leaving);
+        }
+        // The coordinator closes the connection.
+        while current.coordinator.is_some() {
+            if self.changed.wait_for(&mut current, LEAVE_TIME_MAX).timed_out() {
+                warn!("the coordinator does not let the worker go in time");
+                break;
+            }
+        }
+        drop(current);
+        self.close();
     }
 
     /// Ends [`run`](Self::run).
@@ -347,6 +370,12 @@ impl Node {
                     coordinator.say(frame.session, &FromWorker::Ended);
                     Ok(())
                 }
+                ToWorker::Leave => {
+                    info!("the cluster is over");
+                    self.closed.store(true, Ordering::Release);
+                    wake_listener(self.addr);
+                    Ok(())
+                }
                 message => {
                     let slots = self.current.lock().slots.clone();
                     match slots.filter(|slots| slots.session == frame.session) {
@@ -361,9 +390,10 @@ impl Node {
             }
         };
         coordinator.close();
-        self.current.lock().coordinator = None;
         self.forget_session();
-        if !self.closed.load(Ordering::Acquire) {
+        self.current.lock().coordinator = None;
+        self.changed.notify_all();
+        if !self.closed.load(Ordering::Acquire) && !self.leaves.load(Ordering::Acquire) {
             warn!(%error, "the coordinator is away; the slots have stopped");
         }
         Ok(())
@@ -434,6 +464,9 @@ impl Node {
         for (member, (_, _, link)) in begin.members.iter().zip(&links) {
             if member.worker != me.worker {
                 self.connect(&slots, me.worker, member, link, pulse).map_err(|e| {
+                    if e.state() == SqlState::ConnectionFailure {
+                        coordinator.say(session, &FromWorker::Unreached(member.worker));
+                    }
                     Error::new(e.state(), format!("worker {} is not reached at {}", member.worker, member.address))
                         .with_detail(e.to_string())
                         .with_hint("Workers connect to each other: worker_addr must be reachable from all nodes.")

@@ -22,17 +22,52 @@ use crate::session::Session;
 pub const WORKERS_MAX: usize = 256;
 /// Callers whose handshake may be under way at once; others are turned away unheard.
 pub const HANDSHAKES_MAX: usize = 64;
+/// By how many doublings a pair of workers that do not reach each other is tried more rarely.
+const CUT_DOUBLINGS_MAX: u32 = 5;
 /// How long a listener rests when it cannot accept.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// On how many workers the jobs are to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// More are spare.
+    pub workers: usize,
+    /// With fewer the jobs wait.
+    pub least: usize,
+    /// How long workers that are missing are waited for, from when the least are there.
+    pub patience: Duration,
+    /// How long a worker has to stay until jobs that run on too few spread over it.
+    pub settle: Duration,
+}
+
+impl Wanted {
+    /// Whether `fit` workers, which reach each other, are enough to begin with, where `here` are there and the least of them have been for
+    /// this time.
+    fn are_enough(&self, fit: usize, here: usize, waited: Duration) -> bool {
+        // Waiting brings no way between workers that are there.
+        let all = fit >= self.workers || here >= self.workers;
+        fit >= self.least && (all || waited >= self.patience)
+    }
+}
+
+/// Why running jobs should begin anew on other workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This worker is being stopped in order.
+    Leaves(u32),
+    /// So many have come, and have stayed.
+    Joined(usize),
+}
 
 /// What a coordinator needs to know its workers.
 #[derive(Clone)]
 pub struct RosterConfig {
     pub identity: Identity,
-    /// Workers that the jobs run on; more are spare.
-    pub workers: usize,
+    pub wanted: Wanted,
     pub pulse: Pulse,
     pub time: Time,
+    /// Never goes back; see [`Time::steady`].
+    pub steady: Time,
     /// Random: sessions are numbered from it.
     pub nonce: u64,
 }
@@ -53,6 +88,25 @@ struct Registered {
     connection: Option<Arc<Connection>>,
     heard_us: Arc<AtomicI64>,
     started_us: i64,
+    /// Since when it is there, by the steady clock.
+    came_us: i64,
+    /// It is being stopped in order.
+    leaves: bool,
+}
+
+impl Registered {
+    /// Whether a session may be begun with it.
+    fn is_here(&self) -> bool {
+        !self.leaves && self.connection.as_ref().is_some_and(|connection| !connection.is_closed())
+    }
+}
+
+/// Two workers that did not reach each other when a session began.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// By the steady clock: then it is tried again.
+    until_us: i64,
+    times: u32,
 }
 
 #[derive(Default)]
@@ -60,8 +114,24 @@ struct State {
     workers: BTreeMap<u32, Registered>,
     next: u32,
     session: Option<Arc<Session>>,
-    /// Why no worker is let in: another coordinator leads.
+    /// Since when the least workers are there, while no session runs; by the steady clock.
+    enough_us: Option<i64>,
+    /// The next session begins without waiting for workers that are missing.
+    at_once: bool,
+    /// The smaller number of a pair comes first.
+    cuts: BTreeMap<(u32, u32), Cut>,
+    /// Why no worker is let in: another coordinator leads, or the cluster is over.
     standby: Option<Error>,
+}
+
+fn pair(a: u32, b: u32) -> (u32, u32) {
+    (a.min(b), a.max(b))
+}
+
+impl State {
+    fn reach(&self, a: u32, b: u32, now_us: i64) -> bool {
+        self.cuts.get(&pair(a, b)).is_none_or(|cut| cut.until_us <= now_us)
+    }
 }
 
 /// The workers of a cluster.
@@ -157,12 +227,33 @@ impl Roster {
         self.config.pulse
     }
 
+    pub fn wanted(&self) -> Wanted {
+        self.config.wanted
+    }
+
     /// Lets all workers go and hears no more of them.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         wake_listener(self.addr);
         let state = self.state.lock();
         state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
+    }
+
+    /// The cluster is over: tells all workers to end, and waits until their connections have ended, no longer than the time-out of the
+    /// pulse. Who comes later is refused, for this cause.
+    pub fn dismiss(&self, cause: Error) {
+        let mut state = self.state.lock();
+        state.standby = Some(cause);
+        for worker in state.workers.values() {
+            if let Some(connection) = &worker.connection {
+                connection.say(0, &ToWorker::Leave);
+            }
+        }
+        while state.workers.values().any(|worker| worker.connection.is_some()) {
+            if self.changed.wait_for(&mut state, self.config.pulse.timeout).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Lets no worker in, for this cause, and lets those go that are here, so that they look for the coordinator that leads; `None`:
@@ -172,6 +263,8 @@ impl Roster {
         if cause.is_some() {
             state.workers.values().filter_map(|w| w.connection.as_ref()).for_each(|connection| connection.close());
         }
+        // Whoever comes to a leader comes anew.
+        (state.enough_us, state.at_once) = (None, false);
         state.standby = cause;
     }
 
@@ -185,8 +278,12 @@ impl Roster {
             slots: worker.slots,
             state: match (&worker.connection, session) {
                 (None, _) => WorkerState::Away,
+                (Some(_), _) if worker.leaves => WorkerState::Leaving,
                 (Some(_), None) => WorkerState::Waiting,
                 (Some(_), Some(session)) if session.has(*id) => WorkerState::Running,
+                (Some(_), Some(session)) if session.workers().count() < self.config.wanted.workers => {
+                    WorkerState::Joining
+                }
                 (Some(_), Some(_)) => WorkerState::Spare,
             },
             heard_us: Some(worker.heard_us.load(Ordering::Relaxed)),
@@ -195,11 +292,13 @@ impl Roster {
         state.workers.iter().map(status).collect()
     }
 
-    /// Why jobs cannot run for now: there are too few workers. `None`: there are enough.
+    /// Why jobs do not run for now: workers are missing. `None`: all are there.
     pub fn missing(&self) -> Option<Error> {
         let workers = self.workers();
-        let here = workers.iter().filter(|worker| worker.state != WorkerState::Away).count();
-        if here >= self.config.workers {
+        let is_here = |worker: &&WorkerStatus| !matches!(worker.state, WorkerState::Away | WorkerState::Leaving);
+        let here = workers.iter().filter(is_here).count();
+        let Wanted { workers: wanted, least, patience, .. } = self.config.wanted;
+        if here >= wanted {
             return None;
         }
         let away: Vec<String> = workers
@@ -207,34 +306,111 @@ impl Roster {
             .filter(|worker| worker.state == WorkerState::Away)
             .map(|worker| format!("worker {} ({})", worker.id, worker.address))
             .collect();
-        let mut detail = format!("{} workers are needed, {here} are here.", self.config.workers);
+        let mut detail = format!("{wanted} workers are needed, {here} are here.");
         if !away.is_empty() {
             detail.push_str(&format!(" Away: {}.", away.join(", ")));
         }
-        Some(
-            Error::new(SqlState::CannotConnectNow, "the cluster waits for workers").with_detail(detail).with_hint(
-                format!("Start workers with --coordinator-addr {}; cluster_workers says how many.", self.addr),
+        if here >= least {
+            detail.push_str(&format!(" The jobs go on without those that do not come within {patience:?}."));
+        } else {
+            detail.push_str(&format!(" At least {least} must be there."));
+        }
+        Some(Error::new(SqlState::CannotConnectNow, "the cluster waits for workers").with_detail(detail).with_hint(
+            format!(
+                "Start workers with --coordinator-addr {}; cluster_workers says how many, cluster_workers_min how few \
+                 will do.",
+                self.addr
             ),
-        )
+        ))
     }
 
-    /// The workers to begin a session with, once there are enough; waits for them no longer than `at_most`.
+    /// The workers to begin a session with, once there are enough; waits for them no longer than `at_most`. All of them reach each
+    /// other, as far as is known.
     pub fn choose(&self, at_most: Duration) -> Option<Vec<Chosen>> {
+        let wanted = self.config.wanted;
         let mut state = self.state.lock();
         loop {
-            let here = state.workers.iter().filter_map(|(id, worker)| {
-                let connection = worker.connection.as_ref().filter(|connection| !connection.is_closed())?;
-                let (address, connection) = (worker.address.clone(), Arc::clone(connection));
-                Some(Chosen { id: *id, address, slots: worker.slots, connection })
-            });
-            let chosen: Vec<Chosen> = here.take(self.config.workers).collect();
-            if chosen.len() == self.config.workers {
-                return Some(chosen);
+            let now_us = self.config.steady.now_us();
+            let (mut here, mut chosen) = (0, Vec::<Chosen>::new());
+            for (id, worker) in state.workers.iter().filter(|(_, worker)| worker.is_here()) {
+                here += 1;
+                let reached = chosen.iter().all(|other| state.reach(other.id, *id, now_us));
+                if let Some(connection) = &worker.connection
+                    && reached
+                    && chosen.len() < wanted.workers
+                {
+                    let (address, connection) = (worker.address.clone(), Arc::clone(connection));
+                    chosen.push(Chosen { id: *id, address, slots: worker.slots, connection });
+                }
+            }
+            if here < wanted.least {
+                (state.enough_us, state.at_once) = (None, false);
+            } else {
+                let since_us = *state.enough_us.get_or_insert(now_us);
+                let waited = match state.at_once {
+                    true => Duration::MAX,
+                    false => Duration::from_micros(now_us.saturating_sub(since_us).try_into().unwrap_or(0)),
+                };
+                if wanted.are_enough(chosen.len(), here, waited) {
+                    return Some(chosen);
+                }
             }
             if self.changed.wait_for(&mut state, at_most).timed_out() {
                 return None;
             }
         }
+    }
+
+    /// Lets the next session begin with the workers that are there.
+    pub fn at_once(&self) {
+        self.state.lock().at_once = true;
+    }
+
+    /// Why the session that runs should end and another one begin, if there is a reason.
+    pub fn change(&self) -> Option<Change> {
+        let state = self.state.lock();
+        let session = state.session.as_ref()?;
+        if let Some(leaves) = session.workers().find(|id| state.workers.get(id).is_some_and(|worker| worker.leaves)) {
+            return Some(Change::Leaves(leaves));
+        }
+        let missing = self.config.wanted.workers.saturating_sub(session.workers().count());
+        let now_us = self.config.steady.now_us();
+        let settle_us = i64::try_from(self.config.wanted.settle.as_micros()).unwrap_or(i64::MAX);
+        let joins = |(id, worker): &(&u32, &Registered)| {
+            worker.is_here()
+                && !session.has(**id)
+                && now_us.saturating_sub(worker.came_us) >= settle_us
+                && session.workers().all(|member| state.reach(member, **id, now_us))
+        };
+        let joined = state.workers.iter().filter(joins).count().min(missing);
+        (joined > 0).then_some(Change::Joined(joined))
+    }
+
+    /// The jobs cannot spread over those that have come now: they have to stay once more for as long.
+    pub fn put_off(&self) {
+        let mut state = self.state.lock();
+        let State { workers, session, .. } = &mut *state;
+        let now_us = self.config.steady.now_us();
+        let spare = |id: &u32| session.as_ref().is_none_or(|session| !session.has(*id));
+        workers.iter_mut().filter(|(id, _)| spare(id)).for_each(|(_, worker)| worker.came_us = now_us);
+    }
+
+    /// Two workers do not reach each other: they are not put into one session for a while, and longer each time.
+    pub(crate) fn note_cut(&self, a: u32, b: u32) {
+        let mut state = self.state.lock();
+        let times = state.cuts.get(&pair(a, b)).map_or(0, |cut| cut.times);
+        let now_us = self.config.steady.now_us();
+        if state.reach(a, b, now_us) {
+            let pause = self.config.wanted.settle.max(self.config.pulse.timeout) * (1 << times.min(CUT_DOUBLINGS_MAX));
+            let until_us = now_us.saturating_add(i64::try_from(pause.as_micros()).unwrap_or(i64::MAX));
+            state.cuts.insert(pair(a, b), Cut { until_us, times: times + 1 });
+            warn!(worker = a, other = b, pause = ?pause, "workers do not reach each other; jobs do not run on both for now");
+        }
+    }
+
+    /// The workers of a session have reached each other.
+    pub(crate) fn reached(&self, session: &Session) {
+        self.state.lock().cuts.retain(|(a, b), _| !(session.has(*a) && session.has(*b)));
     }
 
     /// Unlike every other, of any coordinator.
@@ -244,12 +420,33 @@ impl Roster {
     }
 
     pub(crate) fn enter(&self, session: &Arc<Session>) {
-        self.state.lock().session = Some(Arc::clone(session));
+        let mut state = self.state.lock();
+        (state.enough_us, state.at_once) = (None, false);
+        state.session = Some(Arc::clone(session));
     }
 
     pub(crate) fn leave(&self, number: u64) {
-        let left = self.state.lock().session.take_if(|session| session.number() == number);
+        let left = {
+            let mut state = self.state.lock();
+            // Nothing holds them any more.
+            let leaving = state.workers.values().filter(|worker| worker.leaves);
+            leaving.filter_map(|worker| worker.connection.as_ref()).for_each(|connection| connection.close());
+            state.session.take_if(|session| session.number() == number)
+        };
         drop(left);
+    }
+
+    /// A worker is being stopped. Errors: nothing runs on it, so that it can go.
+    fn lets_go(&self, id: u32) -> Result<()> {
+        let mut state = self.state.lock();
+        if let Some(worker) = state.workers.get_mut(&id) {
+            worker.leaves = true;
+        }
+        info!(worker = id, "a worker is being stopped");
+        match state.session.as_ref().is_some_and(|session| session.has(id)) {
+            true => Ok(()),
+            false => Err(Error::new(SqlState::AdminShutdown, "the worker leaves")),
+        }
     }
 
     /// On the thread of one caller, until its connection ends.
@@ -352,6 +549,8 @@ impl Roster {
             connection: Some(Arc::clone(&connection)),
             heard_us: Arc::clone(&heard_us),
             started_us: now_us,
+            came_us: self.config.steady.now_us(),
+            leaves: false,
         };
         let before = {
             let mut state = self.state.lock();
@@ -359,6 +558,8 @@ impl Roster {
                 connection.close();
                 return Err(standby.clone());
             }
+            // Whatever kept it from others may be over.
+            state.cuts.retain(|(a, b), _| *a != id && *b != id);
             let before = state.workers.insert(id, registered).and_then(|worker| worker.connection);
             if before.is_some()
                 && let Some(session) = state.session.clone().filter(|session| session.has(id))
@@ -388,8 +589,11 @@ impl Roster {
             let session = self.state.lock().session.clone();
             let taken = match session.filter(|session| session.number() == frame.session && session.has(id)) {
                 Some(session) => session.take(id, &frame),
-                // Of a session that is over; or a sign of life that belongs to none.
-                None => message::parse::<FromWorker>(&frame).map(drop),
+                None => match message::parse::<FromWorker>(&frame) {
+                    Ok(FromWorker::Leaving) => self.lets_go(id),
+                    // Of a session that is over; or a sign of life that belongs to none.
+                    other => other.map(drop),
+                },
             };
             if let Err(error) = taken {
                 break error;
@@ -403,6 +607,9 @@ impl Roster {
                 && worker.connection.as_ref().is_some_and(mine)
             {
                 worker.connection = None;
+                if worker.leaves {
+                    state.workers.remove(&id);
+                }
                 state.session.clone().filter(|session| session.has(id))
             } else {
                 // Another process has come in its place.
@@ -429,4 +636,57 @@ pub fn check_token(addr: SocketAddr, token: &str) -> Result<()> {
     )
     .with_detail("Whoever reaches it could offer slots and read rows.")
     .with_hint("Set cluster_token to the same secret on all nodes, or bind to 127.0.0.1."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_workers_are_waited_for_and_unreachable_ones_are_not() {
+        let (patience, settle) = (Duration::from_secs(15), Duration::from_secs(30));
+        let wanted = Wanted { workers: 3, least: 2, patience, settle };
+        let (never, long) = (Duration::ZERO, patience);
+        for (fit, here, waited, enough) in [
+            (3, 3, never, true),
+            (2, 2, never, false),
+            (2, 2, long, true),
+            (1, 1, Duration::MAX, false),
+            // Two of three reach each other.
+            (2, 3, never, true),
+            (1, 3, Duration::MAX, false),
+            // More than are wanted are here, and some of them fit.
+            (2, 5, never, true),
+        ] {
+            assert_eq!(wanted.are_enough(fit, here, waited), enough, "{fit} {here} {waited:?}");
+        }
+    }
+
+    #[test]
+    fn a_pair_that_is_cut_is_tried_again_ever_more_rarely() {
+        let second = Duration::from_secs(1);
+        let now_us = Arc::new(AtomicI64::new(0));
+        let clock = Arc::clone(&now_us);
+        let config = RosterConfig {
+            identity: Identity::new(None, String::new()),
+            wanted: Wanted { workers: 3, least: 1, patience: second, settle: 2 * second },
+            pulse: Pulse { heartbeat: second, timeout: second },
+            time: Time::system(),
+            steady: Time::from_fn(move || clock.load(Ordering::Relaxed)),
+            nonce: 1,
+        };
+        let roster = Roster::listen(TcpListener::bind("127.0.0.1:0").unwrap(), config).unwrap();
+        let reach = |a, b| roster.state.lock().reach(a, b, now_us.load(Ordering::Relaxed));
+        assert!(reach(1, 2));
+        for pause_s in [2, 4, 8, 16, 32, 64, 64] {
+            // Both of them say so.
+            roster.note_cut(2, 1);
+            roster.note_cut(1, 2);
+            now_us.fetch_add(pause_s * 1_000_000 - 1, Ordering::Relaxed);
+            assert!(!reach(1, 2) && !reach(2, 1) && reach(1, 3), "{pause_s}");
+            now_us.fetch_add(1, Ordering::Relaxed);
+            assert!(reach(1, 2), "{pause_s}");
+        }
+        roster.close();
+    }
 }

@@ -87,9 +87,9 @@ pub fn away(cause: &Error) -> Error {
         Some(detail) => format!("{}; {detail}", cause.message()),
         None => cause.message().to_string(),
     };
-    Error::new(SqlState::CannotConnectNow, "a worker of the cluster is away")
-        .with_detail(told)
-        .with_hint("Try again: the jobs go on when the cluster has all of its workers. SHOW WORKERS lists them.")
+    Error::new(SqlState::CannotConnectNow, "a worker of the cluster is away").with_detail(told).with_hint(
+        "Try again: the jobs go on when it is back, or on the workers that are left. SHOW WORKERS lists them.",
+    )
 }
 
 impl Session {
@@ -135,7 +135,10 @@ impl Session {
         roster.enter(&session);
         session.tell_all(&ToWorker::Begin(begin));
         match session.wait(BEGIN_TIME_MAX, |standing| standing.ready.len() == session.lines.len()) {
-            Ok(true) => Ok(session),
+            Ok(true) => {
+                roster.reached(&session);
+                Ok(session)
+            }
             outcome => {
                 session.end();
                 let slow = || Error::new(SqlState::ConnectionFailure, "workers have not started their slots in time");
@@ -149,7 +152,12 @@ impl Session {
     }
 
     pub(crate) fn has(&self, worker: u32) -> bool {
-        self.lines.iter().any(|line| line.member.worker == worker)
+        self.workers().any(|member| member == worker)
+    }
+
+    /// The numbers of its workers.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = u32> {
+        self.lines.iter().map(|line| line.member.worker)
     }
 
     /// Waits until `done`; false: it is not in this time. Errors: the session is lost.
@@ -324,6 +332,9 @@ impl Session {
             FromWorker::Ready => self.note(|standing| &mut standing.ready, worker),
             FromWorker::Ended => self.note(|standing| &mut standing.ended, worker),
             FromWorker::Broken(cause) => self.stop_for(&format!("worker {worker} cannot go on"), &cause),
+            FromWorker::Unreached(other) => self.roster.note_cut(worker, other),
+            // It is told outside of sessions.
+            FromWorker::Leaving => {}
             FromWorker::Report(report) => match message::join_report(report, &frame.body)? {
                 FromSlot::Storing { cause, full } => self.note_storing(worker, cause, full),
                 report => (self.reports)(report),
@@ -469,6 +480,10 @@ impl Worker for Workers {
         self.0.roster.workers()
     }
 
+    fn processes_wanted(&self) -> usize {
+        self.0.roster.wanted().workers
+    }
+
     fn broadcast(&self, message: &ToSlot) {
         self.0.put_view(message);
         let floor = self.0.shared.floor();
@@ -548,6 +563,11 @@ impl Slots {
     /// Slots of all workers that were chosen.
     pub fn count(&self) -> usize {
         self.chosen.iter().map(|worker| worker.slots).sum()
+    }
+
+    /// How many workers were chosen.
+    pub fn workers(&self) -> usize {
+        self.chosen.len()
     }
 
     /// The session, once the slots were started.

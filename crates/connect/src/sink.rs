@@ -24,7 +24,7 @@ pub struct SinkRequest<'a> {
     pub relation: &'a str,
     /// Tells what this sink publishes from whatever else is published at the same target, by any server at any time: 1 to 100
     /// ASCII letters, digits, `-` and `_`. The same when a checkpoint is gone on with, another one when the sink begins anew.
-    /// Only for sinks that deliver exactly once; empty for [`SinkConnector::validate`], or where there are no checkpoints.
+    /// Only for sinks that are not rewritten; empty for [`SinkConnector::validate`], or where there are no checkpoints.
     pub identity: &'a str,
     /// Tells this writer from every other one of the same identity, also from one that is believed dead and is not: greater
     /// than that of every writer opened before.
@@ -36,6 +36,8 @@ pub struct SinkRequest<'a> {
 pub enum Delivery {
     /// Each change exactly once: output is staged, becomes durable with a checkpoint, and is published after it.
     ExactlyOnce,
+    /// Each change at least once: published at once, and what came after the last checkpoint again after a restart.
+    AtLeastOnce,
     /// After a restart the whole content is delivered anew: published at once, repeated by a restart.
     Rewritten,
 }
@@ -63,8 +65,8 @@ pub trait SinkConnector: Send + Sync {
         Ok(Delivery::Rewritten)
     }
 
-    /// Goes on where a checkpoint has left a sink that delivers exactly once. `prepared` is what
-    /// [`SinkWriter::prepare`] gave for it. First finishes the commit that `permit` allows, whether or not it had begun; then
+    /// Goes on where a checkpoint has left a sink that is not rewritten. `prepared` is what
+    /// [`SinkWriter::prepare`] gave for it. Where each change comes exactly once, first finishes the commit that `permit` allows, whether or not it had begun; then
     /// clears away what was staged after it. The caller delivers the changes of later epochs. Errors as [`open`](Self::open),
     /// and `XX001` when what was prepared is not there any more.
     fn resume(
@@ -73,7 +75,7 @@ pub trait SinkConnector: Send + Sync {
         _permit: &CommitPermit,
         _prepared: &[u8],
     ) -> Result<Box<dyn SinkWriter>> {
-        Err(Error::internal("a sink that does not deliver exactly once cannot go on"))
+        Err(Error::internal("a sink that is rewritten cannot go on"))
     }
 }
 
@@ -112,17 +114,17 @@ pub trait SinkWriter: Send {
     /// The last epoch that readers of the target can see, whole.
     fn published(&self) -> Epoch;
 
-    /// Makes everything up to `epoch`, which is finished, durable without making it visible. Returns what
-    /// [`commit`](Self::commit) and [`SinkConnector::resume`] need, in a format that stays readable. Only for sinks that
-    /// deliver exactly once. No change of a later epoch was written before.
+    /// Makes everything up to `epoch`, which is finished, durable without making it visible; where changes may come again it is
+    /// visible already. Returns what [`commit`](Self::commit) and [`SinkConnector::resume`] need, in a format that stays readable.
+    /// Not for sinks that are rewritten. No change of a later epoch was written before.
     fn prepare(&mut self, _epoch: Epoch) -> Result<Vec<u8>> {
-        Err(Error::internal("a sink that does not deliver exactly once was asked to prepare"))
+        Err(Error::internal("a sink that is rewritten was asked to prepare"))
     }
 
     /// Makes visible what was prepared for the permit's epoch. May be called again after an error or a crash with the same
     /// effect as once. Changes of later epochs may have been written since `prepare`, and stay invisible.
     fn commit(&mut self, _permit: &CommitPermit, _prepared: &[u8]) -> Result<()> {
-        Err(Error::internal("a sink that does not deliver exactly once was asked to commit"))
+        Err(Error::internal("a sink that is rewritten was asked to commit"))
     }
 
     /// Rows written to the target, for the statistics.

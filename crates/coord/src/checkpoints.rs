@@ -846,10 +846,8 @@ impl KeeperService {
                 // A slice of texts would be written with all that it is a slice of.
                 let columns = batch.columns().iter().map(owned).collect::<Result<Vec<_>>>()?;
                 let change = ChangeBatch::insert(RecordBatch::try_new(batch.schema(), columns)?);
-                let bytes = flow::wire::encode(&change)?;
-                (rows_stored, bytes_stored) =
-                    (rows_stored + change.num_rows() as u64, bytes_stored + bytes.len() as u64);
-                writer.add(TaskId(0), SIDE_PART, &bytes);
+                bytes_stored += writer.add(TaskId(0), SIDE_PART, |bytes| flow::wire::encode_to(&change, bytes))?;
+                rows_stored += change.num_rows() as u64;
             }
             if writer.is_empty() {
                 continue;

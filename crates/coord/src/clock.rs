@@ -7,7 +7,7 @@
 mod rescale;
 mod start;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -45,7 +45,7 @@ const LAG_MAX: u64 = 16;
 const SPLIT_ROWS_MIN: usize = 1024;
 /// Input that may wait for the next cut before sources pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
-/// What may wait for sinks before sources pause, where they wait for sinks.
+/// What may wait for a sink before a source that nobody else reads pauses; in a script, for all sinks before every source does.
 const SINK_BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
 const ATTACH_LAG_MAX: u64 = 2;
@@ -161,7 +161,9 @@ pub struct Clock {
     pub time: Time,
     /// Bytes that wait to be written by sinks.
     pub sink_backlog: Arc<AtomicUsize>,
-    /// Whether sources wait for sinks: where one script owns everything. Else a sink that does not keep up stops alone.
+    /// The same for each sink.
+    sink_backlogs: RwLock<HashMap<RelationId, Arc<AtomicUsize>>>,
+    /// Whether sources wait for sinks whoever else reads them: where one script owns everything.
     sources_wait: AtomicBool,
     open: RwLock<Epoch>,
     pending: Mutex<Pending>,
@@ -197,6 +199,7 @@ impl Clock {
         let clock = Clock {
             time,
             sink_backlog: Arc::default(),
+            sink_backlogs: RwLock::default(),
             sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
@@ -283,6 +286,28 @@ impl Clock {
     /// Whether one script owns everything: then nothing is gained by going on without a sink.
     pub fn sources_wait(&self) -> bool {
         self.sources_wait.load(Ordering::Relaxed)
+    }
+
+    /// A sink has begun to run; what waits for it is counted here until [`forget_backlog`](Self::forget_backlog).
+    pub fn note_backlog(&self, sink: RelationId, bytes: Arc<AtomicUsize>) {
+        self.sink_backlogs.write().insert(sink, bytes);
+    }
+
+    /// A sink has ended.
+    pub fn forget_backlog(&self, sink: RelationId) {
+        self.sink_backlogs.write().remove(&sink);
+    }
+
+    /// Whether all of these jobs are sinks that do not keep up: nobody else sees it when what they read comes later.
+    pub fn are_behind(&self, jobs: &HashSet<RelationId>) -> bool {
+        if self.sink_backlog.load(Ordering::Relaxed) <= SINK_BACKLOG_BYTES_MAX {
+            return false;
+        }
+        let backlogs = self.sink_backlogs.read();
+        let is_behind = |job| {
+            backlogs.get(job).is_some_and(|bytes: &Arc<_>| bytes.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX)
+        };
+        !jobs.is_empty() && jobs.iter().all(is_behind)
     }
 
     /// Whether the flow cannot take more rows of sources now.

@@ -255,6 +255,14 @@ pub fn delivery(connector: &Connector) -> Result<Delivery> {
     connect::sink(name(connector)?)?.delivery(&options(connector)?)
 }
 
+/// Whether a relation is a sink that must not deliver anything again.
+pub fn delivers_once(relation: &Relation) -> Result<bool> {
+    match &relation.definition {
+        Definition::Sink(sink) if sink.into.is_none() => Ok(delivery(&sink.connector)? == Delivery::ExactlyOnce),
+        _ => Ok(false),
+    }
+}
+
 /// Opens a sink that goes on from a checkpoint.
 pub fn resume_sink(
     connector: &Connector,

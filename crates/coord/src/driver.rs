@@ -24,7 +24,7 @@ use crate::driver::ahead::{Ahead, Asked, Portion};
 use crate::execution::Execution;
 use crate::gate::Late;
 use crate::sides;
-use crate::sources::{Positions, READ_BYTES, READ_ROWS, SourceHandle};
+use crate::sources::{Handles, NO_BACKLOG, Positions, READ_BYTES, READ_ROWS, SourceHandle};
 
 /// How long a reader that must wait for the flow sleeps at a time.
 const BACK_PRESSURE_WAIT: Duration = Duration::from_millis(1);
@@ -109,6 +109,8 @@ impl Bucket {
 /// Reads one source for as long as it lives.
 pub(crate) struct Driver {
     handle: Arc<SourceHandle>,
+    /// All sources.
+    others: Handles,
     clock: Arc<Clock>,
     shared: Shared,
     execution: Arc<dyn Execution>,
@@ -207,6 +209,7 @@ impl Driver {
     /// `threads`: how many may read its splits side by side.
     pub(crate) fn new(
         handle: Arc<SourceHandle>,
+        others: Handles,
         clock: Arc<Clock>,
         shared: Shared,
         execution: Arc<dyn Execution>,
@@ -216,6 +219,7 @@ impl Driver {
         let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable())).collect::<Result<_>>()?;
         Ok(Driver {
             handle,
+            others,
             clock,
             shared,
             execution,
@@ -235,7 +239,14 @@ impl Driver {
         })
     }
 
+    /// Tells the other sources how far this one is, if there is more of it to read at once.
+    fn note_backlog(&self, more: bool) {
+        let reached_us = self.handle.gate.as_ref().filter(|_| more).and_then(|gate| gate.reached_us());
+        self.handle.backlog_us.store(reached_us.unwrap_or(NO_BACKLOG), Ordering::Relaxed);
+    }
+
     fn fail(&self, error: &Error) {
+        self.note_backlog(false);
         let handle = &self.handle;
         warn!(relation = handle.relation.0, %error, "source stopped");
         let mut consumers: Vec<RelationId> = {
@@ -317,6 +328,9 @@ impl Driver {
     }
 
     fn idle(&mut self, waits: Waits) -> Result<Stepped> {
+        if matches!(waits, Waits::Readers | Waits::Rows) {
+            self.note_backlog(false);
+        }
         self.waits = waits;
         Ok(Stepped::Idle)
     }
@@ -336,15 +350,16 @@ impl Driver {
             self.turn = Some(turn);
             return Ok(Stepped::Worked);
         }
-        let wanted = {
-            let state = handle.state.lock();
-            !state.paused && !state.consumers.is_empty()
+        let (wanted, behind) = {
+            let mut state = handle.state.lock();
+            state.backpressured = self.clock.are_behind(&state.consumers);
+            (!state.paused && !state.consumers.is_empty(), state.backpressured)
         };
         if !wanted {
             self.unwanted = true;
             return self.idle(Waits::Readers);
         }
-        if self.clock.is_full() {
+        if behind || self.clock.is_full() || handle.is_ahead(&self.others) {
             return self.idle(Waits::Flow);
         }
         let asked = match &mut self.ahead {
@@ -373,6 +388,9 @@ impl Driver {
             pace.due = pace.due.min(self.open[n].at.0 as f64);
         }
         let limit = due.into_iter().chain(held).min();
+        if limit.is_some() || rate.is_some() {
+            self.note_backlog(false);
+        }
         if limit.is_some_and(|limit| limit <= self.open[n].at) {
             return Ok(Stepped::Worked);
         }
@@ -432,6 +450,7 @@ impl Driver {
             split.reader = None;
         }
         if free {
+            self.note_backlog(self.open.iter().any(|split| split.busy));
             self.read_ahead(turn.next)?;
         }
         self.turn = Some(turn);
@@ -468,6 +487,9 @@ impl Driver {
     fn end_round(&mut self, turn: Turn) -> Result<Stepped> {
         let handle = Arc::clone(&self.handle);
         self.turn = None;
+        if self.open.iter().all(|o| o.ended) {
+            self.note_backlog(false);
+        }
         if handle.source.bounded() && self.open.iter().all(|o| o.ended) {
             // An epoch of its own, so that waiting for it is waiting for everything before it.
             self.clock.commit(true, |epoch| {

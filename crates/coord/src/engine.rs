@@ -9,6 +9,7 @@ pub(crate) mod replay;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use catalog::settings::CHECKPOINT_INTERVAL;
@@ -23,7 +24,7 @@ use plan::stream::{ChangeKind, Distribution, TimeColumn};
 use plan::table::RelationSource;
 use plan::{ProcessPlan, StreamNode, TaskOp};
 use runtime::slot::Shared;
-use runtime::{Budget, Depot, FromSlot, Worker};
+use runtime::{Budget, Depot, FromSlot, Worker, WorkerState};
 use state::{Pin, Pins, RelationSnapshot, RelationStore};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
@@ -144,6 +145,8 @@ pub struct Engine {
     pub started_us: i64,
     /// As which it owns the checkpoints, if there are any.
     generation: Option<Generation>,
+    /// No table changes any more.
+    tables_ended: AtomicBool,
     /// Owned until the shutdown.
     directory: Mutex<Option<Arc<DataDirectory>>>,
 }
@@ -317,6 +320,7 @@ impl Engine {
         let engine = Arc::new(Engine {
             started_us,
             generation,
+            tables_ended: AtomicBool::new(false),
             config,
             clock,
             pins,
@@ -675,7 +679,12 @@ impl Engine {
                 }
                 None => {
                     let last = plan.tasks.last().ok_or_else(|| Error::internal("an empty plan"))?;
-                    kept = crate::connectors::delivery(&sink.connector)? == Delivery::ExactlyOnce;
+                    let delivery = crate::connectors::delivery(&sink.connector)?;
+                    kept = match delivery {
+                        Delivery::ExactlyOnce => true,
+                        Delivery::AtLeastOnce => self.keeper.is_some(),
+                        Delivery::Rewritten => false,
+                    };
                     let resumed = restore.as_ref().and_then(|r| r.prepared.as_ref());
                     identity = match (resumed, &self.keeper) {
                         (Some(sink), _) => sink.identity.clone(),
@@ -738,9 +747,15 @@ impl Engine {
         let Some(job) = self.clock.board.status(relation) else { return false };
         let ended = |input: &RelationId| match self.sources.get(*input) {
             Some(source) => source.status().ended.is_some(),
-            None => self.table(*input).is_none() && self.inputs_ended(*input),
+            None if self.table(*input).is_some() => self.tables_ended.load(Ordering::Relaxed),
+            None => self.inputs_ended(*input),
         };
         job.inputs.iter().all(ended)
+    }
+
+    /// Whoever wrote into the tables has ended: a job that is dropped from now on has finished if its sources have ended too.
+    pub fn end_tables(&self) {
+        self.tables_ended.store(true, Ordering::Relaxed);
     }
 
     /// Lets the sources that a job reads be read, and keeps its changes if it declares so.
@@ -774,8 +789,19 @@ impl Engine {
             None => Ok(()),
             Some(wanted) => {
                 let message = format!("parallelism {wanted} needs {wanted} slots, and the server has {slots}");
-                Err(Error::new(SqlState::ConfigurationLimitExceeded, message)
-                    .with_hint("Start the server with more slots (--slots), or ask for less."))
+                let refused = Error::new(SqlState::ConfigurationLimitExceeded, message);
+                let (all, most) = (self.worker.processes(), self.worker.processes_wanted());
+                if most == 1 {
+                    return Err(refused.with_hint("Start the server with more slots (--slots), or ask for less."));
+                }
+                let running = all.iter().filter(|w| matches!(w.state, WorkerState::Running | WorkerState::Leaving));
+                Err(refused
+                    .with_detail(format!(
+                        "All {slots} are free for it, since jobs share slots; they are of {} workers, and cluster_workers \
+                         is {most}.",
+                        running.count()
+                    ))
+                    .with_hint("Start more workers, or workers with more slots (--slots), or ask for less."))
             }
         }
     }
@@ -898,6 +924,10 @@ impl Engine {
     }
 
     fn no_store(&self, relation: RelationId) -> Error {
+        // The slots are gone, and what they had of views with them: the view is not.
+        if let Some(cause) = self.clock.stalls.of_workers() {
+            return cause;
+        }
         self.clock.board.failure(relation).map_or_else(
             || Error::new(SqlState::ObjectNotInPrerequisiteState, "the view is being dropped or replaced"),
             |cause| self.failed_view(relation, &cause),

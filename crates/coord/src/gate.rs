@@ -249,6 +249,14 @@ impl Gate {
         waited.map(|t| t.active_us.saturating_add(timeout_us)).min()
     }
 
+    /// How far the rows have come in event time, in microseconds: the newest time of the slowest split that has begun and is neither
+    /// idle nor at its end. `None`: there is no such split.
+    pub fn reached_us(&self) -> Option<i64> {
+        let state = self.state.lock();
+        let waited = state.splits.values().filter(|t| !t.ended && !t.idle && t.newest_us != Gate::START);
+        waited.map(|t| t.newest_us).min()
+    }
+
     fn promised(&self, watermark_us: i64) -> i64 {
         match watermark_us {
             Gate::START | Gate::END => watermark_us,

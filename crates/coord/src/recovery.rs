@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::checkpoints::Coordinated;
 use crate::clock::Restored;
+use crate::connectors;
 use crate::engine::CheckpointConfig;
 
 /// The store of checkpoints, owned by a new generation.
@@ -153,8 +154,8 @@ impl Found {
         let mut left: Vec<(RelationId, &JobState, ProcessPlan)> = Vec::new();
         for job in &self.manifest.jobs {
             let relation = RelationId(job.job.0);
-            let delivers = self.manifest.sinks.iter().any(|s| s.sink == relation);
-            if delivers && (self.rewound || since.stuck.contains(&relation)) {
+            let once = catalog.relation(relation).map(|r| connectors::delivers_once(r)).transpose()?.unwrap_or(false);
+            if once && (self.rewound || since.stuck.contains(&relation)) {
                 // What it has published since would come again.
                 continue;
             }

@@ -1,8 +1,8 @@
 //! Sinks: one service each puts the slots' shares of an epoch together and writes whole epochs.
 //!
 //! Law: a writer sees the changes of an epoch only after those of every earlier one, and `finish_epoch` only when every
-//! slot has delivered. A sink is never waited for: what it cannot take yet waits in a bounded backlog, and past the bound
-//! the sink's job stops, alone. While its target is full or away the service tries again and again; a target that does not
+//! slot has delivered. A sink is never waited for where another job would notice: what it cannot take yet waits in a bounded backlog.
+//! A source that only such sinks read pauses meanwhile; else, past the bound, the sink's job stops, alone. While its target is full or away the service tries again and again; a target that does not
 //! answer at all holds up checkpoints until [`Sinks::give_up`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -70,7 +70,7 @@ struct Running {
 
 /// What a sink's service tells about itself.
 struct SinkShared {
-    backlog: AtomicUsize,
+    backlog: Arc<AtomicUsize>,
     published: AtomicU64,
     rows: AtomicU64,
     /// When the writer was last asked for something that it has not done yet, in microseconds; 0: it has nothing to do.
@@ -99,7 +99,7 @@ impl SinkShared {
 impl Drop for SinkShared {
     fn drop(&mut self) {
         // What nobody will write any more does not wait.
-        self.all.fetch_sub(*self.backlog.get_mut(), Ordering::Relaxed);
+        self.all.fetch_sub(self.backlog.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -157,7 +157,7 @@ impl Sinks {
     pub fn start(&self, relation: RelationId, writer: Box<dyn SinkWriter>, identity: Option<String>) -> Result<()> {
         let (sender, inbox) = unbounded();
         let shared = Arc::new(SinkShared {
-            backlog: AtomicUsize::new(0),
+            backlog: Arc::default(),
             published: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             asked_us: AtomicI64::new(0),
@@ -189,6 +189,7 @@ impl Sinks {
             // One of the same name that was replaced may have had one.
             None => self.identities.lock().remove(&relation),
         };
+        self.clock.note_backlog(relation, Arc::clone(&shared.backlog));
         self.running.lock().insert(relation, Running { sender, join, shared });
         Ok(())
     }
@@ -207,7 +208,7 @@ impl Sinks {
                     backlog >> 20,
                     BACKLOG_BYTES_MAX >> 20
                 ))
-                .with_hint("Drop the sink and create it again on a faster target.");
+                .with_hint("Drop the sink and create it again on a faster target, or over a source that nothing else reads: that one waits.");
             self.clock.send(Event::StopJob { relation: sink, error });
         }
         // The service ends early only after an error, which it has reported.
@@ -239,6 +240,7 @@ impl Sinks {
     /// Publishes what is finished and ends the service. One whose target does not answer is left behind.
     pub fn stop(&self, relation: RelationId) {
         let Some(mut running) = self.running.lock().remove(&relation) else { return };
+        self.clock.forget_backlog(relation);
         let _ = running.sender.send(ToSink::Close);
         running.shared.ending.store(true, Ordering::Release);
         let (clock, given_up, mut waited) = (&self.clock, &running.shared.given_up, Duration::ZERO);

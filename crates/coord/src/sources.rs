@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -27,6 +29,10 @@ use crate::table::Table;
 /// One portion of a split.
 pub(crate) const READ_ROWS: usize = 8192;
 pub(crate) const READ_BYTES: usize = 4 << 20;
+/// How far one source may be ahead of another in event time, while both have more to read at once and the same jobs read them.
+const AHEAD_MAX: Duration = Duration::from_secs(10);
+/// Where a source is that nobody needs to wait for.
+pub(crate) const NO_BACKLOG: i64 = i64::MAX;
 
 /// Where a split is held that has been read to its end.
 const END: Offset = Offset(u64::MAX);
@@ -55,6 +61,8 @@ pub struct SourceHandle {
     /// The tables of `sides`: late rows, malformed records.
     side_tables: [Option<Arc<Table>>; 2],
     pub(crate) state: Mutex<State>,
+    /// How far the source has come in event time, in microseconds, while there is more to read at once; else [`NO_BACKLOG`].
+    pub(crate) backlog_us: AtomicI64,
     pub(crate) wake: Condvar,
 }
 
@@ -85,6 +93,8 @@ pub(crate) struct State {
     pub(crate) paused: bool,
     /// The source is paused: nothing behind these positions is read.
     pub(crate) held: Option<Arc<Positions>>,
+    /// Nothing is read until sinks have written what waits for them.
+    pub(crate) backpressured: bool,
     /// Rows a second that are read at most.
     pub(crate) rate_limit: Option<u64>,
     running: bool,
@@ -114,8 +124,24 @@ pub struct SourceStatus {
     pub waiting: bool,
     /// The source is paused.
     pub held: bool,
+    /// It waits for sinks.
+    pub backpressured: bool,
     pub ended: Option<Epoch>,
     pub failed: Option<Error>,
+}
+
+impl SourceStatus {
+    /// The state in one word.
+    pub fn word(&self) -> &'static str {
+        match (&self.failed, self.ended, self.consumers) {
+            (Some(_), _, _) => "failed",
+            (None, Some(_), _) => "ended",
+            (None, None, _) if self.held => "paused",
+            (None, None, 0) => "idle",
+            (None, None, _) if self.backpressured => "backpressured",
+            _ => "running",
+        }
+    }
 }
 
 impl SourceHandle {
@@ -129,7 +155,8 @@ impl SourceHandle {
         let state = Mutex::new(State { paused, ..State::default() });
         let side_tables = [&sides.late, &sides.errors].map(|side| side.as_ref().map(|s| Arc::clone(&s.table)));
         let (source, sides) = (Arc::from(source), Mutex::new(sides));
-        SourceHandle { relation, source, gate, sides, side_tables, state, wake: Condvar::new() }
+        let (backlog_us, wake) = (AtomicI64::new(NO_BACKLOG), Condvar::new());
+        SourceHandle { relation, source, gate, sides, side_tables, state, backlog_us, wake }
     }
 
     /// Takes over how the catalog wants the source to be read.
@@ -144,6 +171,24 @@ impl SourceHandle {
         self.wake.notify_all();
     }
 
+    /// Whether a source that has more to read is behind this one in event time, so that what both are read for waits for it anyway.
+    /// Does not hold for a source that somebody reads who does not read the other.
+    pub(crate) fn is_ahead(&self, others: &Handles) -> bool {
+        let at_us = self.backlog_us.load(Ordering::Relaxed);
+        if at_us == NO_BACKLOG {
+            return false;
+        }
+        let is_behind = |other: &&Arc<SourceHandle>| {
+            other.backlog_us.load(Ordering::Relaxed) < at_us.saturating_sub(AHEAD_MAX.as_micros() as i64)
+        };
+        let behind: Vec<Arc<SourceHandle>> = others.lock().values().filter(is_behind).cloned().collect();
+        if behind.is_empty() {
+            return false;
+        }
+        let consumers = self.state.lock().consumers.clone();
+        behind.iter().any(|other| consumers.is_subset(&other.state.lock().consumers))
+    }
+
     pub fn status(&self) -> SourceStatus {
         let state = self.state.lock();
         SourceStatus {
@@ -155,6 +200,7 @@ impl SourceHandle {
             consumers: state.consumers.len(),
             waiting: state.paused,
             held: state.held.is_some(),
+            backpressured: state.backpressured,
             ended: state.ended,
             failed: state.failed.clone(),
         }
@@ -294,13 +340,16 @@ impl Iterator for RangeRows {
     }
 }
 
+/// The sources that there are.
+pub(crate) type Handles = Arc<Mutex<HashMap<RelationId, Arc<SourceHandle>>>>;
+
 /// All sources.
 pub struct Sources {
     execution: Arc<dyn Execution>,
     clock: Arc<Clock>,
     shared: Shared,
     threads: usize,
-    handles: Mutex<HashMap<RelationId, Arc<SourceHandle>>>,
+    handles: Handles,
     /// New sources start paused.
     paused: Mutex<bool>,
 }
@@ -308,7 +357,7 @@ pub struct Sources {
 impl Sources {
     /// `threads`: how many may read the splits of one source side by side.
     pub fn new(execution: Arc<dyn Execution>, clock: Arc<Clock>, shared: Shared, threads: usize) -> Sources {
-        Sources { execution, clock, shared, threads, handles: Mutex::default(), paused: Mutex::new(false) }
+        Sources { execution, clock, shared, threads, handles: Handles::default(), paused: Mutex::new(false) }
     }
 
     /// Every source as of a cut at which no row is on its way.
@@ -416,7 +465,8 @@ impl Sources {
         handle.wake.notify_all();
         if start {
             let (clock, execution) = (Arc::clone(&self.clock), Arc::clone(&self.execution));
-            let driver = Driver::new(handle, clock, self.shared.clone(), execution, self.threads)?;
+            let others = Arc::clone(&self.handles);
+            let driver = Driver::new(handle, others, clock, self.shared.clone(), execution, self.threads)?;
             // It ends when the source is gone; nobody waits for that.
             drop(self.execution.start_service(Box::new(driver))?);
         }

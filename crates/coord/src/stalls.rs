@@ -51,6 +51,11 @@ impl Stalls {
         self.full.load(Ordering::Relaxed)
     }
 
+    /// Why there are no slots to work on.
+    pub fn of_workers(&self) -> Option<Error> {
+        self.causes.read().get(&Waiting::Workers).cloned()
+    }
+
     /// Why checkpoints do not get on.
     pub fn of_checkpoints(&self) -> Option<Error> {
         let causes = self.causes.read();
@@ -101,7 +106,9 @@ mod tests {
         assert_eq!(stalls.of_job(other, true).unwrap().message(), "full");
         assert_eq!(stalls.of_job(other, false), None);
         assert!(stalls.check().is_ok());
+        assert_eq!(stalls.of_workers(), None);
         stalls.set(Waiting::Workers, Error::new(SqlState::CannotConnectNow, "worker 2 is away"));
+        assert_eq!(stalls.of_workers().unwrap().message(), "worker 2 is away");
         assert_eq!(stalls.of_job(other, false).unwrap().message(), "worker 2 is away");
         stalls.set_full(true);
         assert_eq!(stalls.check().unwrap_err().state(), SqlState::DiskFull);

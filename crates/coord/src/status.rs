@@ -69,15 +69,9 @@ impl SystemSource for EngineStatus {
             .iter()
             .map(|handle| {
                 let status = handle.status();
-                let state = match (&status.failed, status.ended, status.consumers) {
-                    (Some(_), _, _) => "failed",
-                    (None, Some(_), _) => "ended",
-                    (None, None, 0) => "idle",
-                    _ => "running",
-                };
                 SourceInfo {
                     relation: handle.relation,
-                    state: state.into(),
+                    state: status.word().into(),
                     rows_read: status.rows as i64,
                     progress: status.progress.done as i64,
                     total: status.progress.total as i64,

@@ -131,7 +131,13 @@ pub trait ProcessFunction: Send {
         Ok(())
     }
 
-    /// About the bytes that [`freeze`](Self::freeze) would tell now: it is called early, between two checkpoints, when they grow.
+    /// Appends a part of what [`freeze`](Self::freeze) would, and does not tell that again. Called between two checkpoints, so that
+    /// little is left to tell when one is due: what may well change again, or go, is better left out.
+    fn freeze_early(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.freeze(out)
+    }
+
+    /// About the bytes that [`freeze`](Self::freeze) would tell now: [`freeze_early`](Self::freeze_early) is called when they grow.
     fn tracked_bytes(&self) -> usize {
         0
     }

@@ -19,6 +19,13 @@ const WEIGHT_COLUMN: &str = "millstream.weight";
 
 /// The rows and weights of `change` as one self-describing byte string.
 pub fn encode(change: &ChangeBatch) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    encode_to(change, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Appends what [`encode`] gives. After an error some of it may be there.
+pub fn encode_to(change: &ChangeBatch, bytes: &mut Vec<u8>) -> Result<()> {
     let schema = change.rows.schema();
     let mut fields: Vec<Arc<Field>> = schema.fields().iter().cloned().collect();
     let mut columns = change.rows.columns().to_vec();
@@ -35,10 +42,10 @@ pub fn encode(change: &ChangeBatch) -> Result<Vec<u8>> {
     let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
     let options = RecordBatchOptions::new().with_row_count(Some(change.num_rows()));
     let rows = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options)?;
-    let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+    let mut writer = StreamWriter::try_new(bytes, &schema)?;
     writer.write(&rows)?;
     writer.finish()?;
-    Ok(writer.into_inner()?)
+    Ok(())
 }
 
 /// The inverse of [`encode`]. Fails with `XX001` on anything that `encode` did not write.

@@ -25,8 +25,8 @@ use checkpoint::segment::{SegmentReader, SegmentWriter};
 use checkpoint::{crash, planted};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
-use flow::process::StatePart;
-use flow::{ChangeBatch, Epoch, Error, JobId, Result, SlotId, SqlState, TaskId};
+use flow::process::{PartKind, StatePart};
+use flow::{ChangeBatch, Diff, Epoch, Error, JobId, Result, SlotId, SqlState, TaskId};
 use parking_lot::Mutex;
 use plan::process::{Input, Task};
 use plan::{Placed, ProcessPlan, TaskOp};
@@ -56,6 +56,8 @@ const TAIL_SEGMENTS: usize = 4;
 const TAIL_BYTES: u64 = 16 << 20;
 /// Bytes of a chunk, about, at most.
 const CHUNK_BYTES: usize = 8 << 20;
+/// Memory of a segment that is kept for the next one after a checkpoint is whole.
+const SPARE_BYTES: usize = 1 << 20;
 /// A chain is replaced when it has so many times the bytes that its content had.
 const CHAIN_GROWTH: u64 = 3;
 
@@ -136,6 +138,7 @@ impl Depot {
             in_chains: Arc::clone(&held),
             ended: Arc::clone(&ended),
             instances: HashMap::new(),
+            spare: Vec::new(),
             held_up: None,
             told_full: false,
         };
@@ -371,6 +374,8 @@ pub struct DepotService {
     in_chains: Held,
     ended: Arc<AtomicBool>,
     instances: HashMap<(DeploymentId, SlotId), Kept>,
+    /// The memory of a segment that is stored, for the next one: the system clears what it gives.
+    spare: Vec<u8>,
     held_up: Option<HeldUp>,
     /// It was reported that too much waits.
     told_full: bool,
@@ -525,9 +530,14 @@ impl DepotService {
             by_part.entry((change.task, change.part)).or_default().push(change.changes);
         }
         for ((task, part), changes) in by_part {
-            let of = &kept.instance.parts[task][part];
-            let changes = merge(of.kind, &of.schema, changes, false)?;
-            for chunk in chunks(&changes) {
+            let StatePart { kind, schema, .. } = &kept.instance.parts[task][part];
+            let added = changes.iter().all(|c| c.diff == Diff::Insert);
+            let groups = match kind {
+                // There is nothing to net.
+                PartKind::Counted if added && !schema.fields().is_empty() => in_groups(schema, changes)?,
+                kind => vec![merge(*kind, schema, changes, false)?],
+            };
+            for chunk in groups.iter().flat_map(chunks) {
                 let Kept { instance, open, parts, .. } = kept;
                 add(open, parts, task, &instance.parts[task][part], &chunk?)?;
                 if kept.open.len() >= SEGMENT_BYTES {
@@ -545,7 +555,8 @@ impl DepotService {
     /// Ends the open segment, if there is anything in it.
     fn end_segment(&mut self, kept: &mut Kept) -> Result<()> {
         if !kept.open.is_empty() {
-            let (writer, parts) = (std::mem::take(&mut kept.open), std::mem::take(&mut kept.parts));
+            let next = SegmentWriter::reusing(std::mem::take(&mut self.spare));
+            let (writer, parts) = (std::mem::replace(&mut kept.open, next), std::mem::take(&mut kept.parts));
             kept.whole.push_back(Segment { name: None, bytes: writer.finish()?, parts });
         }
         Ok(())
@@ -602,6 +613,9 @@ impl DepotService {
             match self.put(&kept.instance, &kept.instance.chain, &mut segment) {
                 Ok(stored) => {
                     kept.instance.chain.push(stored);
+                    if segment.bytes.capacity() > self.spare.capacity() {
+                        self.spare = segment.bytes;
+                    }
                     crash::point("C4");
                 }
                 Err(error) => {
@@ -612,6 +626,8 @@ impl DepotService {
             }
         }
         let Some(Seal { watermarks, now_us, pause_us, .. }) = kept.seal.clone() else { return Ok(None) };
+        self.spare.shrink_to(SPARE_BYTES);
+        kept.open.shrink_to(SPARE_BYTES);
         if kept.instance.base == 0 {
             kept.instance.base = bytes_in(&kept.instance.chain);
         }
@@ -720,6 +736,26 @@ fn chunks(changes: &ChangeBatch) -> impl Iterator<Item = Result<ChangeBatch>> + 
     })
 }
 
+/// Insertions put together to about a chunk each, in their order, so that chunks are neither small nor copied twice.
+fn in_groups(schema: &SchemaRef, changes: Vec<ChangeBatch>) -> Result<Vec<ChangeBatch>> {
+    let (mut groups, mut group) = (Vec::new(), Vec::new());
+    let (mut rows, mut bytes) = (0, 0);
+    for change in changes {
+        let (more_rows, more_bytes) = (change.num_rows(), change.bytes());
+        if !group.is_empty() && (rows + more_rows > CHUNK_ROWS || bytes + more_bytes > CHUNK_BYTES / 2) {
+            groups.push(ChangeBatch::concat(schema, &group)?);
+            group.clear();
+            (rows, bytes) = (0, 0);
+        }
+        (rows, bytes) = (rows + more_rows, bytes + more_bytes);
+        group.push(change);
+    }
+    if !group.is_empty() {
+        groups.push(ChangeBatch::concat(schema, &group)?);
+    }
+    Ok(groups)
+}
+
 /// Adds a chunk to a segment.
 fn add(
     writer: &mut SegmentWriter,
@@ -729,9 +765,8 @@ fn add(
     chunk: &ChangeBatch,
 ) -> Result<()> {
     let task = TaskId(task as u32);
-    let bytes = flow::wire::encode(chunk)?;
-    writer.add(task, &part.name, &bytes);
-    let (rows, bytes) = (chunk.num_rows() as u64, bytes.len() as u64);
+    let bytes = writer.add(task, &part.name, |bytes| flow::wire::encode_to(chunk, bytes))?;
+    let rows = chunk.num_rows() as u64;
     match refs.iter_mut().find(|r| r.task == task && r.part == *part.name) {
         Some(known) => {
             known.rows += rows;

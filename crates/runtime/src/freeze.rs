@@ -86,9 +86,11 @@ impl Freezing {
             let mut changes = Vec::new();
             // Only for a checkpoint: nothing else looks at the time in the flow.
             let since_us = due.then(|| (self.clock)());
-            function.freeze(&mut changes)?;
             if due {
+                function.freeze(&mut changes)?;
                 crash::point("C1");
+            } else {
+                function.freeze_early(&mut changes)?;
             }
             for (part, changes) in changes {
                 if changes.num_rows() > 0 {

@@ -9,9 +9,10 @@ use flow::process::{PartKind, StateDeclaration, StatePart};
 use flow::{ChangeBatch, Collector, Declaration, Diff, Epoch, ProcessFunction, RelationId, Result, SlotId};
 use parking_lot::RwLock;
 use plan::ChangeKind;
-use state::Store;
+use state::{Store, owned};
 
 use crate::ops::consolidate;
+use crate::ops::emit::record;
 use crate::ops::tracked::{Tracked, check_restored};
 
 /// The view stores of one worker, by relation: written by the slots, read by whoever pins an epoch.
@@ -108,6 +109,9 @@ impl ProcessFunction for Materialize {
         self.bytes = 0;
         let net = net_change(std::mem::take(&mut self.pending), &self.schema)?;
         if net.num_rows() > 0 {
+            // In memory of its own once, which the store and the checkpoint share.
+            let columns = net.rows.columns().iter().map(owned).collect::<Result<Vec<_>>>()?;
+            let net = ChangeBatch::new(record(&self.schema, columns, net.num_rows())?, net.diff);
             self.store.apply(self.shard, epoch, &net)?;
             // A job that lags writes epochs below the global floor.
             let floor = Epoch(self.floor.load(Ordering::Acquire)).min(epoch);

@@ -86,6 +86,10 @@ pub enum WorkerState {
     Spare,
     /// It is there, and jobs have not started.
     Waiting,
+    /// It is there, and jobs that run on too few will spread over it when it has stayed for a while.
+    Joining,
+    /// It is being stopped in order, and works until the jobs have moved to others.
+    Leaving,
     /// Nothing is heard of it.
     Away,
 }
@@ -97,6 +101,8 @@ impl WorkerState {
             WorkerState::Running => "running",
             WorkerState::Spare => "spare",
             WorkerState::Waiting => "waiting",
+            WorkerState::Joining => "joining",
+            WorkerState::Leaving => "leaving",
             WorkerState::Away => "away",
         }
     }
@@ -136,6 +142,11 @@ pub trait Worker: Send + Sync {
     fn processes(&self) -> Vec<WorkerStatus> {
         let (address, state) = ("local".into(), WorkerState::Running);
         vec![WorkerStatus { id: 1, address, slots: self.slots(), state, heard_us: None, started_us: None }]
+    }
+
+    /// On how many processes jobs are to run.
+    fn processes_wanted(&self) -> usize {
+        1
     }
 
     /// Hands a clone of `message` to every slot.

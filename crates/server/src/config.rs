@@ -1,6 +1,7 @@
 //! Configuration: defaults, then the file, then the environment, then flags. Unknown keys are refused.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,12 @@ const CHECKPOINT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
 
+/// An application waits for its workers no less.
+const WORKERS_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// How long missing workers are waited for, or how long new ones have to stay.
+const WORKERS_TIME_MIN: Duration = Duration::from_millis(1);
+const WORKERS_TIME_MAX: Duration = Duration::from_secs(86_400);
+
 /// The settings that an environment variable can give.
 const SETTINGS: &[&str] = &[
     "data_dir",
@@ -45,12 +52,16 @@ const SETTINGS: &[&str] = &[
     "history_retained",
     "cluster_addr",
     "cluster_workers",
+    "cluster_workers_min",
+    "worker_wait_timeout",
+    "worker_stabilization_timeout",
     "cluster_token",
     "coordinator_addr",
     "worker_addr",
     "heartbeat_interval",
     "heartbeat_timeout",
     "high_availability",
+    "workers_timeout",
     "max_connections",
     "log_format",
     "log_level",
@@ -89,6 +100,12 @@ pub struct Config {
     pub cluster_addr: SocketAddr,
     /// Workers that a coordinator's jobs run on; more are spare.
     pub cluster_workers: usize,
+    /// The least that they run on, where others are missing.
+    pub cluster_workers_min: usize,
+    /// `15s`: how long workers that are missing are waited for, before the jobs run on those that are there.
+    pub worker_wait_timeout: String,
+    /// `30s`: how long a worker has to stay before jobs that run on too few spread over it.
+    pub worker_stabilization_timeout: String,
     /// What all nodes of a cluster know and nobody else.
     pub cluster_token: String,
     /// Where a worker finds the coordinator, as `host:port`; several, separated by commas, where others take over from it.
@@ -101,6 +118,8 @@ pub struct Config {
     pub heartbeat_timeout: String,
     /// `none`, or `store`: a coordinator's log is beside the checkpoints, and another coordinator can take over.
     pub high_availability: String,
+    /// `2min`: how long an application waits for its workers before it gives up.
+    pub workers_timeout: String,
     /// Connections beyond this are refused.
     pub max_connections: usize,
     /// `text` or `json`.
@@ -136,12 +155,16 @@ impl Default for Config {
             from_savepoint: None,
             cluster_addr: SocketAddr::from(([127, 0, 0, 1], 7490)),
             cluster_workers: 1,
+            cluster_workers_min: 1,
+            worker_wait_timeout: "15s".into(),
+            worker_stabilization_timeout: "30s".into(),
             cluster_token: String::new(),
             coordinator_addr: "127.0.0.1:7490".into(),
             worker_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             heartbeat_interval: "1s".into(),
             heartbeat_timeout: "10s".into(),
             high_availability: "none".into(),
+            workers_timeout: "2min".into(),
             max_connections: 1000,
             log_format: "text".into(),
             log_level: "info".into(),
@@ -181,6 +204,7 @@ impl Config {
         flag("coordinator_addr", args.coordinator_addr.clone());
         flag("worker_addr", args.worker_addr.clone());
         flag("high_availability", args.high_availability.clone());
+        flag("workers_timeout", args.workers_timeout.clone());
         for (name, number) in [("slots", args.slots), ("cluster_workers", args.cluster_workers)] {
             if let Some(number) = number {
                 figment = figment.merge((name, number));
@@ -213,8 +237,18 @@ impl Config {
         if config.cluster_workers == 0 || config.cluster_workers > WORKERS_MAX {
             let message =
                 format!("cluster_workers is {}; from 1 to {WORKERS_MAX} are possible", config.cluster_workers);
-            return Err(Error::new(SqlState::InvalidParameterValue, message));
+            return Err(
+                Error::new(SqlState::InvalidParameterValue, message).with_hint("Leave the setting out for one worker.")
+            );
         }
+        if config.cluster_workers_min == 0 || config.cluster_workers_min > config.cluster_workers {
+            let (least, most) = (config.cluster_workers_min, config.cluster_workers);
+            let message = format!("cluster_workers_min is {least}; from 1 to cluster_workers, {most}, are possible");
+            return Err(Error::new(SqlState::InvalidParameterValue, message)
+                .with_hint("It is the least number of workers that the jobs run on when others are missing."));
+        }
+        config.worker_wait_timeout()?;
+        config.worker_stabilization_timeout()?;
         if config.heartbeat_timeout()? < 2 * config.heartbeat_interval()? {
             return Err(Error::new(
                 SqlState::InvalidParameterValue,
@@ -222,6 +256,7 @@ impl Config {
             )
             .with_hint("Some heartbeats may be late on a busy machine: ten of them are a good measure."));
         }
+        config.workers_timeout()?;
         if !matches!(config.log_format.as_str(), "text" | "json") {
             return Err(Error::new(SqlState::InvalidParameterValue, "log_format must be text or json"));
         }
@@ -264,12 +299,30 @@ impl Config {
 
     /// How often nodes of a cluster say that they are there.
     pub fn heartbeat_interval(&self) -> Result<Duration> {
-        heartbeat("heartbeat_interval", &self.heartbeat_interval)
+        duration("heartbeat_interval", &self.heartbeat_interval, HEARTBEAT_MIN..=HEARTBEAT_MAX, "from 50ms to 10min")
     }
 
     /// After which time without a sign of life a node of a cluster is away.
     pub fn heartbeat_timeout(&self) -> Result<Duration> {
-        heartbeat("heartbeat_timeout", &self.heartbeat_timeout)
+        duration("heartbeat_timeout", &self.heartbeat_timeout, HEARTBEAT_MIN..=HEARTBEAT_MAX, "from 50ms to 10min")
+    }
+
+    /// How long workers that are missing are waited for.
+    pub fn worker_wait_timeout(&self) -> Result<Duration> {
+        let range = WORKERS_TIME_MIN..=WORKERS_TIME_MAX;
+        duration("worker_wait_timeout", &self.worker_wait_timeout, range, "from 1ms to 24h")
+    }
+
+    /// How long a worker has to stay until jobs that run on too few spread over it.
+    pub fn worker_stabilization_timeout(&self) -> Result<Duration> {
+        let range = WORKERS_TIME_MIN..=WORKERS_TIME_MAX;
+        duration("worker_stabilization_timeout", &self.worker_stabilization_timeout, range, "from 1ms to 24h")
+    }
+
+    /// How long an application waits for its workers. Errors: `22023` it is no time, or none from 1s to 24h.
+    pub fn workers_timeout(&self) -> Result<Duration> {
+        let range = WORKERS_TIMEOUT_MIN..=WORKERS_TIME_MAX;
+        duration("workers_timeout", &self.workers_timeout, range, "from 1s to 24h")
     }
 
     /// Whether coordinators take over from each other. Errors: `22023` a value that is none, or one that lacks what it needs.
@@ -363,12 +416,12 @@ fn history_age(text: &str) -> Result<Option<Duration>> {
     })
 }
 
-fn heartbeat(name: &str, text: &str) -> Result<Duration> {
-    let time =
-        connect::options::parse_duration(text.trim()).filter(|time| (HEARTBEAT_MIN..=HEARTBEAT_MAX).contains(time));
+/// A time of the setting `name`; `told` says which are possible. Errors: `22023`.
+fn duration(name: &str, text: &str, range: RangeInclusive<Duration>, told: &str) -> Result<Duration> {
+    let time = connect::options::parse_duration(text.trim()).filter(|time| range.contains(time));
     time.ok_or_else(|| {
         Error::new(SqlState::InvalidParameterValue, format!("invalid value for {name}: \"{text}\""))
-            .with_hint("Write a time from 50ms to 10min.")
+            .with_hint(format!("Write a time {told}."))
     })
 }
 
@@ -473,6 +526,32 @@ mod tests {
         assert!(!Config::load(&args("none", "")).unwrap().is_highly_available().unwrap());
         let off = Config { checkpoint_interval: "off".into(), ..Config::load(&args("store", "s3://b/p")).unwrap() };
         assert!(off.is_highly_available().unwrap_err().message().contains("checkpoint_interval"));
+    }
+
+    #[test]
+    fn workers_are_waited_for_within_limits() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        let args = ServerArgs { config: Some(file.clone()), ..ServerArgs::default() };
+        let load = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Config::load(&args)
+        };
+        let config = load("cluster_workers: 3\ncluster_workers_min: 3\nworker_wait_timeout: 1ms\n").unwrap();
+        assert_eq!(config.worker_wait_timeout().unwrap(), WORKERS_TIME_MIN);
+        assert!(config.worker_stabilization_timeout().unwrap() > config.heartbeat_timeout().unwrap());
+        let of_default = Config::default();
+        assert!(of_default.worker_wait_timeout().unwrap() > of_default.heartbeat_timeout().unwrap());
+        for (text, words) in [
+            ("cluster_workers: 2\ncluster_workers_min: 3\n", "from 1 to cluster_workers, 2"),
+            ("cluster_workers_min: 0\n", "cluster_workers_min is 0"),
+            ("worker_wait_timeout: soon\n", "invalid value for worker_wait_timeout: \"soon\""),
+            ("worker_stabilization_timeout: 25h\n", "invalid value for worker_stabilization_timeout"),
+        ] {
+            let refused = load(text).unwrap_err();
+            assert_eq!(refused.state(), SqlState::InvalidParameterValue, "{refused}");
+            assert!(refused.message().contains(words) && refused.hint().is_some(), "{refused}");
+        }
     }
 
     #[test]

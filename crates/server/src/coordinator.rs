@@ -1,10 +1,13 @@
 //! `millstream coordinator`: clients, catalog, tables, clock, sources and sinks of a cluster, whose slots are with workers.
 //!
 //! One engine after the other: when a worker is away, the engine stops and another one is opened on the same data, which goes
-//! on from the log and the last durable checkpoint as after any start. Clients stay connected meanwhile.
+//! on from the log and the last durable checkpoint as after any start: on all workers that are wanted if they come in time, else on those
+//! that are left. So it is when a worker is stopped in order, or has come. Clients stay connected meanwhile.
 //!
 //! With `high_availability: store` several coordinators take turns ([`crate::leadership`]): the next one's engine is opened on
 //! what the last one's has left in the store, in the same way.
+//!
+//! The cluster of an [application](crate::application) works on its script meanwhile, and ends with it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +17,8 @@ use checkpoint::DataDirectory;
 use checkpoint::lease::Holder;
 use cluster::connection::Pulse;
 use cluster::message::StorePlace;
-use cluster::roster::Chosen;
-use cluster::{Identity, Roster, RosterConfig, Slots};
+use cluster::roster::{Change, Chosen};
+use cluster::{Identity, Roster, RosterConfig, Slots, Wanted};
 use coord::engine::Replanner;
 use coord::execution::Execution;
 use coord::session::replan::StoredQueries;
@@ -26,9 +29,11 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::adapter::Server;
+use crate::application::{Application, stopped};
 use crate::config::{CheckpointPlace, Config};
 use crate::leadership::{Leadership, reachable, standby};
-use crate::serve::{bind, engine_config, last_checkpoint, serve_clients, shut_down};
+use crate::local_workers::LocalWorkers;
+use crate::serve::{Told, bind, engine_config, last_checkpoint, serve_clients, shut_down};
 use crate::standing::Engines;
 use crate::{ServerArgs, logging};
 
@@ -44,8 +49,8 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     let config = Config::load(args)?;
     logging::install(&config.log_format, &config.log_level);
     crate::serve::runtime()?.block_on(async {
-        let stop = crate::serve::signals()?;
-        coordinate(config, stop).await
+        let stop = crate::serve::told(None)?;
+        coordinate(config, stop, None).await
     })
 }
 
@@ -64,7 +69,17 @@ fn store_place(config: &Config) -> Result<StorePlace> {
     Ok(StorePlace::Folder(absolute(&config.data_dir)?.join("checkpoints")))
 }
 
-async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
+/// Coordinates until it is told to stop, or until the application is over to which the cluster belongs.
+pub async fn coordinate(
+    config: Config,
+    mut stop: watch::Receiver<Option<Told>>,
+    application: Option<Arc<Application>>,
+) -> Result<()> {
+    if let Some(application) = &application
+        && application.is_over().await?
+    {
+        return Ok(());
+    }
     let pg = bind("the Postgres wire", config.pg_addr).await?;
     let web = bind("HTTP", config.http_addr).await?;
     let listener = std::net::TcpListener::bind(config.cluster_addr).map_err(|e| {
@@ -94,9 +109,15 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
         listener,
         RosterConfig {
             identity: Identity::new(Some(cluster), config.cluster_token.clone()),
-            workers: config.cluster_workers,
+            wanted: Wanted {
+                workers: config.cluster_workers,
+                least: config.cluster_workers_min,
+                patience: config.worker_wait_timeout()?,
+                settle: config.worker_stabilization_timeout()?,
+            },
             pulse: Pulse { heartbeat: config.heartbeat_interval()?, timeout: config.heartbeat_timeout()? },
             time: Time::system(),
+            steady: Time::steady(),
             nonce,
         },
     )?;
@@ -114,6 +135,9 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
     let store = store_place(&config)?;
     info!(data_dir = %config.data_dir.display(), cluster = %roster.addr(), workers = config.cluster_workers, "the coordinator listens for workers");
 
+    let local = application.as_ref().and_then(|application| application.local.clone());
+    let local = local.map(|plan| LocalWorkers::start(&plan, roster.addr(), &config)).transpose()?;
+
     let (end, ended) = watch::channel(false);
     let driver = Driver {
         config: config.clone(),
@@ -123,9 +147,29 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
         ended,
         leadership,
         lost: None,
+        application: application.clone(),
     };
     let mut driving = tokio::spawn(driver.drive());
-    let serving = serve_clients(&config, pg, web, server, stop);
+    // Clients are served as long as there is work.
+    let (close, closing) = watch::channel(false);
+    let serving = async {
+        let served = serve_clients(&config, pg, web, Arc::clone(&server), closing);
+        tokio::pin!(served);
+        let work = async {
+            match &application {
+                Some(application) => application.work(&server, &mut stop).await,
+                None => {
+                    stopped(&mut stop).await;
+                }
+            }
+        };
+        tokio::select! {
+            served = &mut served => return served,
+            () = work => {}
+        }
+        close.send_replace(true);
+        served.await
+    };
     tokio::pin!(serving);
     let outcome = tokio::select! {
         served = &mut serving => {
@@ -136,7 +180,19 @@ async fn coordinate(config: Config, stop: watch::Receiver<bool>) -> Result<()> {
         // It ends by itself only where it cannot go on.
         driven = &mut driving => driven.map_err(|e| Error::internal(format!("the driver of the jobs: {e}")))?,
     };
+    if let Some(local) = &local {
+        local.let_go();
+    }
+    if application.as_ref().is_some_and(|application| application.has_ended()) {
+        let over = Error::new(SqlState::InvalidAuthorization, "the application of this cluster has ended")
+            .with_hint("Start the worker with the coordinator_addr of another cluster.");
+        let roster = Arc::clone(&roster);
+        spawn_blocking(move || roster.dismiss(over)).await.map_err(joined)?;
+    }
     roster.close();
+    if let Some(local) = local {
+        spawn_blocking(move || local.stop()).await.map_err(joined)?;
+    }
     outcome
 }
 
@@ -151,6 +207,8 @@ struct Driver {
     leadership: Option<Arc<Leadership>>,
     /// Why this coordinator leads no more, as far as its lease says so.
     lost: Option<watch::Receiver<Option<Error>>>,
+    /// To which the cluster belongs.
+    application: Option<Arc<Application>>,
 }
 
 /// Why a coordinator stops working.
@@ -183,6 +241,19 @@ impl Driver {
             let Some(number) = leadership.wait(starts, &mut self.ended.clone(), stand_by).await? else {
                 return Ok(());
             };
+            if let Some(application) = &self.application {
+                match application.is_over().await {
+                    Ok(false) => {}
+                    Err(error) if error.may_pass() => {
+                        warn!(%error, "it is not known whether the application has ended; asking again");
+                        continue;
+                    }
+                    over => {
+                        leadership.release().await;
+                        return over.map(drop);
+                    }
+                }
+            }
             info!("this coordinator leads");
             metrics::gauge!("millstream_leader").set(1.0);
             starts = false;
@@ -247,12 +318,24 @@ impl Driver {
             // A later engine goes on from what this one leaves.
             self.config.from_savepoint = None;
             self.server.engines().run(Arc::clone(&engine));
-            info!(slots = slots.count(), "millstream is ready");
-            match self.stopped(&slots, &engine).await? {
+            info!(slots = slots.count(), workers = slots.workers(), "millstream is ready");
+            match self.until_stopped(&slots, &engine).await? {
                 Stopped::Worker(cause) => {
+                    if let Some(missing) = self.roster.missing() {
+                        info!(detail = missing.detail(), "the jobs stop for workers");
+                    }
                     self.interrupt(&engine, &cause).await;
                     tokio::time::sleep(INTERRUPT_GRACE).await;
                     self.server.engines().wait(cause);
+                    shut_down(engine).await?;
+                }
+                Stopped::Change(change) => {
+                    let cause = moves(change);
+                    info!(detail = cause.detail(), "{}", cause.message());
+                    self.interrupt(&engine, &cause).await;
+                    tokio::time::sleep(INTERRUPT_GRACE).await;
+                    self.server.engines().wait(cause);
+                    self.roster.at_once();
                     shut_down(engine).await?;
                 }
                 Stopped::For(End::Stopped) => {
@@ -320,10 +403,13 @@ impl Driver {
         config.slots = slots.count();
         config.shared_log = self.leadership.as_ref().map(|leadership| leadership.shared_log());
         let slots = Arc::clone(slots);
+        let scripted = self.application.is_some();
         let opened = spawn_blocking(move || {
             let execution = Arc::clone(&slots) as Arc<dyn Execution>;
             match Engine::open_with(config, execution) {
                 Ok(engine) => {
+                    // The script lets them go.
+                    engine.sources.pause(scripted);
                     let replanner: Arc<dyn Replanner> = Arc::new(StoredQueries);
                     engine.recover_jobs(&replanner);
                     Ok(engine)
@@ -335,6 +421,20 @@ impl Driver {
             }
         });
         opened.await.map_err(joined)?
+    }
+
+    /// Waits until the engine is to stop, after a checkpoint where there is time for one.
+    async fn until_stopped(&mut self, slots: &Arc<Slots>, engine: &Arc<Engine>) -> Result<Stopped> {
+        loop {
+            let stopped = self.stopped(slots, engine).await?;
+            let Stopped::Change(change) = &stopped else { return Ok(stopped) };
+            // The jobs work meanwhile.
+            let is_kept = last_checkpoint(engine).await;
+            if is_kept || matches!(change, Change::Leaves(_)) {
+                return Ok(stopped);
+            }
+            self.roster.put_off();
+        }
     }
 
     /// Waits until there is a reason to stop the engine.
@@ -353,6 +453,9 @@ impl Driver {
             if let Some(cause) = spawn_blocking(move || looked.wait_lost(LOOK)).await.map_err(joined)? {
                 return Ok(Stopped::Worker(cause));
             }
+            if let Some(change) = self.roster.change() {
+                return Ok(Stopped::Change(change));
+            }
         }
     }
 }
@@ -361,7 +464,22 @@ impl Driver {
 enum Stopped {
     /// A worker is away, for this cause.
     Worker(Error),
+    /// The jobs are to move to other workers.
+    Change(Change),
     For(End),
+}
+
+/// What statements are told while jobs move to other workers.
+fn moves(change: Change) -> Error {
+    let (what, detail) = match change {
+        Change::Leaves(worker) => {
+            ("a worker leaves the cluster", format!("Worker {worker} is being stopped; the jobs move to the others."))
+        }
+        Change::Joined(workers) => {
+            ("the jobs spread over more workers", format!("So many have come, and have stayed: {workers}."))
+        }
+    };
+    Error::new(SqlState::CannotConnectNow, what).with_detail(detail).with_hint("Try again: the jobs go on in a moment.")
 }
 
 /// Whether an engine cannot be opened because another coordinator has opened one.

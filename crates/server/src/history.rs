@@ -6,6 +6,7 @@
 //! | `/jobs/ID` | a page about one |
 //! | `/api/jobs` | the same list as JSON, newest first: `{"jobs": [{"id": …, "name": …, …}], "older": ID or null}` |
 //! | `/api/jobs/ID` | one record as JSON |
+//! | `/live` | 200 |
 //! | `/health` | 200 while the store answers, else 503 |
 //!
 //! It takes no lock of the data directory, so it works beside a server and without one.
@@ -79,6 +80,7 @@ async fn serve(listener: TcpListener, archive: Archive, mut stop: watch::Receive
         .route("/jobs/{id}", get(job_page))
         .route("/api/jobs", get(list))
         .route("/api/jobs/{id}", get(job))
+        .route("/live", get(crate::http::live))
         .route("/health", get(health))
         .with_state(Web { archive, cached: Arc::default() });
     let stopped = async move {

@@ -36,6 +36,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let app = Router::new()
+        .route("/live", get(live))
         .route("/health", get(health))
         .route("/metrics", get(render_metrics))
         .with_state(Web { server, metrics });
@@ -45,6 +46,11 @@ pub async fn serve(
     if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
         tracing::error!(error = %e, "HTTP server failed");
     }
+}
+
+/// 200 while the process answers at all, a standby or a coordinator without workers too: nothing is gained by starting it anew.
+pub async fn live() -> impl IntoResponse {
+    axum::Json(serde_json::json!({ "status": "live" }))
 }
 
 /// 200 while writes are possible, 503 with the cause otherwise; a standby says so.
@@ -66,9 +72,24 @@ async fn health(State(web): State<Web>) -> impl IntoResponse {
         "epoch": engine.clock.completed().0,
         "jobs": jobs.len(),
         "jobs_failed": failed,
+        "workers": workers(&engine),
     });
     let status = if durable.failed.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, axum::Json(body))
+}
+
+/// On how many workers the jobs run, and on how many they are to; fewer than that is no reason to send clients elsewhere.
+fn workers(engine: &Engine) -> serde_json::Value {
+    let (all, wanted) = (engine.worker.processes(), engine.worker.processes_wanted());
+    let count = |state| all.iter().filter(|worker| worker.state == state).count();
+    serde_json::json!({
+        "wanted": wanted,
+        "running": count(WorkerState::Running),
+        "joining": count(WorkerState::Joining),
+        "leaving": count(WorkerState::Leaving),
+        "away": count(WorkerState::Away),
+        "spare": count(WorkerState::Spare),
+    })
 }
 
 async fn render_metrics(State(web): State<Web>) -> impl IntoResponse {
@@ -94,6 +115,7 @@ fn note(engine: &Engine) {
     for (phase, count) in phases {
         metrics::gauge!("millstream_jobs", "status" => phase).set(f64::from(count));
     }
+    metrics::gauge!("millstream_workers_wanted").set(engine.worker.processes_wanted() as f64);
     for worker in engine.worker.processes() {
         let up = if worker.state == WorkerState::Away { 0.0 } else { 1.0 };
         metrics::gauge!("millstream_worker_up", "worker" => worker.id.to_string()).set(up);

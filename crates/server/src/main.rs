@@ -6,13 +6,17 @@
 //! open epoch of `coord::clock::Clock` → rows go back through `frontend`'s encoder.
 
 mod adapter;
+mod application;
 mod client;
 mod config;
 mod coordinator;
 mod demo;
+mod health;
 mod history;
 mod http;
+mod jobs;
 mod leadership;
+mod local_workers;
 mod logging;
 mod offline;
 mod run;
@@ -45,7 +49,10 @@ enum Command {
     Coordinator(ServerArgs),
     /// Run a worker of a cluster: slots for the coordinator's jobs.
     Worker(WorkerArgs),
-    /// Run a SQL script to the end of its bounded inputs and print its results.
+    /// Run a SQL script to the end of its inputs and print its results; with --cluster, on a cluster of its own.
+    ///
+    /// Ends with 0 when everything is done, 1 when a statement or a job has failed. On a cluster also with 3 when it could not get
+    /// its workers, 130 when it was cancelled, 143 when this coordinator was stopped and another one goes on.
     Run(RunArgs),
     /// A small SQL client.
     Sql(SqlArgs),
@@ -57,6 +64,8 @@ enum Command {
     State(StateArgs),
     /// Show jobs that have ended over HTTP; no server needs to run.
     History(HistoryArgs),
+    /// Ask a server, coordinator or history server on this machine whether it lives; ends with 1 if not.
+    Health(HealthArgs),
     /// Start a server, feed it with orders, and show views of them live.
     Demo(DemoArgs),
 }
@@ -102,6 +111,8 @@ pub struct ServerArgs {
     coordinator_addr: Option<String>,
     #[arg(skip)]
     worker_addr: Option<String>,
+    #[arg(skip)]
+    workers_timeout: Option<String>,
     /// Form of the log: text or json [default: text]
     #[arg(long)]
     log_format: Option<String>,
@@ -134,21 +145,90 @@ pub struct WorkerArgs {
     /// What is logged: error, warn, info, debug, or a filter of tracing [default: info]
     #[arg(long)]
     log_level: Option<String>,
+    /// End when the standard input ends: for a worker that lives as long as the process that has started it.
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct RunArgs {
     /// The script; `-` reads standard input.
     file: PathBuf,
-    /// Compute threads [default: one a core]
+    /// Compute threads; with --workers, of each of these [default: one a core]
     #[arg(long)]
     slots: Option<usize>,
-    /// Memory for tables, views and jobs [default: half of the machine's]
+    /// Memory for tables, views and jobs; with --workers, of each process [default: half of the machine's]
     #[arg(long)]
     memory_limit: Option<String>,
     /// Do not show progress.
     #[arg(long)]
     quiet: bool,
+    /// Run on a cluster of its own, which ends with the script: this process is the coordinator
+    #[arg(long)]
+    cluster: bool,
+    /// A cluster of its own for each job of the script (each sink, each query, each view that nothing else reads), side by side
+    #[arg(long, requires = "cluster", conflicts_with_all = ["high_availability", "pg_addr", "http_addr", "cluster_addr"])]
+    per_job: bool,
+    /// Workers that this process starts itself, on this machine [default: none, they come from elsewhere]
+    #[arg(long, requires = "cluster")]
+    workers: Option<usize>,
+    /// Workers that the jobs run on [default: those of --workers, or 1]
+    #[arg(long, requires = "cluster")]
+    cluster_workers: Option<usize>,
+    /// How long to wait for workers before giving up [default: 2min]
+    #[arg(long, requires = "cluster")]
+    workers_timeout: Option<String>,
+    /// Folder of all durable data, which stays [default: one that is removed at the end]
+    #[arg(long, requires = "cluster")]
+    data_dir: Option<PathBuf>,
+    /// Address of the Postgres wire [default: 127.0.0.1:7432]
+    #[arg(long, requires = "cluster")]
+    pg_addr: Option<String>,
+    /// Address of health and metrics over HTTP [default: 127.0.0.1:7480]
+    #[arg(long, requires = "cluster")]
+    http_addr: Option<String>,
+    /// Where this process listens for workers [default: 127.0.0.1:7490]
+    #[arg(long, requires = "cluster")]
+    cluster_addr: Option<String>,
+    /// Where checkpoints are kept, s3://bucket/prefix or file:///a/folder [default: a folder of the data directory]
+    #[arg(long, requires = "cluster")]
+    checkpoint_url: Option<String>,
+    /// none, or store: another process that runs the same script takes over when this one is gone [default: none]
+    #[arg(long, requires = "cluster")]
+    high_availability: Option<String>,
+    /// Configuration file [default: conf/millstream.yaml if it exists]
+    #[arg(long, requires = "cluster")]
+    config: Option<PathBuf>,
+    /// Form of the log: text or json [default: text]
+    #[arg(long, requires = "cluster")]
+    log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, or a filter of tracing [default: info]
+    #[arg(long, requires = "cluster")]
+    log_level: Option<String>,
+    /// Cancel the script when the standard input ends.
+    #[arg(long, requires = "cluster", hide = true)]
+    until_input_ends: bool,
+}
+
+impl RunArgs {
+    /// The settings of the coordinator that runs the script, on this data directory.
+    fn server(&self, data_dir: PathBuf) -> ServerArgs {
+        ServerArgs {
+            data_dir: Some(data_dir),
+            pg_addr: self.pg_addr.clone(),
+            http_addr: self.http_addr.clone(),
+            config: self.config.clone(),
+            memory_limit: self.memory_limit.clone(),
+            checkpoint_url: self.checkpoint_url.clone(),
+            cluster_addr: self.cluster_addr.clone(),
+            cluster_workers: self.cluster_workers.or(self.workers.filter(|workers| *workers > 0)),
+            high_availability: self.high_availability.clone(),
+            workers_timeout: self.workers_timeout.clone(),
+            log_format: self.log_format.clone(),
+            log_level: self.log_level.clone(),
+            ..ServerArgs::default()
+        }
+    }
 }
 
 #[derive(Args)]
@@ -195,6 +275,19 @@ pub struct HistoryArgs {
     /// Address of the pages over HTTP [default: 127.0.0.1:7482]
     #[arg(long)]
     history_addr: Option<SocketAddr>,
+}
+
+#[derive(Args)]
+pub struct HealthArgs {
+    /// Where it answers over HTTP [default: http_addr of the configuration]
+    #[arg(long)]
+    http_addr: Option<String>,
+    /// Configuration file that names it [default: conf/millstream.yaml if it exists]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Ask whether it answers clients (GET /health), not only whether it lives (GET /live).
+    #[arg(long)]
+    ready: bool,
 }
 
 #[derive(Args)]
@@ -258,10 +351,14 @@ fn main() -> ExitCode {
         Command::Server(args) => serve::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Worker(args) => worker::run(&args),
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => match run::run(&args) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
         Command::Sql(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::History(args) => history::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::State(args) => args.data.config().and_then(|config| offline::state(&config, &args.command)),
         Command::Fsck(args) => match args.data.config().and_then(|c| offline::check(&c, args.repair_orphans)) {
             Ok(true) => Ok(()),
@@ -272,14 +369,19 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("millstream: {}", error.message());
-            if let Some(detail) = error.detail() {
-                eprintln!("DETAIL: {detail}");
-            }
-            if let Some(hint) = error.hint() {
-                eprintln!("HINT: {hint}");
-            }
+            tell(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says on standard error what has gone wrong.
+pub fn tell(error: &flow::Error) {
+    eprintln!("millstream: {}", error.message());
+    if let Some(detail) = error.detail() {
+        eprintln!("DETAIL: {detail}");
+    }
+    if let Some(hint) = error.hint() {
+        eprintln!("HINT: {hint}");
     }
 }

@@ -1,4 +1,5 @@
-//! `millstream run FILE.sql`: a script with a server of its own, which ends when its bounded inputs are read.
+//! `millstream run FILE.sql`: a script with a server of its own, which ends when its bounded inputs are read. On a cluster of its own it is
+//! an [application](crate::application), or [a cluster for each job](crate::jobs).
 //!
 //! Sources are held back until the script reads something, so that every view declared before sees its input once, as it
 //! comes, and nothing is read twice.
@@ -21,9 +22,15 @@ use crate::{RunArgs, ServerArgs};
 /// How often progress is drawn.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Runs the script.
-pub fn run(args: &RunArgs) -> Result<()> {
+/// Runs the script, and says with which code the process is to end. Errors: a statement or a job has failed.
+pub fn run(args: &RunArgs) -> Result<u8> {
     let text = read_script(args)?;
+    if args.per_job {
+        return crate::jobs::run(args, &text);
+    }
+    if args.cluster {
+        return crate::application::run(args, text);
+    }
     let folder = std::env::temp_dir().join(format!("millstream-run-{}", std::process::id()));
     let flags = ServerArgs {
         data_dir: Some(folder.clone()),
@@ -44,7 +51,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     });
     // The data belongs to this run alone.
     let _ = std::fs::remove_dir_all(&folder);
-    outcome
+    outcome.map(|()| 0)
 }
 
 fn read_script(args: &RunArgs) -> Result<String> {
@@ -66,29 +73,44 @@ async fn script(session: &mut Session, engine: &Arc<Engine>, text: &str, quiet: 
             finish_inputs(engine, quiet).await?;
         }
         statement(session, parsed).await.map_err(|e| located(e, text))?;
-        for notice in session.take_notices() {
-            eprintln!("{}: {}", if notice.warning { "WARNING" } else { "NOTICE" }, notice.message);
-        }
+        show_notices(session);
     }
     finish_inputs(engine, quiet).await
 }
 
-/// An error with the line that it points at.
-fn located(error: Error, text: &str) -> Error {
-    let Some(position) = error.position() else { return error };
-    let line = text.chars().take(position.saturating_sub(1)).filter(|c| *c == '\n').count() + 1;
-    let located = format!("line {line}: {}", error.message());
-    let mut placed = Error::new(error.state(), located);
-    if let Some(detail) = error.detail() {
-        placed = placed.with_detail(detail);
+/// Prints what the last statement has to say beside its result.
+pub fn show_notices(session: &mut Session) {
+    for notice in session.take_notices() {
+        eprintln!("{}: {}", if notice.warning { "WARNING" } else { "NOTICE" }, notice.message);
     }
-    if let Some(hint) = error.hint() {
-        placed = placed.with_hint(hint);
-    }
-    placed
 }
 
-async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
+/// An error with the line that it points at.
+pub fn located(error: Error, text: &str) -> Error {
+    let Some(position) = error.position() else { return error };
+    let line = line_of(text, position.saturating_sub(1));
+    worded(&error, format!("line {line}: {}", error.message()))
+}
+
+/// The number of the line with the character at this 0-based offset.
+pub fn line_of(text: &str, offset: usize) -> usize {
+    text.chars().take(offset).filter(|c| *c == '\n').count() + 1
+}
+
+/// The same error in other words.
+pub fn worded(error: &Error, message: String) -> Error {
+    let mut worded = Error::new(error.state(), message);
+    if let Some(detail) = error.detail() {
+        worded = worded.with_detail(detail);
+    }
+    if let Some(hint) = error.hint() {
+        worded = worded.with_hint(hint);
+    }
+    worded
+}
+
+/// Runs a statement and prints its rows.
+pub async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
     let prepared = session.prepare(&Arc::new(parsed), &[]).await?;
     match session.execute(&prepared, &[]).await? {
         Outcome::Rows { rows, .. } => {
@@ -106,7 +128,7 @@ async fn statement(session: &mut Session, parsed: Parsed) -> Result<()> {
 }
 
 /// Lets the sources go and waits until every bounded one is read and everything that follows from it is done.
-async fn finish_inputs(engine: &Arc<Engine>, quiet: bool) -> Result<()> {
+pub async fn finish_inputs(engine: &Arc<Engine>, quiet: bool) -> Result<()> {
     engine.clock.let_sources_wait();
     engine.sources.pause(false);
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };

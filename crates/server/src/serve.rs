@@ -10,7 +10,7 @@ use flow::{Error, Result, SqlState};
 use frontend::FrontendConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 use crate::ServerArgs;
@@ -47,24 +47,69 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|e| Error::internal(format!("cannot start the runtime: {e}")))
 }
 
+/// Why a process is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// SIGTERM: somebody wants the process gone.
+    Terminate,
+    /// SIGINT, or the end of the standard input of a process that lives as long as who has started it: its work is not wanted any more.
+    Cancel,
+}
+
 /// Turns true on the first SIGTERM or SIGINT.
 pub fn signals() -> Result<watch::Receiver<bool>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |e: std::io::Error| Error::internal(format!("cannot listen for signals: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut told = told(None)?;
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        info!("shutting down");
+        // The other sender is never gone.
+        let _ = told.wait_for(|told| told.is_some()).await;
         sender.send_replace(true);
         // The task keeps the sender, or waiters would see it closed instead.
         std::future::pending::<()>().await;
     });
     Ok(receiver)
+}
+
+/// The first reason to stop. `input`: see [`input_ends`]; a process with one takes no SIGINT.
+pub fn told(input: Option<oneshot::Receiver<()>>) -> Result<watch::Receiver<Option<Told>>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e: std::io::Error| Error::internal(format!("cannot listen for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let (sender, receiver) = watch::channel(None);
+    let owned = input.is_some();
+    tokio::spawn(async move {
+        let ends = async {
+            match input {
+                // An error means that the thread is gone, which reads no more.
+                Some(input) => drop(input.await),
+                None => std::future::pending().await,
+            }
+        };
+        let told = tokio::select! {
+            _ = terminate.recv() => Told::Terminate,
+            // Ctrl-C goes to every process of the terminal; who has started this one passes on what is meant for it.
+            _ = interrupt.recv(), if !owned => Told::Cancel,
+            () = ends => Told::Cancel,
+        };
+        info!("shutting down");
+        sender.send_replace(Some(told));
+        std::future::pending::<()>().await;
+    });
+    Ok(receiver)
+}
+
+/// Resolves when the standard input ends. Who starts a process holds the other end: the process does not outlive it, however it ends.
+pub fn input_ends() -> Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    let read = move || {
+        // What comes is of no interest, and an error is an end.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = sender.send(());
+    };
+    // A thread that blocks in a read is no task of the runtime, which would wait for it.
+    let thread = std::thread::Builder::new().name("input".into()).spawn(read);
+    thread.map(|_| receiver).map_err(|e| Error::internal(format!("cannot start the thread that reads the input: {e}")))
 }
 
 /// How long a server that stops waits for its last checkpoint.
@@ -144,15 +189,23 @@ pub async fn serve_clients(
     Ok(())
 }
 
-/// What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it.
-pub async fn last_checkpoint(engine: &Arc<Engine>) {
+/// What was done since the last checkpoint need not be done again at the next start. Nothing is lost without it. Returns whether there
+/// is nothing to be done again, as far as checkpoints are kept.
+pub async fn last_checkpoint(engine: &Arc<Engine>) -> bool {
     if engine.keeper().is_some() {
         match tokio::time::timeout(LAST_CHECKPOINT_MAX, engine.checkpoint()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => warn!(%error, "no checkpoint at the end"),
-            Err(_) => warn!("no checkpoint at the end: it took too long"),
+            Ok(Err(error)) => {
+                warn!(%error, "no checkpoint at the end");
+                return false;
+            }
+            Err(_) => {
+                warn!("no checkpoint at the end: it took too long");
+                return false;
+            }
         }
     }
+    true
 }
 
 /// Stops an engine and waits for its threads.

@@ -9,9 +9,10 @@ use flow::{Error, Result, SqlState};
 use tracing::info;
 
 use crate::config::Config;
+use crate::serve::Told;
 use crate::{ServerArgs, WorkerArgs, logging};
 
-/// Runs the worker until SIGTERM or SIGINT. Errors: the coordinator refuses it.
+/// Runs the worker until SIGTERM or SIGINT, or until its cluster is over. Errors: the coordinator refuses it.
 pub fn run(args: &WorkerArgs) -> Result<()> {
     let flags = ServerArgs {
         config: args.config.clone(),
@@ -45,12 +46,20 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     info!(addr = %node.addr(), slots = config.slot_count(), coordinator = config.coordinator_addr, "the worker listens");
     let runtime = crate::serve::runtime()?;
     let stops = Arc::clone(&node);
+    let owned = args.until_input_ends;
+    let input = owned.then(crate::serve::input_ends).transpose()?;
     runtime.block_on(async {
-        let mut stop = crate::serve::signals()?;
+        let mut told = crate::serve::told(input)?;
         tokio::spawn(async move {
             // An error means that the sender is gone, which is a stop too.
-            let _ = stop.wait_for(|s| *s).await;
-            stops.close();
+            let _ = told.wait_for(|told| told.is_some()).await;
+            if owned && *told.borrow() == Some(Told::Cancel) {
+                // Whoever has started it is gone, and the jobs with him.
+                stops.close();
+                return;
+            }
+            // It ends with the program, if not before.
+            let _ = tokio::task::spawn_blocking(move || stops.leave()).await;
         });
         tokio::task::spawn_blocking(move || node.run())
             .await

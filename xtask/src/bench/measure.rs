@@ -33,7 +33,7 @@ impl Latencies {
     }
 
     /// p50, p99, max.
-    fn percentiles(&self) -> Option<[f64; 3]> {
+    pub fn percentiles(&self) -> Option<[f64; 3]> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().checked_sub(1)?;

@@ -6,6 +6,7 @@
 
 mod chain;
 mod checkpoints;
+mod exchange;
 mod flat;
 mod isolation;
 mod kill;
@@ -26,8 +27,19 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The benchmarks, in the order in which they run.
-const NAMES: &[&str] =
-    &["chain", "point", "copy", "idle", "isolation", "transfers", "visible", "flat", "kill9", "checkpoints"];
+const NAMES: &[&str] = &[
+    "chain",
+    "point",
+    "copy",
+    "idle",
+    "isolation",
+    "transfers",
+    "visible",
+    "flat",
+    "kill9",
+    "checkpoints",
+    "exchange",
+];
 
 /// What the command line chooses.
 #[derive(Clone, Debug)]
@@ -51,7 +63,7 @@ impl Options {
     }
 }
 
-pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9|checkpoints …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench [chain|point|copy|idle|isolation|transfers|visible|flat|kill9|checkpoints|exchange …] [--binary PATH] [--rows N] [--rounds N] [--scratch DIR] [--csv FILE]";
 
 /// An error with its causes; a driver's own text is only "db error".
 pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
@@ -122,6 +134,7 @@ async fn one(name: &str, options: &Options, report: &mut Report) -> Result<()> {
         "flat" => flat::run(options, report).await,
         "kill9" => kill::run(options, report).await,
         "checkpoints" => checkpoints::run(options, report).await,
+        "exchange" => exchange::run(options, report),
         other => Err(format!("no benchmark {other}").into()),
     }
 }
@@ -140,6 +153,18 @@ pub fn release_build() -> std::result::Result<PathBuf, String> {
         return Err("cargo build failed".to_string());
     }
     Ok(target_folder().join("release/millstream"))
+}
+
+/// Builds the server as the tests do, with points at which it can be let die, and says where it is.
+pub fn test_build() -> std::result::Result<PathBuf, String> {
+    let status = crate::cargo()
+        .args(["test", "--workspace", "--test", "server", "--no-run"])
+        .status()
+        .map_err(|e| format!("cargo test --no-run: {e}"))?;
+    if !status.success() {
+        return Err("cargo test --no-run failed".to_string());
+    }
+    Ok(target_folder().join("debug/millstream"))
 }
 
 /// Where cargo puts what it builds.

@@ -18,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--splits N] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--workers N[,N]] [--splits N] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -26,6 +26,9 @@ struct Choice {
     events: u64,
     event_rates: Vec<u64>,
     slots: Vec<u64>,
+    /// Processes that the slots are divided among, as the workers of an application; 0: none, the slots are in the process that reads and
+    /// writes. Their CPU seconds count, their memory does not.
+    workers: Vec<u64>,
     /// Of each source that the generator feeds; as many as the run has slots if it is not said.
     splits: Option<u64>,
     runs: u64,
@@ -82,6 +85,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         events: EVENTS,
         event_rates: EVENT_RATES.to_vec(),
         slots: vec![1],
+        workers: vec![0],
         splits: None,
         runs: RUNS,
         core_per_slot: false,
@@ -99,6 +103,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--events" => choice.events = number(&value)?,
             "--event-rate" => choice.event_rates = numbers()?,
             "--slots" => choice.slots = numbers()?,
+            "--workers" => choice.workers = numbers()?,
             "--splits" => choice.splits = Some(number(&value)?),
             "--runs" => choice.runs = number(&value)?.max(1),
             "--cores" if value == "all" || value == "slots" => choice.core_per_slot = value == "slots",
@@ -143,28 +148,39 @@ fn all_queries(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
-    let mut csv = "query,events,event_rate,slots,runs,events_per_s,events_per_cpu_s,events_per_cpu_s_min,events_per_cpu_s_max,wall_s,cpu_s,peak_rss_mb,written_mb\n".to_string();
+    let mut csv = "query,events,event_rate,slots,workers,runs,events_per_s,events_per_cpu_s,events_per_cpu_s_min,events_per_cpu_s_max,wall_s,cpu_s,peak_rss_mb,written_mb\n".to_string();
     println!("{} rows from {}", if choice.full_rows { "full" } else { "pruned" }, choice.input.name());
     println!(
-        "{:<10} {:>10} {:>5} {:>12} {:>14} {:>29} {:>8} {:>8} {:>10}",
-        "query", "event rate", "slots", "events/s", "events/cpu-s", "min – max", "cpu s", "peak MB", "written MB"
+        "{:<10} {:>10} {:>5} {:>7} {:>12} {:>14} {:>29} {:>8} {:>8} {:>10}",
+        "query",
+        "event rate",
+        "slots",
+        "workers",
+        "events/s",
+        "events/cpu-s",
+        "min – max",
+        "cpu s",
+        "peak MB",
+        "written MB"
     );
     for event_rate in &choice.event_rates {
         let files = files(choice, *event_rate)?;
         for query in &choice.queries {
-            let scripts = choice.slots.iter().map(|slots| {
-                let splits = choice.splits.unwrap_or(*slots);
+            let pairs = choice.slots.iter().flat_map(|slots| choice.workers.iter().map(|workers| (*slots, *workers)));
+            let places = pairs.map(|(slots, workers)| Slots::new(slots, workers)).collect::<Result<Vec<Slots>>>()?;
+            let scripts = places.iter().map(|place| {
+                let splits = choice.splits.unwrap_or(place.slots);
                 script(query, folder, choice, splits, *event_rate, files.as_deref())
             });
             let scripts = scripts.collect::<Result<Vec<String>>>()?;
             // One run of each number of slots after another: a machine that is slower for a while is so for all of them.
-            let mut all: Vec<Vec<Run>> = vec![Vec::new(); choice.slots.len()];
+            let mut all: Vec<Vec<Run>> = vec![Vec::new(); places.len()];
             for _ in 0..choice.runs {
-                for ((runs, slots), script) in all.iter_mut().zip(&choice.slots).zip(&scripts) {
-                    runs.push(one(binary, script, *slots, choice.core_per_slot)?);
+                for ((runs, place), script) in all.iter_mut().zip(&places).zip(&scripts) {
+                    runs.push(one(binary, script, *place, choice.core_per_slot)?);
                 }
             }
-            for (mut runs, slots) in all.into_iter().zip(&choice.slots) {
+            for (mut runs, Slots { slots, workers }) in all.into_iter().zip(places) {
                 runs.sort_by(|a, b| a.wall_s.total_cmp(&b.wall_s));
                 let wall_s = runs[runs.len() / 2].wall_s;
                 runs.sort_by(|a, b| a.cpu_s.total_cmp(&b.cpu_s));
@@ -172,7 +188,7 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
                 let events = choice.events as f64;
                 let range = format!("{:.0} – {:.0}", events / worst.cpu_s, events / best.cpu_s);
                 println!(
-                    "{query:<10} {event_rate:>10} {slots:>5} {:>12.0} {:>14.0} {range:>29} {:>8.2} {:>8} {:>10.1}",
+                    "{query:<10} {event_rate:>10} {slots:>5} {workers:>7} {:>12.0} {:>14.0} {range:>29} {:>8.2} {:>8} {:>10.1}",
                     events / wall_s,
                     events / median.cpu_s,
                     median.cpu_s,
@@ -180,7 +196,7 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
                     median.written_mb
                 );
                 csv.push_str(&format!(
-                    "{query},{},{event_rate},{slots},{},{:.0},{:.0},{:.0},{:.0},{wall_s:.3},{:.2},{},{:.1}\n",
+                    "{query},{},{event_rate},{slots},{workers},{},{:.0},{:.0},{:.0},{:.0},{wall_s:.3},{:.2},{},{:.1}\n",
                     choice.events,
                     choice.runs,
                     events / wall_s,
@@ -299,7 +315,68 @@ fn columns(table: &str) -> &'static str {
     }
 }
 
-fn one(binary: &Path, script: &str, slots: u64, core_per_slot: bool) -> Result<Run> {
+/// Where the slots of a run are.
+#[derive(Clone, Copy)]
+struct Slots {
+    slots: u64,
+    workers: u64,
+}
+
+impl Slots {
+    /// Errors: they cannot be divided evenly.
+    fn new(slots: u64, workers: u64) -> Result<Slots> {
+        if workers > 0 && !slots.is_multiple_of(workers) {
+            return Err(format!("{slots} slots cannot be divided among {workers} workers").into());
+        }
+        Ok(Slots { slots, workers })
+    }
+}
+
+/// The queries that exchange most: windows per key, two streams that meet, and a join with a filter.
+const EXCHANGING: [&str; 3] = ["q5", "q8", "q20"];
+
+/// Events per CPU second of all processes, of queries that exchange rows, with two slots in one process and with one in each of two
+/// workers, and the ratio.
+pub fn side_by_side(options: &super::Options, report: &mut super::measure::Report) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql-tests/nexmark");
+    let (events, event_rate) = (options.rows_or(2_000_000), EVENT_RATES[1]);
+    let choice = Choice {
+        queries: Vec::new(),
+        events,
+        event_rates: vec![event_rate],
+        slots: vec![2],
+        workers: vec![0, 2],
+        splits: None,
+        runs: options.rounds_or(RUNS).max(1),
+        core_per_slot: false,
+        full_rows: false,
+        input: Input::Generator,
+        binary: None,
+        csv: None,
+    };
+    for query in EXCHANGING {
+        let script = script(query, &folder, &choice, 2, event_rate, None)?;
+        let places = [Slots::new(2, 0)?, Slots::new(2, 2)?];
+        let mut cpu_s = [Vec::new(), Vec::new()];
+        for _ in 0..choice.runs {
+            for (cpu_s, place) in cpu_s.iter_mut().zip(places) {
+                cpu_s.push(one(&options.binary, &script, place, false)?.cpu_s);
+            }
+        }
+        let [alone, over] = cpu_s.map(|mut cpu_s| {
+            cpu_s.sort_by(f64::total_cmp);
+            cpu_s[cpu_s.len() / 2]
+        });
+        let usage = |cpu_s: f64| super::server::Usage { cpu_s, ..super::server::Usage::default() };
+        report.value(format!("exchange.{query}.one_process"), events as f64 / alone, "events/cpu-s", usage(alone));
+        report.value(format!("exchange.{query}.two_workers"), events as f64 / over, "events/cpu-s", usage(over));
+        report.value(format!("exchange.{query}.ratio"), alone / over, "ratio", usage(over));
+    }
+    Ok(())
+}
+
+fn one(binary: &Path, script: &str, place: Slots, core_per_slot: bool) -> Result<Run> {
+    let Slots { slots, workers } = place;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("query.sql");
     std::fs::write(&file, script)?;
@@ -310,8 +387,15 @@ fn one(binary: &Path, script: &str, slots: u64, core_per_slot: bool) -> Result<R
         command = Command::new("taskset");
         command.args(["--cpu-list", &format!("0-{}", slots.max(1) - 1)]).arg(binary);
     }
+    command.args(["run", "--quiet"]);
+    if workers > 0 {
+        command.args(["--cluster", "--workers", &workers.to_string(), "--log-level", "warn"]);
+        command.args(["--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--cluster-addr", "127.0.0.1:0"]);
+        // A script in one process takes none.
+        command.env("MILLSTREAM_CHECKPOINT_INTERVAL", "off");
+    }
     let mut process = command
-        .args(["run", "--quiet", "--slots", &slots.to_string()])
+        .args(["--slots", &(slots / workers.max(1)).to_string()])
         .arg(&file)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -333,7 +417,8 @@ fn watch(process: &mut Child, start: std::time::Instant) -> Result<(Run, bool)> 
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
         let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no command in stat")?.1.split_whitespace().collect();
         let ticks = |field: usize| fields.get(field).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        run.cpu_s = (ticks(11) + ticks(12)) / TICKS_PER_SECOND;
+        // With that of the workers, which it has started and waited for.
+        run.cpu_s = (ticks(11) + ticks(12) + ticks(13) + ticks(14)) / TICKS_PER_SECOND;
         if fields.first() == Some(&"Z") {
             run.wall_s = ms_since(start) / 1e3;
             return Ok((run, !process.wait()?.success()));

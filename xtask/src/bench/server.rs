@@ -178,6 +178,20 @@ fn spawn(binary: &Path, folder: &Path, port: u16, http_port: u16, settings: &[(S
         .map_err(|e| format!("cannot start {}: {e}", binary.display()).into())
 }
 
+/// Whether what lies on disk is whole. No server may use it. `settings` are variables of the environment, by their names.
+pub fn fsck(binary: &Path, data: &Path, settings: &[(String, String)]) -> Result<()> {
+    let checked = Command::new(binary)
+        .args(["fsck", "--config", "/dev/null", "--data-dir"])
+        .arg(data)
+        .envs(settings.iter().map(|(k, v)| (k, v)))
+        .output()?;
+    if checked.status.success() {
+        return Ok(());
+    }
+    let (report, error) = (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    Err(format!("fsck: {report}{error}").into())
+}
+
 /// A port that nobody listens on. It lies below those that the system gives to connections, one of which would else take it between
 /// this look and the start of the server.
 fn free_port() -> Result<u16> {

@@ -2,7 +2,8 @@
 //!
 //! Open loop: events are appended to three NDJSON files by a schedule that no answer holds up, and carry their moment. Two
 //! views as in NEXMark stand over the files: the average winning price of a category (q4), and who both came and sold within ten
-//! seconds (q8). A reader asks each for its newest moment, again and again; every event since its last answer has shown now.
+//! seconds (q8). A reader asks each for its newest moment, again and again; every event since its last answer has shown now. The
+//! same once more while a sink over one of the sources has lost its target and writes nothing.
 
 use std::fs::File;
 use std::io::Write;
@@ -38,6 +39,12 @@ const VIEWS: &str = "
     CREATE MATERIALIZED VIEW visible_q8 AS SELECT max(sent) AS sent, count(*) AS n FROM both";
 
 pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
+    measure(options, false, report).await?;
+    measure(options, true, report).await
+}
+
+/// With `stopped` a sink over the bids stands still meanwhile.
+async fn measure(options: &Options, stopped: bool, report: &mut Report) -> Result<()> {
     let server = Server::start(options).await?;
     let client = server.connect().await?;
     let seconds = WARM_UP_SECONDS + options.rounds_or(SECONDS);
@@ -58,6 +65,9 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
             .await?;
     }
     client.batch_execute(VIEWS).await?;
+    if stopped {
+        stop_a_sink(&server).await?;
+    }
     let start = now();
     let ended = Arc::new(AtomicBool::new(false));
     let mut readers = Vec::new();
@@ -70,11 +80,37 @@ pub async fn run(options: &Options, report: &mut Report) -> Result<()> {
     let behind = tokio::task::spawn_blocking(move || writer.join()).await?.map_err(|_| "the writer failed")??;
     ended.store(true, Ordering::Relaxed);
     let usage = server.usage()?.since(before);
-    report.value("visible.writer_behind", behind, "ms", usage);
+    let suffix = if stopped { ".sink_stopped" } else { "" };
+    report.value(format!("visible.writer_behind{suffix}"), behind, "ms", usage);
     for (view, reader) in readers {
-        report.latencies(view.replace("visible_", "visible."), &reader.await??, usage);
+        report.latencies(view.replace("visible_", "visible.") + suffix, &reader.await??, usage);
+    }
+    if stopped && !sink_state(&client).await?.starts_with("stalled") {
+        return Err(format!("the sink did not stand still: it is {}", sink_state(&client).await?).into());
     }
     Ok(())
+}
+
+/// Lets a sink over the bids, which delivers exactly once, lose its folder.
+async fn stop_a_sink(server: &Server) -> Result<()> {
+    let (client, side) = (server.connect().await?, server.connect().await?);
+    let folder = server.scratch().join("stopped");
+    client
+        .batch_execute(&format!("CREATE SINK stopped AS SELECT auction, price FROM bid WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN ENCODE JSON; CHECKPOINT", folder.display()))
+        .await?;
+    std::fs::rename(&folder, server.scratch().join("away"))?;
+    // It waits for the sink, which notices.
+    tokio::spawn(async move { side.batch_execute("CHECKPOINT").await });
+    while !sink_state(&client).await?.starts_with("stalled") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn sink_state(client: &Client) -> Result<String> {
+    let jobs = client.query("SHOW JOBS", &[]).await?;
+    let sink = jobs.iter().find(|row| row.get::<_, &str>("name").contains("stopped"));
+    Ok(sink.ok_or("the sink is gone")?.get("state"))
 }
 
 /// Writes events as they are due. Answers with the milliseconds by which it was late at worst.

@@ -270,6 +270,10 @@ async fn another_worker_takes_the_place_of_one_that_is_away() {
         cluster.engine.interrupt(&lost).await;
         let old = Arc::clone(&cluster.engine);
         tokio::task::spawn_blocking(move || old.shutdown()).await.unwrap();
+        // A statement that still has the old engine hears of the worker, not that somebody drops the view.
+        let groups = cluster.engine.catalog().relations().find(|r| r.name == "groups").map(|r| r.oid).unwrap();
+        let error = cluster.engine.view_store(groups).err().unwrap();
+        assert_eq!((error.state().code(), error.message()), ("57P03", lost.message()), "{error}");
         let addr = cluster.roster.addr().to_string();
         cluster.workers.push(Running::start(&addr, 1 + round % 3, TOKEN, 2000 + round as u64));
         let (roster, path) = (Arc::clone(&cluster.roster), folder.path().to_path_buf());

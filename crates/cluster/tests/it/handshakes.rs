@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use cluster::handshake::{Caller, PROTOCOL_VERSION, Welcome, call};
 use cluster::roster::HANDSHAKES_MAX;
-use cluster::{Identity, Roster, RosterConfig};
-use coord::Time;
+use cluster::{Identity, Roster};
 use flow::{Error, Result, SqlState};
 
-use crate::nodes::{CLUSTER, PULSE, Running, TOKEN, identity, listener, roster};
+use crate::nodes::{CLUSTER, PULSE, Running, TOKEN, config, identity, listener, roster};
 
 fn come(roster: &Roster, mine: &Identity, caller: Caller) -> Result<Welcome> {
     call(&roster.addr().to_string(), mine, |_| caller).map(|(_, welcome)| welcome)
@@ -73,7 +72,10 @@ fn another_protocol_is_refused_in_words_that_every_version_reads() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    assert!(answer.contains("protocol version 99") && answer.contains("same program"), "{answer}");
+    assert!(
+        answer.contains(&format!("protocol version {}", PROTOCOL_VERSION + 98)) && answer.contains("same program"),
+        "{answer}"
+    );
     roster.close();
 }
 
@@ -130,13 +132,7 @@ fn bytes_of_strangers_are_dropped_and_cost_little() {
 #[test]
 fn addresses_that_are_open_to_others_need_a_token() {
     let open = || TcpListener::bind("0.0.0.0:0").unwrap();
-    let config = |token: &str| RosterConfig {
-        identity: Identity::new(None, token.into()),
-        workers: 1,
-        pulse: PULSE,
-        time: Time::system(),
-        nonce: 1,
-    };
+    let config = |token: &str| config(Identity::new(None, token.into()), 1, 1);
     let error = Roster::listen(open(), config("")).err().unwrap();
     assert_eq!(error.state().code(), "42501");
     assert!(error.hint().unwrap().contains("cluster_token"));
@@ -184,8 +180,7 @@ fn a_worker_that_is_refused_ends_with_the_reason_and_one_that_finds_nobody_calls
     let addr = listener().local_addr().unwrap();
     let early = Running::start(&addr.to_string(), 2, TOKEN, 2);
     std::thread::sleep(Duration::from_millis(700));
-    let config = RosterConfig { identity: identity(), workers: 1, pulse: PULSE, time: Time::system(), nonce: 5 };
-    let late = Roster::listen(TcpListener::bind(addr).unwrap(), config).unwrap();
+    let late = Roster::listen(TcpListener::bind(addr).unwrap(), config(identity(), 1, 5)).unwrap();
     let missing = late.missing();
     let chosen = late.choose(Duration::from_secs(20)).unwrap();
     assert_eq!((chosen.len(), chosen[0].slots, chosen[0].id), (1, 2, 1));
@@ -198,5 +193,20 @@ fn a_worker_that_is_refused_ends_with_the_reason_and_one_that_finds_nobody_calls
     });
     assert!(gone, "{:?}", late.workers());
     late.close();
+    roster.close();
+}
+
+#[test]
+fn workers_end_when_their_cluster_is_over_and_who_comes_later_is_told_so() {
+    let roster = roster(2);
+    let addr = roster.addr().to_string();
+    let workers = [Running::start(&addr, 1, TOKEN, 1), Running::start(&addr, 2, TOKEN, 2)];
+    assert_eq!(roster.choose(Duration::from_secs(20)).unwrap().len(), 2);
+    roster.dismiss(Error::new(SqlState::InvalidAuthorization, "the cluster is over").with_hint("Go elsewhere."));
+    for worker in workers {
+        worker.ends().unwrap();
+    }
+    let late = Running::start(&addr, 1, TOKEN, 3).ends().unwrap_err();
+    assert_eq!((late.state().code(), late.message()), ("28000", "the cluster is over"));
     roster.close();
 }

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cluster::connection::Pulse;
-use cluster::{Identity, Node, NodeConfig, Roster, RosterConfig};
+use cluster::{Identity, Node, NodeConfig, Roster, RosterConfig, Wanted};
 use coord::Time;
 use flow::Result;
 
@@ -23,9 +23,15 @@ pub fn identity() -> Identity {
     Identity::new(Some(CLUSTER.into()), TOKEN.into())
 }
 
+/// What a roster needs that waits for all of its workers, for as long as a test may take.
+pub fn config(identity: Identity, workers: usize, nonce: u64) -> RosterConfig {
+    let wanted =
+        Wanted { workers, least: workers, patience: Duration::from_secs(600), settle: Duration::from_secs(600) };
+    RosterConfig { identity, wanted, pulse: PULSE, time: Time::system(), steady: Time::steady(), nonce }
+}
+
 pub fn roster(workers: usize) -> Arc<Roster> {
-    let config = RosterConfig { identity: identity(), workers, pulse: PULSE, time: Time::system(), nonce: 77 };
-    Roster::listen(listener(), config).unwrap()
+    Roster::listen(listener(), config(identity(), workers, 77)).unwrap()
 }
 
 /// A worker that runs until it is closed.

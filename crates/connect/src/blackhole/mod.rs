@@ -1,10 +1,11 @@
 //! The sink `blackhole`: looks at every value and keeps nothing. For measuring what comes before a sink.
 
+use checkpoint::CommitPermit;
 use flow::hash::hash_columns;
-use flow::{ChangeBatch, Epoch, Result};
+use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
 
-use crate::options::{Form, OptionReader, OptionSpec};
-use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
+use crate::options::{Form, OptionReader, OptionSpec, Options};
+use crate::sink::{Delivery, SinkConnector, SinkRequest, SinkWriter};
 
 /// `WITH (connector = 'blackhole')`.
 pub struct BlackholeConnector;
@@ -38,6 +39,24 @@ impl SinkConnector for BlackholeConnector {
     fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
         self.validate(request)?;
         Ok(Box::new(BlackholeWriter::default()))
+    }
+
+    fn delivery(&self, _options: &Options) -> Result<Delivery> {
+        Ok(Delivery::AtLeastOnce)
+    }
+
+    fn resume(
+        &self,
+        request: &SinkRequest<'_>,
+        _permit: &CommitPermit,
+        prepared: &[u8],
+    ) -> Result<Box<dyn SinkWriter>> {
+        self.validate(request)?;
+        let ([rows, sum], []) = prepared.as_chunks::<8>() else {
+            return Err(Error::new(SqlState::DataCorrupted, "what a checkpoint holds of a blackhole sink is damaged"));
+        };
+        let (rows, sum) = (u64::from_le_bytes(*rows), u64::from_le_bytes(*sum));
+        Ok(Box::new(BlackholeWriter { rows, sum, published: Epoch(0) }))
     }
 }
 
@@ -76,6 +95,15 @@ impl SinkWriter for BlackholeWriter {
 
     fn close(&mut self) -> Result<()> {
         tracing::info!(rows = self.rows, checksum = self.sum, "blackhole sink closed");
+        Ok(())
+    }
+
+    /// Rows and checksum, 8 bytes each, little-endian.
+    fn prepare(&mut self, _epoch: Epoch) -> Result<Vec<u8>> {
+        Ok([self.rows, self.sum].map(u64::to_le_bytes).concat())
+    }
+
+    fn commit(&mut self, _permit: &CommitPermit, _prepared: &[u8]) -> Result<()> {
         Ok(())
     }
 

@@ -279,10 +279,10 @@ impl FileSinkOptions {
         let reader = OptionReader::with_forms("sink connector \"file\"", options, SINK_OPTIONS)?;
         let form = options.form();
         let format = reader.one_of("format", FORMATS)?;
-        let deliveries = [("rewritten", Delivery::Rewritten), ("exactly_once", Delivery::ExactlyOnce)];
+        let deliveries = [("rewritten", false), ("exactly_once", true)];
         let folder = match reader.one_of(DELIVERY, &deliveries)? {
-            Delivery::ExactlyOnce => Some(FolderOptions::read(&reader, form)?),
-            Delivery::Rewritten => {
+            true => Some(FolderOptions::read(&reader, form)?),
+            false => {
                 refuse_what_needs_a_folder(&reader, format)?;
                 None
             }

@@ -4,13 +4,14 @@
 
 use std::io::{ErrorKind, Write};
 
+use checkpoint::CommitPermit;
 use flow::{ChangeBatch, Epoch, Error, Result, SqlState};
 
 use crate::format::Format;
 use crate::format::encode::LineFormat;
 use crate::format::records::{Content, FORMS, PRIMARY_KEY, Records, primary_key};
-use crate::options::{Form, OptionReader, OptionSpec};
-use crate::sink::{SinkConnector, SinkRequest, SinkWriter};
+use crate::options::{Form, OptionReader, OptionSpec, Options};
+use crate::sink::{Delivery, SinkConnector, SinkRequest, SinkWriter};
 
 /// The options of a stdout sink, as documented in `docs/connectors/stdout.md`.
 pub static OPTIONS: &[OptionSpec] = &[
@@ -64,6 +65,19 @@ impl SinkConnector for StdoutConnector {
 
     fn open(&self, request: &SinkRequest<'_>) -> Result<Box<dyn SinkWriter>> {
         Ok(Box::new(LineWriter::new(std::io::stdout(), records(request)?)))
+    }
+
+    fn delivery(&self, _options: &Options) -> Result<Delivery> {
+        Ok(Delivery::AtLeastOnce)
+    }
+
+    fn resume(
+        &self,
+        request: &SinkRequest<'_>,
+        _permit: &CommitPermit,
+        _prepared: &[u8],
+    ) -> Result<Box<dyn SinkWriter>> {
+        self.open(request)
     }
 }
 
@@ -132,6 +146,15 @@ impl<W: Write + Send> SinkWriter for LineWriter<W> {
         Ok(())
     }
 
+    fn prepare(&mut self, _epoch: Epoch) -> Result<Vec<u8>> {
+        // The lines are out.
+        Ok(Vec::new())
+    }
+
+    fn commit(&mut self, _permit: &CommitPermit, _prepared: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
     fn published(&self) -> Epoch {
         self.published
     }
@@ -152,7 +175,6 @@ mod tests {
     use arrow::array::{Int64Array, RecordBatch, StringViewArray};
 
     use super::*;
-    use crate::options::Options;
 
     fn rows() -> RecordBatch {
         let a = Arc::new(Int64Array::from(vec![Some(1), None]));

@@ -164,7 +164,7 @@ impl ClockLoop {
         for job in &moved {
             if !job.kept {
                 return Err(not_now(format!("the state of {} is in no checkpoint", name(job)))
-                    .with_detail("Those of materialized views are, and of sinks that deliver exactly once.")
+                    .with_detail("Those of materialized views are, and of sinks that go on from checkpoints.")
                     .with_hint("Drop it and create it again with the option parallelism."));
             }
             let done = job.finished_epoch().filter(|_| matches!(job.phase, Phase::Running));

@@ -264,7 +264,9 @@ pub(super) fn recover(
             Some(found) => found.has_published(sink, &since),
             None => since.started.contains_key(&sink) && (lost || since.stuck.contains(&sink)),
         };
-        relation.kind() == RelationKind::Sink && !jobs.contains_key(&sink) && published
+        // One whose connector is not known here cannot start either.
+        let once = crate::connectors::delivers_once(relation).unwrap_or(true);
+        relation.kind() == RelationKind::Sink && once && !jobs.contains_key(&sink) && published
     };
     let stuck: BTreeSet<RelationId> = catalog.relations().filter(is_stuck).map(|r| r.oid).collect();
     let lasting = lost || checkpoint.is_some_and(|c| c.rewound);

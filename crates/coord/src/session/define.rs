@@ -915,7 +915,7 @@ fn fixed_option(name: &str) -> Error {
 }
 
 /// Whether a statement can be one of several in a transaction; what reaches outside cannot be taken back.
-fn transactional(statement: &Statement) -> bool {
+pub fn transactional(statement: &Statement) -> bool {
     match statement {
         Statement::CreateSource(_) | Statement::CreateSink(_) | Statement::CreateDatabase { .. } => false,
         Statement::AlterSystem(_) => false,

@@ -198,7 +198,11 @@ impl Session {
                                 Some(detail) => format!("{} ({detail})", e.message()),
                                 None => e.message().to_string(),
                             }),
-                            job.parallelism.map(|n| n.to_string()),
+                            job.parallelism.map(|n| match relation.parallelism() {
+                                // There are fewer slots than when it was asked for.
+                                Some(wanted) if wanted as usize > n => format!("{n} of {wanted}"),
+                                _ => n.to_string(),
+                            }),
                         ]
                     })
                     .collect())
@@ -283,22 +287,15 @@ impl Session {
         let failure = self.engine.clock.board.failure(relation.oid);
         match relation.kind() {
             RelationKind::Source => {
-                let status = self.engine.sources.get(relation.oid).map(|s| s.status()).unwrap_or_default();
-                let failed = status.failed.or(failure);
-                let word = match (&failed, status.ended, status.consumers) {
-                    (Some(_), _, _) => "failed",
-                    (None, Some(_), _) => "ended",
-                    (None, None, _) if status.held => "paused",
-                    (None, None, 0) => "idle",
-                    _ => "running",
-                };
+                let mut status = self.engine.sources.get(relation.oid).map(|s| s.status()).unwrap_or_default();
+                status.failed = status.failed.or(failure);
                 row.extend([
                     connector,
-                    Some(word.into()),
+                    Some(status.word().into()),
                     Some(status.rows.to_string()),
                     Some(status.skipped.to_string()),
                     Some(format!("{} of {} {}", status.progress.done, status.progress.total, status.unit)),
-                    failed.map(|e| e.message().to_string()),
+                    status.failed.map(|e| e.message().to_string()),
                 ]);
             }
             RelationKind::Sink => {

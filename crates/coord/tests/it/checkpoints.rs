@@ -573,7 +573,12 @@ async fn jobs_that_go_on_see_what_a_source_gives_to_one_that_begins_anew() {
     );
     ok(&mut s, &source).await;
     // It has no state in checkpoints, and comes first.
-    ok(&mut s, "CREATE SINK plain FROM f WITH (connector = 'blackhole')").await;
+    let plain = folder.path().join("plain.json");
+    ok(
+        &mut s,
+        &format!("CREATE SINK plain FROM f WITH (connector = 'file', path = '{}', format = 'json')", plain.display()),
+    )
+    .await;
     let views: Vec<String> = (0..12).map(|n| format!("v{n}")).collect();
     for view in &views {
         ok(&mut s, &format!("CREATE MATERIALIZED VIEW {view} AS SELECT count(*) AS c, sum(n) AS s FROM f")).await;
@@ -602,4 +607,44 @@ async fn jobs_that_go_on_see_what_a_source_gives_to_one_that_begins_anew() {
     }
     drop(s);
     instance.take().unwrap().close().await;
+}
+
+/// A sink that may deliver again goes on where the checkpoint was, and does not begin anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_delivers_at_least_once_repeats_what_came_after_the_checkpoint_alone() {
+    async fn delivered(s: &mut Session, expected: u64) {
+        for _ in 0..500 {
+            let found = rows(s, "SHOW SINKS").await;
+            if found.iter().find(|row| row[1] == "b").unwrap()[4] == expected.to_string() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{:?} instead of {expected} rows", rows(s, "SHOW SINKS").await);
+    }
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let instance = open(&data, 2);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY)").await;
+    ok(&mut s, "CREATE SINK b FROM t WITH (connector = 'blackhole')").await;
+    ok(&mut s, "INSERT INTO t SELECT n FROM generate_series(1, 100) AS g (n)").await;
+    ok(&mut s, "DELETE FROM t WHERE k > 10").await;
+    delivered(&mut s, 190).await;
+    ok(&mut s, "CHECKPOINT").await;
+    ok(&mut s, "INSERT INTO t VALUES (101), (102)").await;
+    delivered(&mut s, 192).await;
+    drop(s);
+    instance.close().await;
+    // Anew, it would be given 12 rows.
+    let instance = open(&data, 3);
+    let mut s = instance.session();
+    delivered(&mut s, 192).await;
+    ok(&mut s, "INSERT INTO t VALUES (103)").await;
+    delivered(&mut s, 193).await;
+    ok(&mut s, "ALTER SINK b SET PARALLELISM 1").await;
+    ok(&mut s, "DELETE FROM t").await;
+    delivered(&mut s, 206).await;
+    drop(s);
+    instance.close().await;
 }

@@ -594,3 +594,70 @@ async fn outer_joins_whose_rows_expire_show_no_null_row_for_a_row_that_was_match
         instance.close().await;
     }
 }
+
+/// Of two sources with much to read none runs away from the other, unless somebody reads it alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_that_are_replayed_for_the_same_jobs_stay_together() {
+    let folder = scratch();
+    let instance = Instance::open(folder.path(), 2, 4096);
+    let mut s = instance.session();
+    for (name, step) in [("fine", "1 millisecond"), ("coarse", "10 milliseconds")] {
+        ok(
+            &mut s,
+            &format!(
+                "CREATE SOURCE {name} (at timestamp, WATERMARK FOR at AS at) WITH (connector = 'datagen', \
+                 fields.at.start = '2026-01-01 00:00:00', fields.at.step = '{step}')"
+            ),
+        )
+        .await;
+    }
+    let newest = |name: &str| format!("(SELECT extract(epoch FROM max(at))::bigint AS at FROM {name}) AS {name}");
+    ok(
+        &mut s,
+        &format!(
+            "CREATE MATERIALIZED VIEW both_newest AS SELECT fine.at AS fine, coarse.at AS coarse FROM {}, {}",
+            newest("fine"),
+            newest("coarse")
+        ),
+    )
+    .await;
+    // The newest of one moment: where each is, and how far the coarse one is ahead, in seconds.
+    let start: i64 = one(&mut s, "SELECT extract(epoch FROM TIMESTAMP '2026-01-01')::bigint").await.parse().unwrap();
+    let mut seen = 0;
+    let mut ahead = async |s: &mut coord::Session| loop {
+        let now = rows(s, "SELECT fine, coarse - fine FROM both_newest").await;
+        let numbers: Option<Vec<i64>> =
+            now.first().and_then(|row| row.iter().map(|value| value.parse().ok()).collect());
+        if let Some(numbers) = numbers
+            && numbers[0] > seen
+        {
+            seen = numbers[0];
+            return (seen - start, numbers[1]);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    // A portion of the coarse one is 82 seconds long.
+    loop {
+        let (at, ahead) = ahead(&mut s).await;
+        assert!((-200..=200).contains(&ahead), "the coarse one is {ahead} seconds ahead after {at}");
+        if at > 600 {
+            break;
+        }
+    }
+    for name in ["fine", "coarse"] {
+        ok(&mut s, &format!("ALTER SOURCE {name} SET (rate_limit = 1000)")).await;
+    }
+    ok(&mut s, "CREATE MATERIALIZED VIEW alone AS SELECT count(*) AS n FROM coarse").await;
+    for name in ["fine", "coarse"] {
+        ok(&mut s, &format!("ALTER SOURCE {name} RESET (rate_limit)")).await;
+    }
+    loop {
+        let (at, ahead) = ahead(&mut s).await;
+        if ahead > 500 {
+            break;
+        }
+        assert!(at < 20_000, "still {ahead} seconds ahead");
+    }
+    drop(s);
+    instance.close().await;
+}

@@ -121,7 +121,18 @@ impl Instance {
 
     /// Stops everything and releases the data folder.
     pub async fn close(self) {
-        tokio::task::spawn_blocking(move || self.engine.shutdown()).await.unwrap();
+        let engine = Arc::clone(&self.engine);
+        tokio::task::spawn_blocking(move || engine.shutdown()).await.unwrap();
+    }
+}
+
+impl Drop for Instance {
+    /// A test that fails leaves no generator behind that takes the processors from the others.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let engine = Arc::clone(&self.engine);
+            std::thread::spawn(move || engine.shutdown());
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod isolation;
 mod log_failures;
 mod messages;
 mod nexmark;
+mod page_blocks;
 mod pages;
 mod parallelism;
 mod planted;

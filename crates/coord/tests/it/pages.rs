@@ -9,33 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::harness::{Answer, Instance, ok, render, run, scratch};
-
-struct Block {
-    line: usize,
-    language: String,
-    word: String,
-    text: String,
-}
-
-fn blocks(page: &str) -> Vec<Block> {
-    let (mut blocks, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
-    for (n, line) in page.lines().enumerate() {
-        match (line.strip_prefix("```"), &mut open) {
-            (Some(info), None) => {
-                let (language, word) = info.split_once(' ').unwrap_or((info, ""));
-                open = Some(Block { line: n + 1, language: language.into(), word: word.into(), text: String::new() });
-            }
-            (Some(_), Some(_)) => blocks.extend(open.take()),
-            (None, Some(block)) => {
-                block.text.push_str(line);
-                block.text.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    assert!(open.is_none(), "a block without an end");
-    blocks
-}
+use crate::page_blocks::blocks;
 
 /// `text` with `N` in place of the numbers that differ from run to run.
 fn without_moments(text: &str) -> String {

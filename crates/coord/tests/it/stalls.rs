@@ -278,6 +278,80 @@ async fn a_sink_whose_target_does_not_answer_is_stopped_and_checkpoints_go_on() 
     drop(std::fs::File::options().read(true).open(&pipe));
 }
 
+/// State, and rows read.
+async fn source(s: &mut Session, name: &str) -> (String, u64) {
+    let all = rows(s, "SHOW SOURCES").await;
+    let line = all.iter().find(|row| row[1] == name).unwrap_or_else(|| panic!("no source {name}"));
+    (line[3].clone(), line[4].parse().unwrap())
+}
+
+/// Waits until the source has read so many rows and is in this state.
+async fn wait_for_source(s: &mut Session, name: &str, state: &str, least: u64) -> u64 {
+    for _ in 0..3000 {
+        let (is, read) = source(s, name).await;
+        if is == state && read >= least {
+            return read;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{name} is {:?}, not {state} with {least} rows", source(s, name).await);
+}
+
+/// A source that nobody reads but a sink that does not keep up waits for it, and does not wait when somebody else reads it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_waits_for_the_sink_that_alone_reads_it() {
+    let folder = scratch();
+    let (data, out, away) = (folder.path().join("data"), folder.path().join("out"), folder.path().join("away"));
+    let instance = open(&data, None, LONG);
+    let mut s = instance.session();
+    let long = "x".repeat(4000);
+    ok(&mut s, &format!("CREATE SOURCE g (x text) WITH (connector = 'datagen', fields.x.values = '{long}')")).await;
+    ok(&mut s, "ALTER SOURCE g SET (rate_limit = 1000)").await;
+    let sink = format!(
+        "CREATE SINK k AS SELECT x FROM g WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN \
+         ENCODE JSON",
+        out.display()
+    );
+    ok(&mut s, &sink).await;
+    ok(&mut s, "CHECKPOINT").await;
+    std::fs::rename(&out, &away).unwrap();
+    let mut other = instance.session();
+    let waits = tokio::spawn(async move { run(&mut other, "CHECKPOINT").await.map(|_| ()) });
+    wait_for_state(&mut s, ".k", "stalled: ").await;
+    ok(&mut s, "ALTER SOURCE g RESET (rate_limit)").await;
+    // 64 MiB wait then, and what was on its way: without the pause the sink would stop at 256.
+    let read = wait_for_source(&mut s, "g", "backpressured", 16_000).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(source(&mut s, "g").await, ("backpressured".into(), read));
+    assert!(read < 50_000, "{read} rows");
+    assert!(job(&mut s, ".k").await[0].starts_with("stalled: "));
+
+    // Another reader is not held up.
+    ok(&mut s, "ALTER SOURCE g SET (rate_limit = 500)").await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM g").await;
+    let more = wait_for_source(&mut s, "g", "running", read + 200).await;
+    ok(&mut s, "DROP MATERIALIZED VIEW n").await;
+    wait_for_source(&mut s, "g", "backpressured", more).await;
+
+    // When the target is back, everything goes on, and nothing is lost.
+    std::fs::rename(&away, &out).unwrap();
+    let last = wait_for_source(&mut s, "g", "running", more + 500).await;
+    waits.await.unwrap().ok();
+    ok(&mut s, "ALTER SOURCE g PAUSE").await;
+    ok(&mut s, "FLUSH").await;
+    ok(&mut s, "CHECKPOINT").await;
+    let read = source(&mut s, "g").await.1;
+    let written: usize = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| std::fs::read_to_string(path).unwrap().lines().count())
+        .sum();
+    assert_eq!((written as u64, read >= last), (read, true));
+    drop(s);
+    instance.close().await;
+}
+
 /// Two servers that were given one bucket: the second has no effect on the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_of_another_data_directory_are_refused() {

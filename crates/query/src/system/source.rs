@@ -76,7 +76,7 @@ pub struct WorkerInfo {
     /// `local` where the server has its slots itself.
     pub address: String,
     pub slots: i32,
-    /// `running`, `spare`, `waiting`, `away`.
+    /// `running`, `spare`, `waiting`, `joining`, `leaving`, `away`.
     pub state: String,
     pub last_heartbeat_us: Option<i64>,
     pub started_at_us: Option<i64>,

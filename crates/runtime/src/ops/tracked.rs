@@ -4,14 +4,13 @@
 //! is away, so a column that would keep much more alive than its own rows is copied out of what it shares.
 //!
 //! [`TrackedRows`] has only the numbers of the rows that changed, so that what comes and goes between two checkpoints is never
-//! told.
+//! told. What has been quiet for a while may be told before the checkpoint ([`Marks::take_old`]), so that it has little left to tell.
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use flow::{ChangeBatch, Diff, Error, Result, SqlState};
 use state::owned;
 
-use super::cells::Bits;
 use super::emit::{check_types, record};
 
 /// Nothing is kept, and nothing costs, until [`start`](Self::start).
@@ -62,6 +61,84 @@ impl Tracked {
     }
 }
 
+/// Which of numbered pieces of state have changed since they were last told, in two ages.
+#[derive(Default)]
+pub struct Marks {
+    /// By piece: its age, 1 or 2; 0: not marked.
+    of: Vec<u8>,
+    /// Marked since the last [`take_old`](Self::take_old), and in the time before that. A piece that was marked anew, or is not
+    /// marked any more, stands in the older list in vain.
+    young: Vec<u32>,
+    old: Vec<u32>,
+    /// Whether 2 is the young age: that changes when the young ones become old.
+    odd: bool,
+}
+
+impl Marks {
+    fn young(&self) -> u8 {
+        1 + u8::from(self.odd)
+    }
+
+    /// The piece has changed.
+    #[inline(always)]
+    pub fn set(&mut self, piece: u32) {
+        let (n, young) = (piece as usize, self.young());
+        if n >= self.of.len() {
+            self.of.resize(n + 1, 0);
+        }
+        if self.of[n] != young {
+            self.of[n] = young;
+            self.young.push(piece);
+        }
+    }
+
+    /// The piece is gone; another one may get its number.
+    pub fn clear(&mut self, piece: u32) {
+        if let Some(of) = self.of.get_mut(piece as usize) {
+            *of = 0;
+        }
+    }
+
+    fn pick(&mut self, list: &mut Vec<u32>, age: u8) {
+        list.retain(|piece| {
+            let of = &mut self.of[*piece as usize];
+            let marked = *of == age;
+            if marked {
+                *of = 0;
+            }
+            marked
+        });
+    }
+
+    /// The marked pieces, each once. They are not marked any longer.
+    pub fn take(&mut self) -> Vec<u32> {
+        let (mut all, mut young) = (std::mem::take(&mut self.old), std::mem::take(&mut self.young));
+        self.pick(&mut all, 3 - self.young());
+        self.pick(&mut young, self.young());
+        all.append(&mut young);
+        all
+    }
+
+    /// The pieces that were marked before the last call and not since then: likely to stay as they are. They are not marked any
+    /// longer. The other ones are old from now on.
+    pub fn take_old(&mut self) -> Vec<u32> {
+        let mut old = std::mem::take(&mut self.old);
+        self.pick(&mut old, 3 - self.young());
+        self.old = std::mem::take(&mut self.young);
+        self.odd = !self.odd;
+        old
+    }
+
+    /// How many are marked, at most.
+    pub fn count(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.of.capacity() + (self.young.capacity() + self.old.capacity()) * 4
+    }
+}
+
 /// Which of numbered rows have another weight than the checkpoint knows. Nothing is kept, and nothing costs, until
 /// [`start`](Self::start).
 #[derive(Default)]
@@ -69,9 +146,7 @@ pub struct TrackedRows {
     on: bool,
     /// By number: the weight that the checkpoint knows.
     told: Vec<i64>,
-    changed: Bits,
-    /// The changed ones, once each.
-    list: Vec<u32>,
+    pub changed: Marks,
 }
 
 impl TrackedRows {
@@ -88,9 +163,8 @@ impl TrackedRows {
     /// The weight of a row may have changed.
     #[inline(always)]
     pub fn mark(&mut self, row: u32) {
-        if self.on && !self.changed.get(row as usize) {
-            self.changed.set(row as usize, true);
-            self.list.push(row);
+        if self.on {
+            self.changed.set(row);
         }
     }
 
@@ -106,20 +180,8 @@ impl TrackedRows {
         self.told[row as usize] = weight;
     }
 
-    /// The marked rows, some of which may not be there any more. They are not marked any longer.
-    pub fn take(&mut self) -> Vec<u32> {
-        let list = std::mem::take(&mut self.list);
-        list.iter().for_each(|row| self.changed.set(*row as usize, false));
-        list
-    }
-
-    /// How many rows are marked.
-    pub fn marked(&self) -> usize {
-        self.list.len()
-    }
-
     pub fn bytes(&self) -> usize {
-        self.told.capacity() * 8 + self.changed.bytes() + self.list.capacity() * 4
+        self.told.capacity() * 8 + self.changed.bytes()
     }
 }
 
@@ -137,4 +199,63 @@ pub fn check_restored(rows: &ChangeBatch, schema: &SchemaRef) -> Result<()> {
         return Err(damaged("A row of it is there fewer than one time."));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_quiet_for_an_age_is_old() {
+        let mut marks = Marks::default();
+        for piece in [3, 1, 2, 1, 7] {
+            marks.set(piece);
+        }
+        assert!(marks.take_old().is_empty());
+        // Changed again; gone; gone, and another piece with its number.
+        marks.set(1);
+        marks.clear(3);
+        marks.clear(7);
+        marks.set(7);
+        assert_eq!(marks.take_old(), [2]);
+        marks.set(2);
+        assert_eq!(marks.take_old(), [1, 7]);
+        assert_eq!(marks.take(), [2]);
+        assert_eq!((marks.take(), marks.count()), (vec![], 0));
+    }
+
+    /// A mark is told once, at the latest when all are, and never of a piece that is gone.
+    #[test]
+    fn every_mark_is_taken_once() {
+        let mut random = 1u64;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % n
+        };
+        let (mut marks, mut expected) = (Marks::default(), std::collections::BTreeSet::new());
+        for _ in 0..20_000 {
+            let piece = below(40) as u32;
+            match below(20) {
+                0..12 => {
+                    marks.set(piece);
+                    expected.insert(piece);
+                }
+                12..18 => {
+                    marks.clear(piece);
+                    expected.remove(&piece);
+                }
+                18 => {
+                    for old in marks.take_old() {
+                        assert!(expected.remove(&old));
+                    }
+                }
+                _ => {
+                    let mut all = marks.take();
+                    all.sort_unstable();
+                    assert!(all.iter().eq(&expected));
+                    expected.clear();
+                }
+            }
+        }
+    }
 }

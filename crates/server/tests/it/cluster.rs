@@ -25,7 +25,7 @@ const RETURN_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A worker's process.
-struct Worker(Child);
+pub struct Worker(Child);
 
 impl Worker {
     fn command(coordinator: SocketAddr, slots: usize, token: &str) -> Command {
@@ -44,6 +44,21 @@ impl Worker {
         Worker(Worker::command(coordinator, slots, TOKEN).spawn().unwrap())
     }
 
+    /// Ends it in order. Returns how it has ended.
+    async fn terminate(&mut self) -> std::process::ExitStatus {
+        let told = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        let mut waited = Duration::ZERO;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(waited < RETURN_MAX, "the worker does not end");
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+        }
+    }
+
     /// Ends it as a crash does.
     fn kill(&mut self) {
         // Both fail only if the process has ended already.
@@ -58,7 +73,7 @@ impl Drop for Worker {
     }
 }
 
-struct Cluster {
+pub struct Cluster {
     workers: Vec<Worker>,
     coordinator: Server,
     /// Removed when the processes have ended.
@@ -78,11 +93,17 @@ fn environment(workers: &str) -> [(&str, &str); 6] {
 
 impl Cluster {
     /// A coordinator, and so many workers with so many slots each.
-    fn start(workers: usize, slots: usize) -> Cluster {
+    pub fn start(workers: usize, slots: usize) -> Cluster {
+        Cluster::start_with(workers, slots, &[])
+    }
+
+    /// The same with other settings of the coordinator.
+    fn start_with(workers: usize, slots: usize, settings: &[(&str, &str)]) -> Cluster {
         let memory = Path::new("/dev/shm");
         let data = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let coordinator =
-            Server::try_start_as(&["coordinator"], data.path(), &environment(&workers.to_string())).unwrap();
+        let number = workers.to_string();
+        let environment = [&environment(&number)[..], settings].concat();
+        let coordinator = Server::try_start_as(&["coordinator"], data.path(), &environment).unwrap();
         let addr = coordinator.cluster.unwrap();
         let workers = (0..workers).map(|_| Worker::start(addr, slots)).collect();
         Cluster { workers, coordinator, data }
@@ -93,7 +114,7 @@ impl Cluster {
     }
 
     /// A client, once the cluster has its workers.
-    async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         self.client_of("dev").await
     }
 
@@ -103,7 +124,7 @@ impl Cluster {
     }
 }
 
-async fn client_of(config: &Config, database: &str) -> Client {
+pub async fn client_of(config: &Config, database: &str) -> Client {
     let mut config = config.clone();
     config.dbname(database);
     let mut waited = Duration::ZERO;
@@ -296,8 +317,9 @@ impl Connection {
     }
 }
 
-/// The standing queries of one file, each as a view at another parallelism, in a database of its own.
-async fn check_file(cluster: &Cluster, path: &Path, n: usize) -> (usize, Vec<String>) {
+/// A file, in a database of its own, and its standing queries as views: each at all of these parallelisms, or without any at one of a few
+/// in turn.
+async fn check_file(cluster: &Cluster, path: &Path, n: usize, parallelisms: &[u64]) -> (usize, Vec<String>) {
     let mut problems = Vec::new();
     let database = format!("file_{n}");
     let client = cluster.client().await;
@@ -312,63 +334,89 @@ async fn check_file(cluster: &Cluster, path: &Path, n: usize) -> (usize, Vec<Str
         }
     }
     let mut connection = Connection(cluster.client_of(&database).await);
-    let standing = standing_queries(path);
-    for (q, query) in standing.iter().enumerate() {
-        let with = ["", "WITH (parallelism = 1)", "WITH (parallelism = 2)"][q % 3];
-        let create = format!("CREATE MATERIALIZED VIEW standing_{q} {with} AS {}", query.sql);
+    let mut views = 0;
+    for (q, query) in standing_queries(path).iter().enumerate() {
         let expected = normal(query.expected.iter().cloned());
-        let mut outcome = connection.ask(&create).await;
-        if outcome.is_ok() {
-            outcome = connection.ask(&format!("SELECT * FROM standing_{q}")).await;
-        }
-        match outcome {
-            Ok(found) if found == expected => {}
-            other => problems.push(format!(
-                "line {}: {with}\n  {}\n  expected {expected:?}\n  found    {other:?}",
-                query.line, query.sql
-            )),
+        let in_turn = ["", "WITH (parallelism = 1)", "WITH (parallelism = 2)"][q % 3].to_string();
+        let all = parallelisms.iter().map(|n| format!("WITH (parallelism = {n})"));
+        for with in if parallelisms.is_empty() { vec![in_turn] } else { all.collect() } {
+            let create = format!("CREATE MATERIALIZED VIEW standing_{q} {with} AS {}", query.sql);
+            let mut outcome = connection.ask(&create).await;
+            if outcome.is_ok() {
+                outcome = connection.ask(&format!("SELECT * FROM standing_{q}")).await;
+            }
+            match outcome {
+                Ok(found) if found == expected => {}
+                other => problems.push(format!(
+                    "line {}: {with}\n  {}\n  expected {expected:?}\n  found    {other:?}",
+                    query.line, query.sql
+                )),
+            }
+            if let Err(e) = connection.ask(&format!("DROP MATERIALIZED VIEW IF EXISTS standing_{q}")).await {
+                problems.push(format!("line {}: {e}", query.line));
+            }
+            views += 1;
         }
     }
-    (standing.len(), problems)
+    (views, problems)
 }
 
+/// A sample of the files; all of them, each standing query at several parallelisms, by `cargo xtask sql-tests --cluster`.
 #[tokio::test(flavor = "multi_thread")]
 async fn sql_tests_give_the_same_rows_over_processes() {
     let (seed, wanted) = (number("MILLSTREAM_SEED", 1), number("MILLSTREAM_SAMPLE", SAMPLE) as usize);
+    let (workers, slots) = (number("MILLSTREAM_TEST_WORKERS", 3) as usize, number("MILLSTREAM_TEST_SLOTS", 2) as usize);
+    let parallelisms = std::env::var("MILLSTREAM_TEST_PARALLELISM").unwrap_or_default();
+    let parallelisms: Vec<u64> =
+        parallelisms.split(',').filter(|n| !n.is_empty()).map(|n| n.trim().parse().expect("a parallelism")).collect();
     let known = known_differences();
-    let mut left: Vec<PathBuf> = files().into_iter().filter(|path| !known.contains(&name_of(path))).collect();
+    let all: Vec<PathBuf> = files().into_iter().filter(|path| !known.contains(&name_of(path))).collect();
     // Whoever makes databases or asks for them is not alone in its own.
-    left.retain(|path| {
+    let is_alone = |path: &PathBuf| {
         let text = std::fs::read_to_string(path).unwrap().to_lowercase();
         !["database", "pg_", "information_schema", "ms_catalog", "show "].iter().any(|word| text.contains(word))
-            && !standing_queries(path).is_empty()
-    });
+    };
+    let (mut left, with_others): (Vec<PathBuf>, Vec<PathBuf>) = all.into_iter().partition(is_alone);
+    let takes_all = wanted >= left.len();
+    if !takes_all {
+        left.retain(|path| !standing_queries(path).is_empty());
+    }
     let mut rng = Rng::new(seed);
-    let cluster = Cluster::start(3, 2);
+    let cluster = Cluster::start(workers, slots);
     let (mut report, mut views, mut ran) = (String::new(), 0, 0);
-    while ran < wanted && !left.is_empty() {
-        let path = left.swap_remove(rng.below(left.len() as u64) as usize);
-        let (standing, problems) = check_file(&cluster, &path, ran).await;
+    let mut note = |path: &Path, (standing, problems): (usize, Vec<String>)| {
         ran += 1;
         views += standing;
         if !problems.is_empty() {
-            report.push_str(&format!("== {}\n{}\n", name_of(&path), problems.join("\n")));
+            report.push_str(&format!("== {}\n{}\n", name_of(path), problems.join("\n")));
         }
+    };
+    let mut n = 0;
+    while n < wanted && !left.is_empty() {
+        let path = left.swap_remove(rng.below(left.len() as u64) as usize);
+        note(&path, check_file(&cluster, &path, n, &parallelisms).await);
+        n += 1;
+    }
+    drop(cluster);
+    for path in if takes_all { with_others } else { Vec::new() } {
+        note(&path, check_file(&Cluster::start(workers, slots), &path, 0, &parallelisms).await);
     }
     assert!(report.is_empty(), "{report}seed {seed}: MILLSTREAM_SEED={seed} MILLSTREAM_SAMPLE={wanted} runs it again");
-    println!("seed {seed}: {ran} files, {views} views");
-    assert!(ran == wanted && views > ran);
+    println!("seed {seed}: {ran} files, {views} views on {workers} workers with {slots} slots each");
+    assert!(takes_all || (ran == wanted && views > ran));
+    assert!(ran > 0 && views > 0);
 }
 
 /// The benchmark's queries as views, each at another parallelism, over a source that is read to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn nexmark_queries_equal_batch_over_processes() {
+    let events = number("MILLSTREAM_EVENTS", 20_000);
     let cluster = Cluster::start(3, 2);
     let client = cluster.client().await;
     for table in ["person", "auction", "bid"] {
         let declare = format!(
             "CREATE SOURCE {table} (WATERMARK FOR date_time AS date_time - INTERVAL '4 seconds')
-                 WITH (connector = 'nexmark', table = '{table}', events = 20000, event_rate = 10000)"
+                 WITH (connector = 'nexmark', table = '{table}', events = {events}, event_rate = 10000)"
         );
         client.batch_execute(&declare).await.unwrap();
     }
@@ -414,67 +462,110 @@ async fn nexmark_queries_equal_batch_over_processes() {
     }
 }
 
+/// Money moves between accounts, and a reader looks on; both stay connected, whatever happens to workers.
+struct Load {
+    ends: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    writers: Vec<tokio::task::JoinHandle<Vec<u64>>>,
+    /// Counts what was answered and what was refused.
+    reader: tokio::task::JoinHandle<(u64, u64)>,
+}
+
+impl Load {
+    async fn start(cluster: &Cluster) -> Load {
+        let client = cluster.client().await;
+        client.batch_execute(TRANSFERS).await.unwrap();
+        let first: Vec<String> = (0..ACCOUNTS).map(|a| format!("({a}, {a}, {}, 1)", (a + 1) % ACCOUNTS)).collect();
+        client.batch_execute(&format!("INSERT INTO transfers VALUES {}", first.join(", "))).await.unwrap();
+        let (ends, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut writers = Vec::new();
+        for writer in 0..2u64 {
+            let (ends, acknowledged) = (Arc::clone(&ends), Arc::clone(&acknowledged));
+            let client = cluster.client().await;
+            writers.push(tokio::spawn(async move {
+                let (mut rng, mut done, mut id) = (Rng::new(7 + writer), Vec::new(), ACCOUNTS + writer);
+                while !ends.load(Ordering::Relaxed) {
+                    let (from, to, amount) = (rng.below(ACCOUNTS), rng.below(ACCOUNTS), rng.below(100));
+                    let insert = format!("INSERT INTO transfers VALUES ({id}, {from}, {to}, {amount})");
+                    match client.batch_execute(&insert).await {
+                        Ok(()) => {
+                            done.push(id);
+                            acknowledged.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // Whether it has happened is seen in the end.
+                        Err(e) => assert_eq!(state_of(&e), "57P03", "{e:?}"),
+                    }
+                    id += 2;
+                }
+                done
+            }));
+        }
+        let reader = {
+            let (ends, client) = (Arc::clone(&ends), cluster.client().await);
+            tokio::spawn(async move {
+                let (mut reads, mut refused) = (0, 0);
+                while !ends.load(Ordering::Relaxed) {
+                    match try_rows(&client, "SELECT total, accounts FROM total").await {
+                        Ok(found) => {
+                            assert_eq!(found, [format!("0 {ACCOUNTS}")]);
+                            reads += 1;
+                        }
+                        Err(e) => {
+                            assert_eq!(state_of(&e), "57P03", "{e:?}");
+                            refused += 1;
+                        }
+                    }
+                }
+                (reads, refused)
+            })
+        };
+        Load { ends, acknowledged, writers, reader }
+    }
+
+    /// Waits until so many more transfers are acknowledged.
+    async fn goes_on(&self, more: u64) {
+        let before = self.acknowledged.load(Ordering::Relaxed);
+        let mut waited = Duration::ZERO;
+        while self.acknowledged.load(Ordering::Relaxed) < before + more {
+            assert!(waited < RETURN_MAX, "no transfer is acknowledged any more");
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+        }
+    }
+
+    /// Ends it: what was acknowledged is there, and the views are their queries.
+    async fn end(self, client: &Client) {
+        self.ends.store(true, Ordering::Relaxed);
+        let (reads, refused) = self.reader.await.unwrap();
+        let mut done: Vec<String> = Vec::new();
+        for writer in self.writers {
+            done.extend(writer.await.unwrap().iter().map(u64::to_string));
+        }
+        let there: std::collections::BTreeSet<String> =
+            rows_when_there(client, "SELECT id FROM transfers").await.into_iter().collect();
+        let missing: Vec<&String> = done.iter().filter(|id| !there.contains(*id)).collect();
+        assert!(missing.is_empty(), "{missing:?} of {} were acknowledged and are gone", done.len());
+        for (view, query) in [
+            ("credits", "SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account"),
+            ("total", "SELECT 0 AS total, 10 AS accounts"),
+        ] {
+            let found = rows_when_there(client, &format!("SELECT * FROM {view}")).await;
+            assert_eq!(found, rows_when_there(client, query).await, "{view}");
+        }
+        println!("{} transfers, {reads} reads, {refused} refused", done.len());
+        assert!(reads > 0);
+    }
+}
+
 /// A worker dies under transfers and comes back: no read ever sees money made or lost, and no transfer that was acknowledged is
 /// missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_loses_nothing_and_its_jobs_go_on() {
     let mut cluster = Cluster::start(3, 2);
     let client = cluster.client().await;
-    client.batch_execute(TRANSFERS).await.unwrap();
-    let first: Vec<String> = (0..ACCOUNTS).map(|a| format!("({a}, {a}, {}, 1)", (a + 1) % ACCOUNTS)).collect();
-    client.batch_execute(&format!("INSERT INTO transfers VALUES {}", first.join(", "))).await.unwrap();
-    let (ends, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut writers = Vec::new();
-    for writer in 0..2u64 {
-        let (ends, acknowledged) = (Arc::clone(&ends), Arc::clone(&acknowledged));
-        let client = cluster.client().await;
-        writers.push(tokio::spawn(async move {
-            let (mut rng, mut done, mut id) = (Rng::new(7 + writer), Vec::new(), ACCOUNTS + writer);
-            while !ends.load(Ordering::Relaxed) {
-                let (from, to, amount) = (rng.below(ACCOUNTS), rng.below(ACCOUNTS), rng.below(100));
-                match client
-                    .batch_execute(&format!("INSERT INTO transfers VALUES ({id}, {from}, {to}, {amount})"))
-                    .await
-                {
-                    Ok(()) => {
-                        done.push(id);
-                        acknowledged.fetch_add(1, Ordering::Relaxed);
-                    }
-                    // Whether it has happened is seen in the end.
-                    Err(e) => assert_eq!(state_of(&e), "57P03", "{e:?}"),
-                }
-                id += 2;
-            }
-            done
-        }));
-    }
-    let reader = {
-        let (ends, client) = (Arc::clone(&ends), cluster.client().await);
-        tokio::spawn(async move {
-            let (mut reads, mut refused) = (0, 0);
-            while !ends.load(Ordering::Relaxed) {
-                match try_rows(&client, "SELECT total, accounts FROM total").await {
-                    Ok(found) => {
-                        assert_eq!(found, [format!("0 {ACCOUNTS}")]);
-                        reads += 1;
-                    }
-                    Err(e) => {
-                        assert_eq!(state_of(&e), "57P03", "{e:?}");
-                        refused += 1;
-                    }
-                }
-            }
-            (reads, refused)
-        })
-    };
+    let load = Load::start(&cluster).await;
     for round in 0..3 {
-        let before = acknowledged.load(Ordering::Relaxed);
-        let mut waited = Duration::ZERO;
-        while acknowledged.load(Ordering::Relaxed) < before + 50 {
-            assert!(waited < RETURN_MAX, "no transfer is acknowledged any more");
-            tokio::time::sleep(LOOK).await;
-            waited += LOOK;
-        }
+        load.goes_on(50).await;
         let dead = round % cluster.workers.len();
         cluster.workers[dead].kill();
         // The connection is there, and says how it stands.
@@ -492,24 +583,7 @@ async fn a_worker_that_is_killed_loses_nothing_and_its_jobs_go_on() {
         cluster.workers[dead] = Worker::start(cluster.addr(), 2);
         assert_eq!(rows_when_there(&client, "SELECT total, accounts FROM total").await, [format!("0 {ACCOUNTS}")]);
     }
-    ends.store(true, Ordering::Relaxed);
-    let (reads, refused) = reader.await.unwrap();
-    let mut done: Vec<String> = Vec::new();
-    for writer in writers {
-        done.extend(writer.await.unwrap().iter().map(u64::to_string));
-    }
-    let there: std::collections::BTreeSet<String> =
-        rows_when_there(&client, "SELECT id FROM transfers").await.into_iter().collect();
-    let missing: Vec<&String> = done.iter().filter(|id| !there.contains(*id)).collect();
-    assert!(missing.is_empty(), "{missing:?} of {} were acknowledged and are gone", done.len());
-    for (view, query) in [
-        ("credits", "SELECT to_account AS account, sum(amount) AS credits FROM transfers GROUP BY to_account"),
-        ("total", "SELECT 0 AS total, 10 AS accounts"),
-    ] {
-        assert_eq!(rows(&client, &format!("SELECT * FROM {view}")).await, rows(&client, query).await, "{view}");
-    }
-    println!("{} transfers, {reads} reads, {refused} refused", done.len());
-    assert!(reads > 0);
+    load.end(&client).await;
     // An open transaction ends with the jobs; the connection does not.
     client.batch_execute("BEGIN; INSERT INTO transfers VALUES (1000000, 1, 2, 5)").await.unwrap();
     cluster.workers[0].kill();
@@ -565,4 +639,99 @@ async fn who_does_not_belong_is_told_so_and_what_is_missing_is_said() {
     assert_eq!((told.code().code(), told.message()), ("57P03", "the cluster waits for workers"));
     assert!(told.detail().unwrap().contains("2 workers are needed"), "{told:?}");
     assert_eq!(rows(&client, "SELECT n FROM v").await, ["0"]);
+}
+
+/// Waits until `sql` gives these rows; meanwhile the cluster may say that workers are away.
+async fn becomes(client: &Client, sql: &str, expected: &[&str]) {
+    let mut waited = Duration::ZERO;
+    loop {
+        let found = rows_when_there(client, sql).await;
+        if found == expected {
+            return;
+        }
+        assert!(waited < RETURN_MAX, "{sql}: {found:?}, not {expected:?}");
+        tokio::time::sleep(LOOK).await;
+        waited += LOOK;
+    }
+}
+
+const RUNNING: &str = "SELECT count(*) FROM ms_catalog.workers WHERE state = 'running'";
+
+/// What SHOW JOBS tells of one job, last the slots that it works on.
+async fn job(client: &Client, name: &str) -> String {
+    let all = rows_when_there(client, "SHOW JOBS").await;
+    all.iter().find(|job| job.contains(&format!("public.{name} "))).unwrap_or_else(|| panic!("{all:?}")).clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_on_with_the_workers_that_are_left_and_spread_over_those_that_come() {
+    let settings = [
+        ("MILLSTREAM_WORKER_WAIT_TIMEOUT", "1s"),
+        ("MILLSTREAM_WORKER_STABILIZATION_TIMEOUT", "1s"),
+        ("MILLSTREAM_CLUSTER_WORKERS_MIN", "2"),
+    ];
+    let mut cluster = Cluster::start_with(3, 2, &settings);
+    let client = cluster.client().await;
+    let load = Load::start(&cluster).await;
+    load.goes_on(20).await;
+    client.batch_execute("ALTER MATERIALIZED VIEW credits SET PARALLELISM 6").await.unwrap();
+    let wants_more = "ALTER MATERIALIZED VIEW debits SET PARALLELISM 7";
+    let check = |refused: tokio_postgres::Error, words: &str| {
+        let told = refused.as_db_error().unwrap();
+        assert_eq!(told.code().code(), "53400", "{told:?}");
+        assert!(told.message().contains("needs 7 slots"), "{told:?}");
+        assert!(told.detail().unwrap().contains(words) && told.hint().unwrap().contains("more workers"), "{told:?}");
+    };
+    check(client.batch_execute(wants_more).await.unwrap_err(), "All 6 are free");
+
+    // One dies, and nothing comes in its place.
+    cluster.workers[0].kill();
+    becomes(&client, RUNNING, &["2"]).await;
+    load.goes_on(20).await;
+    assert!(job(&client, "credits").await.ends_with(" 4 of 6"), "{}", job(&client, "credits").await);
+    check(client.batch_execute(wants_more).await.unwrap_err(), "they are of 2 workers, and cluster_workers is 3");
+    let health = cluster.coordinator.health();
+    let told = ["wanted", "running", "away"].map(|name| health["workers"][name].as_u64());
+    assert_eq!((&health["status"], told), (&"ok".into(), [Some(3), Some(2), Some(1)]), "{health}");
+
+    // Another one comes, and is used when it has stayed.
+    cluster.workers[0] = Worker::start(cluster.addr(), 2);
+    becomes(&client, RUNNING, &["3"]).await;
+    load.goes_on(20).await;
+    assert!(job(&client, "credits").await.ends_with(" 6"), "{}", job(&client, "credits").await);
+    assert_eq!(cluster.coordinator.health()["workers"]["running"], 3);
+
+    // One leaves in order: it is not waited for, and not looked for any more.
+    let status = cluster.workers[1].terminate().await;
+    assert!(status.success(), "{status}");
+    becomes(&client, "SELECT state, count(*) FROM ms_catalog.workers GROUP BY state", &["away 1", "running 2"]).await;
+    load.goes_on(20).await;
+
+    // With fewer than the least the jobs wait, and it is said how many must come.
+    cluster.workers[0].kill();
+    let mut waited = Duration::ZERO;
+    loop {
+        // A statement waits for a while before it says so.
+        let told = match client.simple_query("SELECT total FROM total").await {
+            Ok(_) => String::new(),
+            Err(e) => {
+                let told = e.as_db_error().unwrap_or_else(|| panic!("{e:?}"));
+                assert_eq!(told.code().code(), "57P03", "{told:?}");
+                told.detail().unwrap_or_default().to_string()
+            }
+        };
+        if told.contains("3 workers are needed, 1 are here") && told.contains("At least 2 must be there") {
+            break;
+        }
+        assert!(waited < RETURN_MAX, "{told}");
+        tokio::time::sleep(LOOK).await;
+        waited += LOOK;
+    }
+    assert_eq!(cluster.coordinator.health()["status"], "waiting");
+    cluster.workers[0] = Worker::start(cluster.addr(), 2);
+    becomes(&client, RUNNING, &["2"]).await;
+    load.goes_on(20).await;
+    cluster.workers[1] = Worker::start(cluster.addr(), 2);
+    becomes(&client, RUNNING, &["3"]).await;
+    load.end(&client).await;
 }

@@ -11,14 +11,14 @@ use serde_json::Value;
 use crate::process::{Server, addr_in, told};
 
 /// A history server of the test's own.
-struct History {
+pub struct History {
     process: Child,
     addr: SocketAddr,
 }
 
 impl History {
-    fn start(data: &Path) -> History {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
+    pub fn start(data: &Path) -> History {
+        let process = Command::new(env!("CARGO_BIN_EXE_millstream"))
             .args(["history", "--history-addr", "127.0.0.1:0", "--config", "/dev/null", "--data-dir"])
             .arg(data)
             .env("MILLSTREAM_LOG_FORMAT", "json")
@@ -27,6 +27,11 @@ impl History {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        History::of(process)
+    }
+
+    /// One that was just started, with a JSON log that nobody has read.
+    pub fn of(mut process: Child) -> History {
         let addr =
             told(&mut process, |entry| addr_in(entry, "addr")).expect("the history server ended before it was ready");
         History { process, addr }
@@ -49,7 +54,7 @@ impl History {
     }
 
     /// Name and state of the listed jobs, the newest first.
-    fn list(&self, query: &str) -> Vec<(String, String)> {
+    pub fn list(&self, query: &str) -> Vec<(String, String)> {
         let listed = self.json(&format!("/api/jobs{query}"));
         let text = |job: &Value, key: &str| job[key].as_str().unwrap().to_string();
         listed["jobs"].as_array().unwrap().iter().map(|job| (text(job, "name"), text(job, "state"))).collect()
@@ -138,6 +143,7 @@ async fn ended_jobs_are_shown_when_no_server_runs() {
     }
     assert_eq!(history.get("/?state=gone").0, 400);
     assert_eq!(history.get("/health").0, 200);
+    assert_eq!(history.get("/live").0, 200);
 }
 
 /// The archive keeps the newest so many.

@@ -31,7 +31,7 @@ fn url_of(folder: &Path) -> String {
 }
 
 /// A port that nobody uses now.
-fn free_port() -> SocketAddr {
+pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 

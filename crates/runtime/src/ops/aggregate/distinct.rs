@@ -275,7 +275,7 @@ impl Accumulator for Distinct {
 
     fn changed(&mut self) -> Result<Vec<Values>> {
         let Some(tracked) = &mut self.tracked else { return Ok(Vec::new()) };
-        let ids = tracked.take(|id| self.multiplicities[id as usize] > 0);
+        let ids = tracked.take(false, |id| self.multiplicities[id as usize] > 0);
         let counts = |ids: &[u32]| ids.iter().map(|id| self.multiplicities[*id as usize]).collect();
         ids.chunks(CHUNK).map(|ids| self.values(ids, counts(ids))).collect()
     }

@@ -92,6 +92,14 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
+    /// What checkpoints are told.
+    fn tell(&mut self, early: bool, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        let (global, rows) = (self.global, &self.rows);
+        let lives = |group: u32| global || rows.0[group as usize] > 0;
+        let keys = |groups: &[u32]| self.groups.gather_all(groups);
+        self.checkpointed.freeze(early, &mut self.calls, lives, keys, |groups| vec![rows.save(groups)], out)
+    }
+
     pub fn new(
         group: &[usize],
         calls: &[AggCall],
@@ -557,10 +565,11 @@ impl ProcessFunction for Aggregate {
     }
 
     fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
-        let (global, rows) = (self.global, &self.rows);
-        let lives = |group: u32| global || rows.0[group as usize] > 0;
-        let keys = |groups: &[u32]| self.groups.gather_all(groups);
-        self.checkpointed.freeze(&mut self.calls, lives, keys, |groups| vec![rows.save(groups)], out)
+        self.tell(false, out)
+    }
+
+    fn freeze_early(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tell(true, out)
     }
 
     fn tracked_bytes(&self) -> usize {

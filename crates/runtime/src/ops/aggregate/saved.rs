@@ -23,9 +23,14 @@ use flow::{ChangeBatch, Diff, Error, Result, SqlState};
 use super::Call;
 use crate::ops::cells::Bits;
 use crate::ops::emit::record;
+use crate::ops::tracked::Marks;
 
 /// Rows per batch of a checkpoint.
 pub const CHUNK: usize = 1 << 16;
+/// Of values below groups so much may wait for a checkpoint.
+const EARLY_VALUES_BYTES: usize = if cfg!(test) { 200 } else { 2 << 20 };
+/// What a field of a group's row takes, about.
+const FIELD_BYTES: usize = 10;
 
 /// Where checkpoints keep what an accumulator has.
 pub enum Saved {
@@ -106,9 +111,7 @@ pub fn binary(column: &ArrayRef) -> Result<&BinaryArray> {
 /// Which of numbered pieces of state have changed since the last checkpoint, and which it has.
 #[derive(Default)]
 pub struct Tracked {
-    dirty: Bits,
-    /// The dirty ones once each; among them some that have gone.
-    list: Vec<u32>,
+    changed: Marks,
     told: Bits,
 }
 
@@ -120,24 +123,21 @@ impl Tracked {
 
     #[inline(always)]
     pub fn mark(&mut self, piece: u32) {
-        if !self.dirty.get(piece as usize) {
-            self.dirty.set(piece as usize, true);
-            self.list.push(piece);
-        }
+        self.changed.set(piece);
     }
 
     /// The piece goes, and another may get its number, which marks it. Returns whether the checkpoint has it.
     pub fn forget(&mut self, piece: u32) -> bool {
+        self.changed.clear(piece);
         let told = self.told.get(piece as usize);
         self.told.set(piece as usize, false);
         told
     }
 
-    /// The changed pieces that are still there. They count as told.
-    pub fn take(&mut self, lives: impl Fn(u32) -> bool) -> Vec<u32> {
-        let mut list = std::mem::take(&mut self.list);
+    /// The changed pieces that are still there, or with `early` those that may well stay as they are. They count as told.
+    pub fn take(&mut self, early: bool, lives: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut list = if early { self.changed.take_old() } else { self.changed.take() };
         list.retain(|piece| {
-            self.dirty.set(*piece as usize, false);
             let lives = lives(*piece);
             if lives {
                 self.told.set(*piece as usize, true);
@@ -148,7 +148,7 @@ impl Tracked {
     }
 
     pub fn bytes(&self) -> usize {
-        self.dirty.bytes() + self.told.bytes() + self.list.capacity() * 4
+        self.changed.bytes() + self.told.bytes()
     }
 }
 
@@ -296,22 +296,27 @@ impl Checkpointed {
         Ok(())
     }
 
-    /// What [`flow::ProcessFunction::freeze`] tells. `own` gives the columns of groups beside keys and calls.
+    /// What [`flow::ProcessFunction::freeze`] tells, or `freeze_early`. `own` gives the columns of groups beside keys and calls.
     ///
     /// Deletions come first: of what is gone a new one of the same key may be there by now.
     pub fn freeze(
         &mut self,
+        early: bool,
         calls: &mut [Call],
         lives: impl Fn(u32) -> bool,
         keys: impl Fn(&[u32]) -> Result<Vec<ArrayRef>>,
         own: impl Fn(&[u32]) -> Vec<ArrayRef>,
         out: &mut Vec<(usize, ChangeBatch)>,
     ) -> Result<()> {
+        // Values that come and go are told together with those that went.
+        let values = !early || self.values_bytes(calls) > EARLY_VALUES_BYTES;
         let Some(tracked) = &mut self.tracked else { return Ok(()) };
-        for (n, (part, gone)) in self.parts.iter().zip(&mut self.gone).enumerate() {
+        for (n, (part, gone)) in
+            self.parts.iter().zip(&mut self.gone).enumerate().take(if values { usize::MAX } else { 1 })
+        {
             out.extend(gone.take(part)?.map(|deletions| (n, deletions)));
         }
-        for groups in tracked.take(lives).chunks(CHUNK) {
+        for groups in tracked.take(early, lives).chunks(CHUNK) {
             let mut columns = keys(groups)?;
             columns.extend(own(groups));
             for accumulator in calls.iter_mut().filter_map(|c| c.accumulator.as_mut()) {
@@ -319,7 +324,7 @@ impl Checkpointed {
             }
             out.push((0, ChangeBatch::insert(record(&self.parts[0].schema, columns, groups.len())?)));
         }
-        for (n, call) in self.value_calls.iter().enumerate() {
+        for (n, call) in self.value_calls.iter().enumerate().filter(|_| values) {
             let Some(accumulator) = &mut calls[*call].accumulator else { continue };
             for Values { groups, values, counts } in accumulator.changed()? {
                 let weights = counts.iter().map(|count| if *count == 0 { -1 } else { 1 }).collect();
@@ -362,10 +367,16 @@ impl Checkpointed {
         Ok(())
     }
 
-    /// Bytes held for checkpoints alone.
-    pub fn tracked_bytes(&self, calls: &[Call]) -> usize {
+    /// Of values below groups: bytes held for checkpoints alone.
+    fn values_bytes(&self, calls: &[Call]) -> usize {
         let calls = calls.iter().filter_map(|c| c.accumulator.as_ref()).map(|a| a.tracked_bytes()).sum::<usize>();
-        calls + self.gone.iter().map(|g| g.bytes).sum::<usize>()
+        calls + self.gone[1..].iter().map(|g| g.bytes).sum::<usize>()
+    }
+
+    /// About the bytes that are to be told.
+    pub fn tracked_bytes(&self, calls: &[Call]) -> usize {
+        let groups = self.tracked.as_ref().map_or(0, |t| t.changed.count()) * self.parts[0].schema.fields().len();
+        self.values_bytes(calls) + self.gone[0].bytes + groups * FIELD_BYTES
     }
 
     pub fn bytes(&self) -> usize {

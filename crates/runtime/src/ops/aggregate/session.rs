@@ -144,6 +144,18 @@ struct Found {
 }
 
 impl Session {
+    /// What checkpoints are told.
+    fn tell(&mut self, early: bool, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        let (table, time_type) = (&self.table, &self.time_type);
+        let keys = Keys { partitions: &self.partitions, table, time_type };
+        let own = |sessions: &[u32]| {
+            let of = |from: &[i64]| times(time_type, sessions.iter().map(|s| from[*s as usize]));
+            vec![of(&table.first), of(&table.last), table.rows.save(sessions)]
+        };
+        let lives = |session: u32| table.rows.0[session as usize] > 0;
+        self.checkpointed.freeze(early, &mut self.calls, lives, |sessions| keys.of(sessions), own, out)
+    }
+
     /// `ends`: when a session is final, by its end.
     ///
     /// Output: the key columns, `window_start`, `window_end`, then one column for each call.
@@ -646,14 +658,11 @@ impl ProcessFunction for Session {
     }
 
     fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
-        let (table, time_type) = (&self.table, &self.time_type);
-        let keys = Keys { partitions: &self.partitions, table, time_type };
-        let own = |sessions: &[u32]| {
-            let of = |from: &[i64]| times(time_type, sessions.iter().map(|s| from[*s as usize]));
-            vec![of(&table.first), of(&table.last), table.rows.save(sessions)]
-        };
-        let lives = |session: u32| table.rows.0[session as usize] > 0;
-        self.checkpointed.freeze(&mut self.calls, lives, |sessions| keys.of(sessions), own, out)
+        self.tell(false, out)
+    }
+
+    fn freeze_early(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tell(true, out)
     }
 
     fn tracked_bytes(&self) -> usize {

@@ -55,8 +55,9 @@ impl Kept {
         Ok(())
     }
 
-    /// Those of `rows` that checkpoints know.
-    fn known(&self, rows: &[u32]) -> Vec<u32> {
+    /// `rows` are about to go. Returns those that checkpoints know.
+    fn known(&mut self, rows: &[u32]) -> Vec<u32> {
+        rows.iter().for_each(|row| self.rows.changed.clear(*row));
         rows.iter().copied().filter(|row| self.rows.told(*row) != 0).collect()
     }
 
@@ -127,17 +128,19 @@ impl Side {
         self.kept.note_gone(&known, all.gather_all(&known)?)
     }
 
-    /// Tells what has changed since the last time; `keys` are the join keys.
-    pub fn tell(&mut self, keys: &RowTable, mut out: impl FnMut(ChangeBatch)) -> Result<()> {
+    /// Tells what has changed since the last time, or with `early` what of it may well stay so; `keys` are the join keys.
+    pub fn tell(&mut self, keys: &RowTable, early: bool, mut out: impl FnMut(ChangeBatch)) -> Result<()> {
         if !self.kept.rows.is_on() {
             return Ok(());
         }
         self.kept.gone_bytes = 0;
         self.kept.gone.drain(..).for_each(&mut out);
+        let marks = &mut self.kept.rows.changed;
+        let rows = if early { marks.take_old() } else { marks.take() };
         let changed = match (self.only_grows(), self.keeps_degrees) {
             (true, _) => self.new_rows(),
-            (false, true) => self.changed_matches(),
-            (false, false) => self.changed_weights()?,
+            (false, true) => self.changed_matches(rows),
+            (false, false) => self.changed_weights(rows)?,
         };
         let table = if self.stored { &self.rows } else { keys };
         for start in (0..changed.rows.len()).step_by(CHUNK) {
@@ -162,10 +165,10 @@ impl Side {
         }
     }
 
-    fn changed_weights(&mut self) -> Result<Changed> {
+    fn changed_weights(&mut self, rows: Vec<u32>) -> Result<Changed> {
         let weights = if self.stored { &self.weights } else { &self.totals };
         let mut changed = Changed::default();
-        for row in self.kept.rows.take() {
+        for row in rows {
             let (was, is) = (self.kept.rows.told(row), weights[row as usize]);
             if was != is {
                 changed.rows.push(row);
@@ -176,10 +179,10 @@ impl Side {
         Ok(changed)
     }
 
-    fn changed_matches(&mut self) -> Changed {
+    fn changed_matches(&mut self, rows: Vec<u32>) -> Changed {
         let mut changed = Changed::default();
         self.kept.degrees.resize(self.weights.len(), 0);
-        for row in self.kept.rows.take() {
+        for row in rows {
             let r = row as usize;
             let was = (self.kept.degrees[r], self.kept.rows.told(row));
             let is = (self.told_degree(r), self.weights[r]);
@@ -200,7 +203,7 @@ impl Side {
     pub fn untold_bytes(&self, keys: &RowTable) -> usize {
         let rows = match self.only_grows() && self.kept.rows.is_on() {
             true => self.rows.size() - self.kept.from,
-            false => self.kept.rows.marked(),
+            false => self.kept.rows.changed.count(),
         };
         let table = if self.stored { &self.rows } else { keys };
         self.kept.gone_bytes + rows * (table.bytes() / table.size().max(1))
@@ -208,6 +211,14 @@ impl Side {
 }
 
 impl Join {
+    /// What [`flow::ProcessFunction::freeze`] tells, or `freeze_early`.
+    pub(super) fn tell(&mut self, early: bool, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        for (port, side) in self.sides.iter_mut().enumerate() {
+            side.tell(&self.keys, early, |changes| out.push((port, changes)))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn state_parts(&self) -> Vec<StatePart> {
         let part = |port: usize| {
             let side = &self.sides[port];

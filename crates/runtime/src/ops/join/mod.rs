@@ -558,10 +558,11 @@ impl ProcessFunction for Join {
     }
 
     fn freeze(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
-        for (port, side) in self.sides.iter_mut().enumerate() {
-            side.tell(&self.keys, |changes| out.push((port, changes)))?;
-        }
-        Ok(())
+        self.tell(false, out)
+    }
+
+    fn freeze_early(&mut self, out: &mut Vec<(usize, ChangeBatch)>) -> Result<()> {
+        self.tell(true, out)
     }
 
     fn tracked_bytes(&self) -> usize {

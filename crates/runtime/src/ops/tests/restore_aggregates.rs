@@ -135,6 +135,12 @@ impl Fleet {
         net
     }
 
+    fn freeze_early(&mut self) -> Vec<(usize, ChangeBatch)> {
+        let mut changes = Vec::new();
+        self.slots.iter_mut().for_each(|function| function.freeze_early(&mut changes).unwrap());
+        changes
+    }
+
     fn freeze(&mut self) -> Vec<(usize, ChangeBatch)> {
         let mut changes = Vec::new();
         for function in &mut self.slots {
@@ -317,6 +323,9 @@ fn check(seed: u64) {
         let expected = steady.epoch(epoch, &batches, grown, now);
         let found = moving.epoch(epoch, &batches, grown, now);
         assert_eq!(found, expected, "seed {seed} epoch {epoch} slots {slots} op {:?}", setting.op);
+        if rng.chance(40) {
+            store.merge(moving.freeze_early());
+        }
         if rng.chance(50) {
             store.merge(moving.freeze());
             assert!(moving.freeze().is_empty(), "seed {seed}: nothing has changed");
