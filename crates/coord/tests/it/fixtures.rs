@@ -42,6 +42,9 @@ struct Fixture {
     /// A savepoint that it can go back to.
     savepoint: String,
     views: Vec<View>,
+    /// Sinks that go on from their state.
+    #[serde(default)]
+    sinks: Vec<String>,
     /// Statements that go on from there. The clock is half an hour later by then.
     then: Vec<String>,
     /// Queries over sources, and their rows once all is read.
@@ -176,8 +179,8 @@ async fn check_views(s: &mut Session, fixture: &Fixture, what: &str) {
 }
 
 fn check_went_on(instance: &Instance, fixture: &Fixture, what: &str) {
-    let anew: Vec<&str> =
-        fixture.views.iter().map(|view| view.name.as_str()).filter(|name| !went_on(instance, name)).collect();
+    let names = fixture.views.iter().map(|view| &view.name).chain(&fixture.sinks);
+    let anew: Vec<&String> = names.filter(|name| !went_on(instance, name)).collect();
     assert!(anew.is_empty(), "{what}: made anew instead of going on from their state: {anew:?}");
 }
 
@@ -256,6 +259,17 @@ async fn savepoints_of_every_earlier_build_can_be_started_from() {
 fn the_format_that_is_written_now_has_a_fixture() {
     let name = format!("v{FORMAT_VERSION}");
     assert!(versions().contains(&name), "there is no tests/fixtures/{name}; its README.md says how to make it");
+
+    // The log has a version of its own, in its first bytes.
+    let begins = |data: &Path| {
+        let segment = objects(&data.join("log")).pop().unwrap();
+        fs::read(segment).unwrap()[..8].to_vec()
+    };
+    let now = scratch();
+    drop(checkpoint::Log::open(&now.path().join("log"), |_| Ok(())).unwrap());
+    let now = begins(now.path());
+    let known = versions().iter().any(|version| begins(unpacked(version).path()) == now);
+    assert!(known, "no fixture has a log that begins with {now:?}; README.md says how to make one");
 }
 
 /// What a later build has written is refused by name, wherever it is met, and stays as it is.
@@ -465,6 +479,7 @@ async fn write_a_fixture() {
         ok(&mut s, &format!("CREATE MATERIALIZED VIEW {name} AS {query}")).await;
     }
     ok(&mut s, "CREATE MATERIALIZED VIEW came AS SELECT id, PROCTIME() AS p FROM e").await;
+    ok(&mut s, "CREATE SINK gone AS SELECT g, count(*) AS n FROM t GROUP BY g WITH (connector = 'blackhole')").await;
     ok(
         &mut s,
         &format!(
@@ -578,7 +593,15 @@ async fn write_a_fixture() {
         ("SELECT count(*), sum(n) FROM ticked_minutes".to_string(), one(&["9", &TICKS.to_string()])),
     ];
     let then = THEN.iter().map(|s| s.to_string()).collect();
-    let fixture = Fixture { written_us: WRITTEN_US, slots, savepoint: SAVEPOINT.into(), views, then, finally };
+    let fixture = Fixture {
+        written_us: WRITTEN_US,
+        slots,
+        savepoint: SAVEPOINT.into(),
+        views,
+        sinks: vec!["gone".into()],
+        then,
+        finally,
+    };
     fs::write(target.join("fixture.json"), serde_json::to_string_pretty(&fixture).unwrap() + "\n").unwrap();
     // Zeros that were taken in advance; opening a log cuts them off as well.
     let (segment, end) = checkpoint::Log::look(&data.join("log"), |_| Ok(())).unwrap().unwrap();
