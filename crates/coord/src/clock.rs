@@ -4,6 +4,7 @@
 //! before anything of it reaches a slot. Rows enter the flow only after the log is synced. An epoch is complete when every
 //! attached job has finished it on every slot; completed epochs only grow.
 
+mod lag;
 mod rescale;
 mod start;
 
@@ -23,6 +24,7 @@ use runtime::{DeploymentId, FromSlot, Restore, Tick, ToSlot, Worker};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
+use self::lag::Sent;
 use self::rescale::Rescales;
 use self::start::PutOff;
 use crate::checkpoints::{Begin, Captured, KeptJob, Schedule, ToKeeper};
@@ -45,8 +47,9 @@ const LAG_MAX: u64 = 16;
 const SPLIT_ROWS_MIN: usize = 1024;
 /// Input that may wait for the next cut before sources pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
-/// What may wait for a sink before a source that nobody else reads pauses; in a script, for all sinks before every source does.
-const SINK_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// What may wait for a sink, or for a job that no epoch waits for, before a source that nobody else reads pauses; in a script, before every
+/// source does.
+const BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
 const ATTACH_LAG_MAX: u64 = 2;
 /// Epoch numbers are reserved in the log in blocks of this size, so that none is used twice.
@@ -163,6 +166,8 @@ pub struct Clock {
     pub sink_backlog: Arc<AtomicUsize>,
     /// The same for each sink.
     sink_backlogs: RwLock<HashMap<RelationId, Arc<AtomicUsize>>>,
+    /// Jobs that no epoch waits for, and that have much input before them.
+    lagging: RwLock<HashSet<RelationId>>,
     /// Whether sources wait for sinks whoever else reads them: where one script owns everything.
     sources_wait: AtomicBool,
     open: RwLock<Epoch>,
@@ -200,6 +205,7 @@ impl Clock {
             time,
             sink_backlog: Arc::default(),
             sink_backlogs: RwLock::default(),
+            lagging: RwLock::default(),
             sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
@@ -298,22 +304,25 @@ impl Clock {
         self.sink_backlogs.write().remove(&sink);
     }
 
-    /// Whether all of these jobs are sinks that do not keep up: nobody else sees it when what they read comes later.
+    /// Whether none of these jobs keeps up, and no epoch waits for any: nobody else sees it when what they read comes later.
     pub fn are_behind(&self, jobs: &HashSet<RelationId>) -> bool {
-        if self.sink_backlog.load(Ordering::Relaxed) <= SINK_BACKLOG_BYTES_MAX {
+        let lagging = self.lagging.read();
+        if lagging.is_empty() && self.sink_backlog.load(Ordering::Relaxed) <= BACKLOG_BYTES_MAX {
             return false;
         }
         let backlogs = self.sink_backlogs.read();
         let is_behind = |job| {
-            backlogs.get(job).is_some_and(|bytes: &Arc<_>| bytes.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX)
+            let waits = backlogs.get(job).map_or(0, |bytes| bytes.load(Ordering::Relaxed));
+            waits > BACKLOG_BYTES_MAX || lagging.contains(job)
         };
         !jobs.is_empty() && jobs.iter().all(is_behind)
     }
 
     /// Whether the flow cannot take more rows of sources now.
     pub fn is_full(&self) -> bool {
-        let sinks = self.sources_wait() && self.sink_backlog.load(Ordering::Relaxed) > SINK_BACKLOG_BYTES_MAX;
-        sinks || self.stalls.is_full() || self.pending_bytes() > PENDING_BYTES_MAX
+        let behind =
+            || self.sink_backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX || !self.lagging.read().is_empty();
+        (self.sources_wait() && behind()) || self.stalls.is_full() || self.pending_bytes() > PENDING_BYTES_MAX
     }
 
     /// Bytes of input that wait for the next cut.
@@ -428,6 +437,8 @@ pub struct ClockLoop {
     rescales: Rescales,
     /// Jobs whose start the log has refused for now.
     put_off: Vec<PutOff>,
+    /// Input on its way.
+    sent: Sent,
     /// Called at every cut, under its lease.
     at_cut: Option<Box<dyn Fn(Epoch) + Send>>,
     stopped: bool,
@@ -469,6 +480,7 @@ impl ClockLoop {
             chronicler,
             rescales: Rescales::default(),
             put_off: Vec::new(),
+            sent: Sent::default(),
             at_cut: None,
             stopped: false,
         }
@@ -741,6 +753,7 @@ impl ClockLoop {
         } else if let Some(schedule) = &mut self.checkpoints {
             schedule.changed_us.get_or_insert(now_us);
         }
+        self.sent.cut(epoch, pending.bytes as u64);
         let mut rows: HashMap<RelationId, usize> = HashMap::new();
         for (relation, changes) in &pending.inputs {
             *rows.entry(*relation).or_default() += changes.num_rows();
@@ -932,6 +945,7 @@ impl ClockLoop {
         for deployment in changed {
             self.worker.broadcast(&ToSlot::Attach { deployment, attached: true });
         }
+        self.note_lags();
         let durable = self.clock.durable.borrow().epoch;
         let completed = self
             .jobs

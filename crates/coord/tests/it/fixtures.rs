@@ -266,6 +266,7 @@ fn the_format_that_is_written_now_has_a_fixture() {
         fs::read(segment).unwrap()[..8].to_vec()
     };
     let now = scratch();
+    fs::create_dir(now.path().join("log")).unwrap();
     drop(checkpoint::Log::open(&now.path().join("log"), |_| Ok(())).unwrap());
     let now = begins(now.path());
     let known = versions().iter().any(|version| begins(unpacked(version).path()) == now);

@@ -352,6 +352,35 @@ async fn a_source_waits_for_the_sink_that_alone_reads_it() {
     instance.close().await;
 }
 
+/// A sink is no reason to hold up epochs, so a fast source that nobody else reads has to wait for what computes the sink's rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_waits_for_the_slow_query_of_a_sink() {
+    let folder = scratch();
+    let instance = Instance::with_memory(folder.path(), 2, 1024, 384 << 20);
+    let mut s = instance.session();
+    let long = "x".repeat(4000);
+    ok(
+        &mut s,
+        &format!(
+            "CREATE SOURCE g (n bigint, x text) WITH (connector = 'datagen', fields.n.kind = 'sequence', fields.x.values = '{long}')"
+        ),
+    )
+    .await;
+    let slow = (0..3).map(|n| format!("max(md5(x || n || '{n}')) AS m{n}")).collect::<Vec<_>>().join(", ");
+    let sink =
+        format!("CREATE SINK k AS SELECT n % 7 AS k, {slow} FROM g GROUP BY n % 7 WITH (connector = 'blackhole')");
+    ok(&mut s, &sink).await;
+    // Several times as much as may be held, and it goes on.
+    let mut read = 0;
+    while read < 250_000 {
+        read = wait_for_source(&mut s, "g", "backpressured", read).await;
+        read = wait_for_source(&mut s, "g", "running", read).await;
+    }
+    assert_eq!(job(&mut s, ".k").await[1..], ["", ""]);
+    drop(s);
+    instance.close().await;
+}
+
 /// Two servers that were given one bucket: the second has no effect on the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_of_another_data_directory_are_refused() {
