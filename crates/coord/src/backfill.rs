@@ -1,11 +1,13 @@
 //! Feeds a new job with what its inputs held when it was created, in chunks, while live changes wait behind.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
 use futures::executor::{block_on, block_on_stream};
+use futures::future::{Either, select};
 use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
 use state::{Pin, RelationSnapshot};
@@ -125,8 +127,15 @@ impl Backfill {
             match self.step() {
                 Fed::More => {}
                 Fed::UntilCompleted(epoch) => {
-                    if let Err(error) = block_on(self.clock.wait_completed(epoch)) {
-                        return self.fail(error);
+                    let completed = pin!(self.clock.wait_completed(epoch));
+                    let gone = pin!(self.clock.board.wait_gone(self.started.deployment));
+                    match block_on(select(completed, gone)) {
+                        Either::Left((Ok(()), _)) => {}
+                        Either::Left((Err(error), _)) => return self.fail(error),
+                        Either::Right(_) => {
+                            debug!(relation = self.relation.0, "back-fill ends before it began: the job is gone");
+                            return;
+                        }
                     }
                 }
                 Fed::UntilFinished(tick) => {

@@ -549,10 +549,8 @@ impl ClockLoop {
 
     /// How far cuts that nobody waits for are apart.
     fn interval_us(&self) -> i64 {
-        let lags = |job: &JobState| {
-            !job.attached && job.finished_epoch().is_some_and(|done| self.cut.0.saturating_sub(done.0) > LAG_MAX)
-        };
-        let interval = if self.jobs.values().any(lags) { CUT_INTERVAL_LAGGING } else { CUT_INTERVAL };
+        let slow = self.jobs.values().any(|job| job.slow && !job.attached);
+        let interval = if slow { CUT_INTERVAL_LAGGING } else { CUT_INTERVAL };
         interval.as_micros() as i64
     }
 
@@ -934,7 +932,10 @@ impl ClockLoop {
                 }
                 continue;
             };
-            if job.is_view && !job.attached && self.cut.0.saturating_sub(done.0) <= ATTACH_LAG_MAX {
+            let lag = self.cut.0.saturating_sub(done.0);
+            // Not before it has caught up for good are epochs small again: else it would stay behind by just so many.
+            job.slow = lag > LAG_MAX || (job.slow && lag > ATTACH_LAG_MAX);
+            if job.is_view && !job.attached && lag <= ATTACH_LAG_MAX {
                 job.attached = true;
                 changed.push(job.deployment);
             }

@@ -48,6 +48,8 @@ pub struct JobState {
     /// The first at which its rows can be read, wherever they have moved since.
     pub readable: Epoch,
     pub attached: bool,
+    /// It could not keep up with the epochs, and has not caught up since.
+    pub slow: bool,
     pub phase: Phase,
     /// Whether checkpoints keep its state.
     pub kept: bool,
@@ -75,6 +77,7 @@ impl JobState {
             first,
             readable: first,
             attached: false,
+            slow: false,
             phase: Phase::Backfilling,
             kept: wanted.kept,
             incarnation: wanted.restore.as_ref().map_or(first, |restored| restored.incarnation),
@@ -268,6 +271,12 @@ impl JobBoard {
     pub fn close(&self) {
         self.ticks.lock().clear();
         self.moved.notify_all();
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until nobody needs the feeder of this job any more.
+    pub async fn wait_gone(&self, deployment: DeploymentId) {
+        self.wait_for(|board| (!board.ticks.lock().contains_key(&deployment)).then_some(())).await;
     }
 
     /// Blocks a feeder until its job has finished `tick` on every slot. Returns false when the job is gone.
