@@ -64,14 +64,22 @@ impl Tracked {
 /// Which of numbered pieces of state have changed since they were last told, in two ages.
 #[derive(Default)]
 pub struct Marks {
-    /// By piece: its age, 1 or 2; 0: not marked.
+    /// By piece: its age, 1 or 2, or 0 if it is not marked; and [`listed`] for each list that it stands in.
     of: Vec<u8>,
-    /// Marked since the last [`take_old`](Self::take_old), and in the time before that. A piece that was marked anew, or is not
-    /// marked any more, stands in the older list in vain.
+    /// Marked since the last [`take_old`](Self::take_old), and in the time before that, each piece once. A piece that was marked anew,
+    /// or is not marked any more, stands in a list in vain.
     young: Vec<u32>,
     old: Vec<u32>,
     /// Whether 2 is the young age: that changes when the young ones become old.
     odd: bool,
+}
+
+/// The bits of a piece's age.
+const AGE: u8 = 3;
+
+/// The bit that says that a piece stands in the list of this age.
+fn listed(age: u8) -> u8 {
+    age << 2
 }
 
 impl Marks {
@@ -86,25 +94,30 @@ impl Marks {
         if n >= self.of.len() {
             self.of.resize(n + 1, 0);
         }
-        if self.of[n] != young {
-            self.of[n] = young;
+        let of = &mut self.of[n];
+        if *of & AGE == young {
+            return;
+        }
+        if *of & listed(young) == 0 {
             self.young.push(piece);
         }
+        *of = (*of & !AGE) | young | listed(young);
     }
 
     /// The piece is gone; another one may get its number.
     pub fn clear(&mut self, piece: u32) {
         if let Some(of) = self.of.get_mut(piece as usize) {
-            *of = 0;
+            *of &= !AGE;
         }
     }
 
     fn pick(&mut self, list: &mut Vec<u32>, age: u8) {
         list.retain(|piece| {
             let of = &mut self.of[*piece as usize];
-            let marked = *of == age;
+            *of &= !listed(age);
+            let marked = *of & AGE == age;
             if marked {
-                *of = 0;
+                *of &= !AGE;
             }
             marked
         });
@@ -222,6 +235,22 @@ mod tests {
         assert_eq!(marks.take_old(), [1, 7]);
         assert_eq!(marks.take(), [2]);
         assert_eq!((marks.take(), marks.count()), (vec![], 0));
+    }
+
+    /// Pieces that come and go under the same numbers take no room.
+    #[test]
+    fn no_list_is_longer_than_there_are_numbers() {
+        let mut marks = Marks::default();
+        for n in 0..10_000 {
+            marks.set(n % 3);
+            marks.clear(n % 3);
+            if n == 5_000 {
+                assert!(marks.take_old().is_empty());
+            }
+        }
+        assert_eq!(marks.count(), 6);
+        marks.set(1);
+        assert_eq!((marks.take(), marks.count()), (vec![1], 0));
     }
 
     /// A mark is told once, at the latest when all are, and never of a piece that is gone.

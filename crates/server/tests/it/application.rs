@@ -491,11 +491,11 @@ async fn another_coordinator_goes_on_with_the_application() {
     assert!(asks(&[]).0 && !asks(&["--ready"]).0);
     first.kill();
     let third = Running::start(&place, &own("c"));
-    let (code, out) = second.ended();
-    assert_eq!(code, Some(0));
-    assert_done(&place, &out);
-    // The one that stood by meanwhile ends too, with the same code, and so does one that starts now.
-    assert_eq!(third.ended().0, Some(0));
+    // Whichever of them goes on: the one that stood by meanwhile ends too, with the same code, and so does one that starts now.
+    // On a slow machine the first has printed some rows already.
+    let ended = [first.ended(), second.ended(), third.ended()];
+    assert_eq!(ended[1..].iter().map(|(code, _)| *code).collect::<Vec<_>>(), [Some(0); 2]);
+    assert_done(&place, &ended.map(|(_, out)| out).concat());
     let late = place.run(&own("d"));
     late.expect(0, &["the application has ended here before"]);
     let shown = Command::new(env!("CARGO_BIN_EXE_millstream"))
