@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Format, Yaml};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::standby::free_port;

@@ -88,7 +88,7 @@ async fn a_worker_does_not_change_its_cluster() {
     let mut first = coordinator(one.path(), addr);
     let mut process = worker(addr).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // Its cluster is there.
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     while first.try_client().await.is_err() {
         assert!(begun.elapsed() < PATIENCE, "the worker does not come");
         tokio::time::sleep(Duration::from_millis(50)).await;
