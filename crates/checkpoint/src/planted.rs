@@ -9,8 +9,21 @@
 //! | `commit_twice` | a sink publishes a file a second time, under another name |
 //! | `early_checkpoint` | a checkpoint is taken before a start is over |
 
-/// All of them.
+//!
+//! Those that only a cluster can have:
+//!
+//! | bug | where |
+//! |---|---|
+//! | `unfenced` | a coordinator takes an entry of the log that another one has written for its own |
+//! | `lost_link` | what was sent on a link between workers that breaks counts as delivered |
+//! | `not_held` | what workers are storing is cleared away |
+//! | `unsynced` | a statement that waits when a worker is lost is acknowledged without a sync |
+
+/// All of them that one process can have.
 pub const BUGS: [&str; 6] = ["delta", "watermark", "join_row", "live_object", "commit_twice", "early_checkpoint"];
+
+/// Those that only a cluster can have.
+pub const CLUSTER_BUGS: [&str; 4] = ["unfenced", "lost_link", "not_held", "unsynced"];
 
 #[cfg(debug_assertions)]
 thread_local! {
