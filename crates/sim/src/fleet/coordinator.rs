@@ -281,6 +281,7 @@ impl Coordinator {
                 }
                 drop(task);
                 reign.end(fleet, process);
+                *self.parts.borrow_mut() = None;
                 match then {
                     Then::Another => Stage::Waiting,
                     Then::StandBy(cause) => self.depose(fleet, process, cause),
@@ -375,6 +376,7 @@ impl Coordinator {
             Err(e) => {
                 slots.stop();
                 machine.clear();
+                *self.parts.borrow_mut() = None;
                 fleet.tell(|| format!("{process} opens no engine: {}", told(&e)));
                 return match e.state() {
                     _ if e.may_pass() => Stage::Waiting,
@@ -389,7 +391,7 @@ impl Coordinator {
         };
         let number = {
             let mut counts = fleet.counts.borrow_mut();
-            (counts.sessions, counts.reigns) = (counts.sessions + 1, counts.reigns + 1);
+            counts.reigns += 1;
             counts.reigns as u64
         };
         fleet.tell(|| format!("{process} opens engine {number} on {} slots", slots.count()));

@@ -77,7 +77,6 @@ pub struct Counts {
     pub sleeps: usize,
     pub broken: usize,
     pub cut: usize,
-    pub sessions: usize,
     pub reigns: usize,
     /// Engines that other coordinators' engines followed while they still worked.
     pub zombies: usize,
@@ -233,6 +232,7 @@ impl Fleet {
 
     /// Lets others work until so much time has passed.
     pub fn rest(&self, us: i64) {
+        self.end_if_dead();
         let until_us = self.now_us() + us;
         // Who waits for a worker must not lie above it: the worker would never go on.
         let is_worker = self.current().is_none_or(|process| process.host >= COORDINATORS);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use checkpoint::crash;
-use checkpoint::door::Rest;
+use checkpoint::door::{Rest, Store};
 use checkpoint::faulty::storm;
 
 use crate::store::{Fate, SimStore};
@@ -127,7 +127,7 @@ impl Process {
         let weather = if !calm && fleet.one_in(2) { storm() } else { Vec::new() };
         let seed = fleet.rng.borrow_mut().draw();
         let fate = Box::new(OfProcess { number, dead: Arc::clone(&dead) });
-        let objects = Arc::clone(&fleet.witness) as _;
+        let objects = Arc::clone(&fleet.witness) as Arc<dyn Store>;
         let store = SimStore::new(objects, true, weather, seed, Arc::new(OthersWork), fleet.trace.clone(), fate);
         let doom = if calm { Doom::None } else { draw(fleet, host) };
         let body = match host < COORDINATORS {
