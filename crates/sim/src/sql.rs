@@ -74,6 +74,8 @@ pub fn has_moved(error: &Error) -> bool {
                 | SqlState::ConnectionFailure
                 | SqlState::SerializationFailure
         )
+        // A job whose back-fill has lost a worker has stopped, until the next engine starts it again.
+        || error.detail().is_some_and(|detail| detail.contains("(SQLSTATE 57P03)"))
 }
 
 /// The error with everything that is known of it.

@@ -48,6 +48,8 @@ pub const PULSE: Pulse = Pulse { heartbeat: Duration::from_millis(40), timeout: 
 const STEP_US: usize = 300;
 /// Who lets time pass without letting others work lets no more of it pass at a time, in microseconds.
 const REST_MAX_US: i64 = 10_000;
+/// Trouble comes once in so many times that the world goes on.
+const TROUBLE_ONE_IN: usize = 160;
 /// Steps may lie so deep on each other; deeper, who waits for time alone lets it pass.
 const DEPTH_MAX: usize = 5;
 
@@ -316,7 +318,7 @@ impl Fleet {
             let rows = self.below(6);
             self.world.borrow_mut().send(rows);
         }
-        if !self.one_in(40) {
+        if !self.one_in(TROUBLE_ONE_IN) {
             return;
         }
         let hosts = self.hosts.len();
