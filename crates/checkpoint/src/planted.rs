@@ -14,16 +14,13 @@
 //!
 //! | bug | where |
 //! |---|---|
-//! | `unfenced` | a coordinator takes an entry of the log that another one has written for its own |
-//! | `lost_link` | what was sent on a link between workers that breaks counts as delivered |
-//! | `not_held` | what workers are storing is cleared away |
 //! | `unsynced` | a statement that waits when a worker is lost is acknowledged without a sync |
 
 /// All of them that one process can have.
 pub const BUGS: [&str; 6] = ["delta", "watermark", "join_row", "live_object", "commit_twice", "early_checkpoint"];
 
 /// Those that only a cluster can have.
-pub const CLUSTER_BUGS: [&str; 4] = ["unfenced", "lost_link", "not_held", "unsynced"];
+pub const CLUSTER_BUGS: [&str; 1] = ["unsynced"];
 
 #[cfg(debug_assertions)]
 thread_local! {

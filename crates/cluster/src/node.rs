@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use checkpoint::names::ObjectName;
 use checkpoint::permit::Generation;
-use checkpoint::planted;
 use coord::Time;
 use coord::waiting::wait_until;
 use flow::{Epoch, Error, RelationId, Result, SlotId, SqlState};
@@ -98,9 +97,6 @@ impl Slots {
 
     /// Another worker is not heard any more.
     pub fn lost_peer(&self, worker: u32, cause: &Error) {
-        if planted::is("lost_link") {
-            return;
-        }
         let what = format!("worker {worker} is not heard any more");
         self.broken(Error::new(SqlState::ConnectionFailure, what).with_detail(cause.to_string()));
     }

@@ -9,7 +9,6 @@ use arrow::array::RecordBatch;
 use checkpoint::door::Door;
 use checkpoint::names::ObjectName;
 use checkpoint::permit::Generation;
-use checkpoint::planted;
 use coord::backfill::Backfill;
 use coord::clock::{ClockLoop, Event};
 use coord::execution::{Execution, Threads};
@@ -533,9 +532,6 @@ impl Holdings for Workers {
                     Error::new(SqlState::ProtocolViolation, format!("a worker holds \"{name}\", which is no object"))
                 })?);
             }
-        }
-        if planted::is("not_held") {
-            held.clear();
         }
         Ok(held)
     }

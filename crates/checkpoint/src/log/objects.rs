@@ -46,7 +46,6 @@ use crate::door::{Door, Listed, PutNew};
 use crate::envelope::PAYLOAD_BYTES_MAX;
 use crate::names::{LOG, LOG_PARTS};
 use crate::permit::Generation;
-use crate::planted;
 
 /// How often a claimant looks again because another one was faster.
 const LOOKS_MAX: usize = 32;
@@ -478,7 +477,6 @@ impl ObjectLog {
         loop {
             match self.door.put_new(&name, &payload) {
                 Ok(PutNew::Created) => break,
-                Ok(PutNew::Exists(_)) if planted::is("unfenced") => break,
                 Ok(PutNew::Exists(found)) => {
                     let lost = taken_over(match entry::decode(number, &found.payload).map(|(head, _)| head) {
                         Ok(Head { generation, what: What::Claim { holder }, .. }) => {

@@ -49,7 +49,7 @@ const STEP_US: usize = 300;
 /// Who lets time pass without letting others work lets no more of it pass at a time, in microseconds.
 const REST_MAX_US: i64 = 10_000;
 /// Trouble comes once in so many times that the world goes on.
-const TROUBLE_ONE_IN: usize = 160;
+const TROUBLE_ONE_IN: usize = 40;
 /// Steps may lie so deep on each other; deeper, who waits for time alone lets it pass.
 const DEPTH_MAX: usize = 5;
 

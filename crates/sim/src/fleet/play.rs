@@ -12,8 +12,8 @@ use super::process::watch_points;
 use super::{Counts, Fleet, HERE, WORKERS_MAX};
 
 /// Steps of trouble.
-const TROUBLE_MIN: usize = 50_000;
-const TROUBLE_MAX: usize = 200_000;
+const TROUBLE_MIN: usize = 20_000;
+const TROUBLE_MAX: usize = 90_000;
 /// Steps in which everything arrives when nothing fails any more.
 pub const CALM_MAX: usize = 1_500_000;
 
