@@ -22,7 +22,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("frontend", &["catalog"]),
     ("cluster", &["coord"]),
     ("server", &["cluster", "frontend"]),
-    ("sim", &["coord"]),
+    ("sim", &["cluster"]),
 ];
 
 /// These build and test in seconds because they never link DataFusion.

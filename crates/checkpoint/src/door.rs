@@ -73,6 +73,11 @@ pub trait Store: Send + Sync {
 
     /// Where the objects are, for messages.
     fn place(&self) -> String;
+
+    /// How many requests may be under way at once; 1 where a test counts them.
+    fn requests_at_once(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Passes the time between two tries.
@@ -122,6 +127,11 @@ impl Door {
     /// Where the objects are, for messages.
     pub fn place(&self) -> String {
         self.store.place()
+    }
+
+    /// How many requests the store takes at once.
+    pub fn requests_at_once(&self) -> usize {
+        self.store.requests_at_once()
     }
 
     /// Creates an object if there is none of this name. The same payload put twice by the same writer is one object.

@@ -9,8 +9,18 @@
 //! | `commit_twice` | a sink publishes a file a second time, under another name |
 //! | `early_checkpoint` | a checkpoint is taken before a start is over |
 
-/// All of them.
+//!
+//! Those that only a cluster can have:
+//!
+//! | bug | where |
+//! |---|---|
+//! | `unsynced` | a statement that waits when a worker is lost is acknowledged without a sync |
+
+/// All of them that one process can have.
 pub const BUGS: [&str; 6] = ["delta", "watermark", "join_row", "live_object", "commit_twice", "early_checkpoint"];
+
+/// Those that only a cluster can have.
+pub const CLUSTER_BUGS: [&str; 1] = ["unsynced"];
 
 #[cfg(debug_assertions)]
 thread_local! {

@@ -1,5 +1,8 @@
 //! A connection that lives: one thread writes what is queued, and says something when there is nothing to say; the other end
 //! counts as away when nothing has come from it for the time-out.
+//!
+//! What is said and what is heard knows no socket: it is queued in a [`Connection`], and comes to something that [`Hears`]. A test
+//! moves the frames itself, with [`Connection::by_hand`].
 
 use std::io::{BufReader, BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
@@ -30,16 +33,44 @@ pub struct Pulse {
 /// Makes what is said when there is nothing to say.
 pub type Beat = Box<dyn Fn() -> Result<Frame> + Send>;
 
+/// Takes what comes on a connection.
+pub trait Hears: Send {
+    /// Errors: what came cannot be understood, or the connection is to end.
+    fn take(&mut self, frame: &Frame) -> Result<()>;
+
+    /// The connection has ended, for this cause. Nothing comes after it.
+    fn ended(&mut self, cause: &Error);
+}
+
 /// The sending end. What is queued is bounded by who sends: by credits, or because it waits for answers.
 pub struct Connection {
     queue: Sender<Frame>,
-    stream: TcpStream,
+    /// Absent where a test moves the frames.
+    stream: Option<TcpStream>,
     closed: Arc<AtomicBool>,
 }
 
 /// The receiving end.
 pub struct Incoming {
     reader: BufReader<TcpStream>,
+}
+
+/// What a test sends on a connection without a socket.
+pub struct Outgoing {
+    waiting: Receiver<Frame>,
+    beat: Beat,
+}
+
+impl Outgoing {
+    /// What was queued next.
+    pub fn next_frame(&self) -> Option<Frame> {
+        self.waiting.try_recv().ok()
+    }
+
+    /// What is said when there is nothing to say.
+    pub fn beat(&self) -> Result<Frame> {
+        (self.beat)()
+    }
 }
 
 impl Connection {
@@ -71,7 +102,13 @@ impl Connection {
                 let _ = out.get_ref().shutdown(Shutdown::Both);
             })
             .map_err(|e| Error::internal(format!("cannot start the thread \"{name}\": {e}")))?;
-        Ok((Arc::new(Connection { queue, stream, closed }), Incoming { reader }))
+        Ok((Arc::new(Connection { queue, stream: Some(stream), closed }), Incoming { reader }))
+    }
+
+    /// A connection without a socket and without threads.
+    pub fn by_hand(beat: Beat) -> (Arc<Connection>, Outgoing) {
+        let (queue, waiting) = unbounded();
+        (Arc::new(Connection { queue, stream: None, closed: Arc::default() }), Outgoing { waiting, beat })
     }
 
     /// Queues a frame. False when the connection is over.
@@ -94,8 +131,10 @@ impl Connection {
     /// Ends the connection in both directions; what is queued is lost.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // It may have ended already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(stream) = &self.stream {
+            // It may have ended already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     pub fn is_closed(&self) -> bool {
@@ -145,6 +184,16 @@ fn write_all(
 }
 
 impl Incoming {
+    /// Hands on what comes, until the connection ends.
+    pub fn hear(mut self, to: &mut dyn Hears) {
+        let cause = loop {
+            if let Err(cause) = self.next_frame().and_then(|frame| to.take(&frame)) {
+                break cause;
+            }
+        };
+        to.ended(&cause);
+    }
+
     /// The next frame. Errors: `08006` the other has closed the connection, or nothing has come for the time-out; `08P01`.
     pub fn next_frame(&mut self) -> Result<Frame> {
         let next = frame::read(&mut self.reader, FRAME_BYTES_MAX)?;

@@ -5,7 +5,7 @@
 //! [`connection`] a connection that lives. [`roster`] is the coordinator's list of workers; [`session`] its side of one engine's life:
 //! it stands where slots would be in one process ([`runtime::Worker`]), and [`views`] where their rows would be.
 //! [`node`] is a worker: it runs slots for one session after the other, with [`links`] to the slots of other workers and
-//! [`reads`] for readers of the view rows that it has.
+//! [`reads`] for readers of the view rows that it has; [`ground`] is what it stands on: threads and sockets, or a test.
 //!
 //! Law: a session is one life of an engine. Everything that is said belongs to one, and what belongs to an earlier one is
 //! dropped unread. A session ends as a whole: when any of its workers is away, all of them forget their slots, and the
@@ -16,6 +16,7 @@
 
 pub mod connection;
 pub mod frame;
+pub mod ground;
 pub mod handshake;
 pub mod links;
 pub mod message;

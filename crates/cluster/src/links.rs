@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use flow::{Error, Result, SlotId, SqlState};
 use runtime::{Counted, GiveBack, Link, ToSlot};
 
-use crate::connection::{Connection, Incoming};
+use crate::connection::{Connection, Hears};
+use crate::frame::Frame;
 use crate::message::{self, FromPeer, ToPeer};
 use crate::node::Slots;
 
@@ -55,48 +56,67 @@ impl Link for PeerLink {
     }
 }
 
-/// Takes what comes back on a connection to another worker, until it ends. Returns why it did.
-pub(crate) fn hear_back(mut incoming: Incoming, session: u64, slots: &Weak<Slots>) -> Error {
-    loop {
-        let frame = match incoming.next_frame() {
-            Ok(frame) => frame,
-            Err(error) => return error,
-        };
-        match message::parse(&frame) {
-            Ok(FromPeer::Beat) => {}
-            Ok(FromPeer::Credit(counted)) => match slots.upgrade() {
-                Some(slots) if frame.session == session => slots.threads.credit(&counted),
-                _ => {}
-            },
-            Err(error) => return error,
+/// Takes what comes back on a connection to another worker.
+pub(crate) struct Credits {
+    pub session: u64,
+    pub worker: u32,
+    pub slots: Weak<Slots>,
+}
+
+impl Hears for Credits {
+    fn take(&mut self, frame: &Frame) -> Result<()> {
+        if let FromPeer::Credit(counted) = message::parse(frame)?
+            && let Some(slots) = self.slots.upgrade()
+            && frame.session == self.session
+        {
+            slots.share.credit(&counted);
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, cause: &Error) {
+        if let Some(slots) = self.slots.upgrade() {
+            slots.lost_peer(self.worker, cause);
         }
     }
 }
 
-/// Hands on what another worker sends to slots of this one, until its connection ends. Returns why it did.
-pub(crate) fn hear(connection: &Arc<Connection>, mut incoming: Incoming, session: u64, slots: &Weak<Slots>) -> Error {
-    let back = Arc::downgrade(connection);
-    let give_back: GiveBack = Arc::new(move |counted| {
-        // A sender that is gone waits for nothing.
-        if let Some(connection) = back.upgrade() {
-            connection.say(session, &FromPeer::Credit(counted));
-        }
-    });
-    loop {
-        let frame = match incoming.next_frame() {
-            Ok(frame) => frame,
-            Err(error) => return error,
-        };
-        let taken = message::parse(&frame).and_then(|message| {
-            let ToPeer::Slot(slot, message) = message else { return Ok(()) };
-            let message = message::join(message, &frame.body, Some(&give_back))?;
-            match slots.upgrade() {
-                Some(slots) if frame.session == session => slots.send(slot, message),
-                _ => Err(Error::new(SqlState::ConnectionFailure, "the session is over")),
+/// Hands on what another worker sends to slots of this one.
+pub(crate) struct Deliveries {
+    session: u64,
+    worker: u32,
+    slots: Weak<Slots>,
+    connection: Arc<Connection>,
+    give_back: GiveBack,
+}
+
+impl Deliveries {
+    pub fn new(slots: &Arc<Slots>, session: u64, worker: u32, connection: &Arc<Connection>) -> Deliveries {
+        let back = Arc::downgrade(connection);
+        let give_back: GiveBack = Arc::new(move |counted| {
+            // A sender that is gone waits for nothing.
+            if let Some(connection) = back.upgrade() {
+                connection.say(session, &FromPeer::Credit(counted));
             }
         });
-        if let Err(error) = taken {
-            return error;
+        Deliveries { session, worker, slots: Arc::downgrade(slots), connection: Arc::clone(connection), give_back }
+    }
+}
+
+impl Hears for Deliveries {
+    fn take(&mut self, frame: &Frame) -> Result<()> {
+        let ToPeer::Slot(slot, message) = message::parse(frame)? else { return Ok(()) };
+        let message = message::join(message, &frame.body, Some(&self.give_back))?;
+        match self.slots.upgrade() {
+            Some(slots) if frame.session == self.session => slots.send(slot, message),
+            _ => Err(Error::new(SqlState::ConnectionFailure, "the session is over")),
+        }
+    }
+
+    fn ended(&mut self, cause: &Error) {
+        self.connection.close();
+        if let Some(slots) = self.slots.upgrade() {
+            slots.lost_peer(self.worker, cause);
         }
     }
 }

@@ -8,24 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use checkpoint::door::{Door, Store, ThreadRest};
-use checkpoint::local::LocalStore;
 use checkpoint::names::ObjectName;
 use checkpoint::permit::Generation;
-use checkpoint::remote::RemoteStore;
 use coord::Time;
-use coord::execution::{Execution, Threads};
+use coord::waiting::wait_until;
 use flow::{Epoch, Error, RelationId, Result, SlotId, SqlState};
 use parking_lot::{Condvar, Mutex};
 use runtime::slot::{Reports, Shared};
 use runtime::worker::Holdings;
-use runtime::{Budget, Depot, FromSlot, Link, Place, ThreadWorker, ToSlot, Worker};
+use runtime::{Budget, Depot, FromSlot, Link, Place, Share, ToSlot};
 use tracing::{info, warn};
 
-use crate::connection::{Connection, Pulse};
+use crate::connection::{Beat, Connection, Hears, Pulse};
 use crate::frame::Frame;
+use crate::ground::{Ground, Machine, Way};
 use crate::handshake::{Caller, Identity, Known, Welcome, accept, call};
-use crate::links::{PeerLink, hear, hear_back};
+use crate::links::{Credits, Deliveries, PeerLink};
 use crate::message::{self, Begin, FromPeer, FromWorker, Member, StorePlace, ToPeer, ToWorker, ViewSize, frame_with};
 use crate::reads::Reads;
 use crate::roster::{HandshakePlace, check_token, listen, wake_listener};
@@ -55,6 +53,7 @@ pub struct NodeConfig {
 /// A worker's process.
 pub struct Node {
     config: NodeConfig,
+    ground: Arc<dyn Ground>,
     /// Where other workers connect.
     addr: SocketAddr,
     identity: Mutex<Identity>,
@@ -75,7 +74,7 @@ struct Current {
 pub(crate) struct Slots {
     session: u64,
     place: Place,
-    pub threads: ThreadWorker,
+    pub share: Arc<dyn Share>,
     shared: Shared,
     coordinator: Arc<Connection>,
     reads: Reads,
@@ -92,12 +91,12 @@ impl Slots {
         if !self.place.holds(slot.0 as usize) {
             return Err(Error::new(SqlState::ProtocolViolation, format!("slot {slot} is not one of this worker")));
         }
-        self.threads.send(slot, message);
+        self.share.send(slot, message);
         Ok(())
     }
 
     /// Another worker is not heard any more.
-    fn lost_peer(&self, worker: u32, cause: &Error) {
+    pub fn lost_peer(&self, worker: u32, cause: &Error) {
         let what = format!("worker {worker} is not heard any more");
         self.broken(Error::new(SqlState::ConnectionFailure, what).with_detail(cause.to_string()));
     }
@@ -116,7 +115,7 @@ impl Slots {
         if let Some(depot) = &self.shared.depot {
             depot.begin_to_stop();
         }
-        self.threads.stop();
+        self.share.stop();
         if let Some(depot) = &self.shared.depot {
             depot.stop();
         }
@@ -172,7 +171,7 @@ impl Slots {
         self.coordinator.say(self.session, &FromWorker::Held { request, names, counter });
     }
 
-    /// On the thread that reads the coordinator's connection. Errors: what came cannot be understood.
+    /// What the coordinator says. Errors: what came cannot be understood.
     fn take(&self, message: ToWorker, body: &[u8]) -> Result<()> {
         match message {
             ToWorker::Beat | ToWorker::Begin(_) | ToWorker::End | ToWorker::Leave => {}
@@ -180,7 +179,7 @@ impl Slots {
             ToWorker::Slots(message) => {
                 let message = message::join(message, body, None)?;
                 let slots = self.place.first..self.place.first + self.place.count;
-                slots.for_each(|slot| self.threads.send(SlotId(slot as u16), message.clone()));
+                slots.for_each(|slot| self.share.send(SlotId(slot as u16), message.clone()));
             }
             ToWorker::Floor(floor) => self.shared.raise_floor(floor),
             ToWorker::ForgetView(relation) => self.shared.forget_view(relation),
@@ -215,35 +214,30 @@ fn report(coordinator: &Connection, session: u64, report: FromSlot) -> Result<()
     Ok(())
 }
 
-fn open_store(place: &StorePlace) -> Result<Arc<dyn Store>> {
-    Ok(match place {
-        // Made by the coordinator: one that is not there is on another machine.
-        StorePlace::Folder(folder) => Arc::new(LocalStore::share(folder).map_err(|e| {
-            e.with_detail("The coordinator keeps checkpoints in its data directory, which this worker does not see.")
-                .with_hint("Workers on other machines need checkpoint_url, or a folder that all of them share.")
-        })?),
-        StorePlace::S3 { bucket, prefix } => Arc::new(RemoteStore::s3(bucket, prefix, &[])?),
-    })
-}
-
 impl Node {
     /// Listens for other workers. Errors: `42501` the address is open to other machines and there is no token.
     pub fn listen(listener: TcpListener, config: NodeConfig) -> Result<Arc<Node>> {
         let addr = listener.local_addr().map_err(|e| Error::internal(format!("a listener without an address: {e}")))?;
         check_token(addr, &config.token)?;
-        let node = Arc::new(Node {
+        let node = Node::new(addr, config, Arc::new(Machine));
+        let (ends, serves) = (Arc::clone(&node), Arc::clone(&node));
+        let closed = move || ends.closed.load(Ordering::Acquire);
+        listen(listener, "peers", closed, move |stream, place| serves.serve_peer(stream, place))?;
+        Ok(node)
+    }
+
+    /// A worker that nobody listens for yet.
+    pub fn new(addr: SocketAddr, config: NodeConfig, ground: Arc<dyn Ground>) -> Arc<Node> {
+        Arc::new(Node {
             identity: Mutex::new(Identity::new(None, config.token.clone())),
             config,
+            ground,
             addr,
             current: Mutex::default(),
             changed: Condvar::new(),
             leaves: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-        });
-        let (ends, serves) = (Arc::clone(&node), Arc::clone(&node));
-        let closed = move || ends.closed.load(Ordering::Acquire);
-        listen(listener, "peers", closed, move |stream, place| serves.serve_peer(stream, place))?;
-        Ok(node)
+        })
     }
 
     /// Where other workers connect.
@@ -306,11 +300,8 @@ impl Node {
             coordinator.say(0, &FromWorker::Leaving);
         }
         // The coordinator closes the connection.
-        while current.coordinator.is_some() {
-            if self.changed.wait_for(&mut current, LEAVE_TIME_MAX).timed_out() {
-                warn!("the coordinator does not let the worker go in time");
-                break;
-            }
+        if !wait_until(&self.changed, &mut current, LEAVE_TIME_MAX, |current| current.coordinator.is_none()) {
+            warn!("the coordinator does not let the worker go in time");
         }
         drop(current);
         self.close();
@@ -327,76 +318,36 @@ impl Node {
 
     /// Does what the coordinator says until it is away.
     fn serve(self: &Arc<Self>, address: &str, known: Known, welcome: &Welcome) -> Result<()> {
-        self.identity.lock().cluster = Some(welcome.cluster.clone());
         let pulse = Pulse { heartbeat: welcome.heartbeat, timeout: welcome.timeout };
+        let (coordinator, incoming) = Connection::start(known, "to-coordinator", pulse, true, self.beat())?;
+        let mut orders = self.attach(welcome, coordinator);
+        info!(worker = welcome.worker, coordinator = address, cluster = welcome.cluster, "known to the coordinator");
+        incoming.hear(&mut orders);
+        Ok(())
+    }
+
+    /// What is said to the coordinator in even intervals.
+    pub fn beat(self: &Arc<Self>) -> Beat {
         let beats = Arc::downgrade(self);
-        let beat = move || {
+        Box::new(move || {
             let slots = beats.upgrade().and_then(|node| node.current.lock().slots.clone());
             let (session, sizes) = slots.map_or((0, Vec::new()), |slots| (slots.session, slots.sizes()));
             message::frame(session, &FromWorker::Beat(sizes))
-        };
-        let (coordinator, mut incoming) = Connection::start(known, "to-coordinator", pulse, true, Box::new(beat))?;
+        })
+    }
+
+    /// Takes orders from a coordinator that has let this worker in.
+    pub fn attach(self: &Arc<Self>, welcome: &Welcome, coordinator: Arc<Connection>) -> Orders {
+        self.identity.lock().cluster = Some(welcome.cluster.clone());
+        let pulse = Pulse { heartbeat: welcome.heartbeat, timeout: welcome.timeout };
         {
             let mut current = self.current.lock();
             current.coordinator = Some(Arc::clone(&coordinator));
             current.pulse = Some(pulse);
         }
-        info!(worker = welcome.worker, coordinator = address, cluster = welcome.cluster, "known to the coordinator");
-        let error = loop {
-            if self.closed.load(Ordering::Acquire) {
-                coordinator.close();
-            }
-            let frame = match incoming.next_frame() {
-                Ok(frame) => frame,
-                Err(error) => break error,
-            };
-            let taken = message::parse(&frame).and_then(|message| match message {
-                ToWorker::Beat => Ok(()),
-                ToWorker::Begin(begin) => {
-                    self.forget_session();
-                    let answer = match self.begin(welcome.worker, frame.session, &begin, &coordinator, pulse) {
-                        Ok(()) => FromWorker::Ready,
-                        Err(error) => {
-                            warn!(%error, "the session cannot begin");
-                            self.forget_session();
-                            FromWorker::Broken(error)
-                        }
-                    };
-                    coordinator.say(frame.session, &answer);
-                    Ok(())
-                }
-                ToWorker::End => {
-                    self.forget_session();
-                    coordinator.say(frame.session, &FromWorker::Ended);
-                    Ok(())
-                }
-                ToWorker::Leave => {
-                    info!("the cluster is over");
-                    self.closed.store(true, Ordering::Release);
-                    wake_listener(self.addr);
-                    Ok(())
-                }
-                message => {
-                    let slots = self.current.lock().slots.clone();
-                    match slots.filter(|slots| slots.session == frame.session) {
-                        Some(slots) => slots.take(message, &frame.body),
-                        // Of a session that has not begun here, or is over.
-                        None => Ok(()),
-                    }
-                }
-            });
-            if let Err(error) = taken {
-                break error;
-            }
-        };
-        coordinator.close();
-        self.forget_session();
-        self.current.lock().coordinator = None;
-        self.changed.notify_all();
-        if !self.closed.load(Ordering::Acquire) && !self.leaves.load(Ordering::Acquire) {
-            warn!(%error, "the coordinator is away; the slots have stopped");
-        }
-        Ok(())
+        let orders = Orders { node: Arc::clone(self), me: welcome.worker, coordinator, pulse };
+        orders.end_if_closed();
+        orders
     }
 
     fn forget_session(&self) {
@@ -446,12 +397,12 @@ impl Node {
                 None => PeerLink::new(session),
             }
         };
-        let threads = ThreadWorker::start_at(place, Some(&link_of), shared.clone(), &reports, None)?;
+        let share = self.ground.start_slots(place, &link_of, shared.clone(), &reports)?;
         let slots = Arc::new(Slots {
             session,
             place,
-            threads,
-            reads: Reads::start(session, &shared, coordinator)?,
+            share,
+            reads: Reads::start(session, &shared, coordinator, &*self.ground)?,
             shared,
             coordinator: Arc::clone(coordinator),
             links: links.iter().map(|(_, _, link)| Arc::clone(link)).collect(),
@@ -478,31 +429,22 @@ impl Node {
     }
 
     fn start_depot(&self, place: &StorePlace, generation: Generation, reports: &Reports) -> Result<Arc<Depot>> {
-        let rest = Arc::new(ThreadRest::seeded(self.config.nonce));
-        let door = Arc::new(Door::new(open_store(place)?, rest, self.config.nonce).of_generation(generation));
+        let door = Arc::new(self.ground.door(place, self.config.nonce)?.of_generation(generation));
         let time = self.config.time.clone();
         let now_us = Arc::new(move || time.now_us());
         let (depot, service) = Depot::new(door, Arc::default(), Arc::clone(reports), now_us);
-        depot.started(Threads::default().start_service(Box::new(service))?);
+        depot.started(self.ground.start_service(Box::new(service))?);
         Ok(depot)
     }
 
     /// Connects to the slots of another worker.
     fn connect(&self, slots: &Arc<Slots>, me: u32, to: &Member, link: &Arc<PeerLink>, pulse: Pulse) -> Result<()> {
         let (identity, session, worker) = (self.identity.lock().clone(), slots.session, to.worker);
-        let (known, _) = call(&to.address, &identity, |_| Caller::Peer { session, worker: me })?;
         let beat = Box::new(move || message::frame(session, &ToPeer::Beat));
-        let (connection, incoming) = Connection::start(known, "to-peer", pulse, false, beat)?;
-        link.connect(connection);
-        let slots = Arc::downgrade(slots);
-        let hear = move || {
-            let error = hear_back(incoming, session, &slots);
-            if let Some(slots) = slots.upgrade() {
-                slots.lost_peer(worker, &error);
-            }
-        };
-        let thread = std::thread::Builder::new().name("from-peer".into()).spawn(hear);
-        thread.map(drop).map_err(|e| Error::internal(format!("cannot start a thread: {e}")))
+        let hears = Box::new(Credits { session, worker, slots: Arc::downgrade(slots) });
+        let (address, me) = (to.address.clone(), Caller::Peer { session, worker: me });
+        link.connect(self.ground.connect(Way { address, me, identity, pulse, beat, hears })?);
+        Ok(())
     }
 
     /// On the thread of another worker's connection, until it ends.
@@ -510,42 +452,38 @@ impl Node {
         let identity = self.identity.lock().clone();
         let mut found = None;
         let admit = |caller: &Caller| {
-            let (slots, worker) = self.wait_session(caller)?;
-            let pulse = self.current.lock().pulse.ok_or_else(|| Error::internal("a session without a coordinator"))?;
-            found = Some((slots, worker, pulse));
-            let cluster = self.identity.lock().cluster.clone().unwrap_or_default();
-            Ok(Welcome { cluster, worker: 0, heartbeat: pulse.heartbeat, timeout: pulse.timeout })
+            let (peer, welcome) = self.admit_peer(caller)?;
+            found = Some(peer);
+            Ok(welcome)
         };
         let accepted = accept(stream, &identity, admit);
         drop(place);
-        let (known, slots, worker, pulse) = match (accepted, found) {
-            (Ok((known, _, _)), Some((slots, worker, pulse))) => (known, slots, worker, pulse),
+        let (known, peer) = match (accepted, found) {
+            (Ok((known, _, _)), Some(peer)) => (known, peer),
             (Err(error), _) => {
                 warn!(%error, hint = error.hint(), "a caller is refused");
                 return;
             }
             (Ok(_), None) => return,
         };
-        let session = slots.session;
-        let beat = Box::new(move || message::frame(session, &FromPeer::Beat));
-        let (connection, incoming) = match Connection::start(known, "to-peer", pulse, false, beat) {
-            Ok(started) => started,
-            Err(error) => return slots.broken(error),
-        };
-        slots.peers.lock().push(Arc::clone(&connection));
-        if slots.over.load(Ordering::Acquire) {
-            connection.close();
+        match Connection::start(known, "to-peer", peer.pulse, false, peer.beat()) {
+            Ok((connection, incoming)) => {
+                let mut deliveries = peer.attach(&connection);
+                drop((peer, connection));
+                incoming.hear(&mut *deliveries);
+            }
+            Err(error) => peer.slots.broken(error),
         }
-        let slots = {
-            let weak = Arc::downgrade(&slots);
-            drop(slots);
-            weak
-        };
-        let error = hear(&connection, incoming, session, &slots);
-        connection.close();
-        if let Some(slots) = slots.upgrade() {
-            slots.lost_peer(worker, &error);
-        }
+    }
+
+    /// Whether another worker may connect to slots that are here. Waits for its session, of which it may have heard earlier. Errors: `28000`
+    /// the caller is no worker; `08006` its session does not run here.
+    pub fn admit_peer(&self, caller: &Caller) -> Result<(Peer, Welcome)> {
+        let (slots, worker) = self.wait_session(caller)?;
+        let pulse = self.current.lock().pulse.ok_or_else(|| Error::internal("a session without a coordinator"))?;
+        let cluster = self.identity.lock().cluster.clone().unwrap_or_default();
+        let welcome = Welcome { cluster, worker: 0, heartbeat: pulse.heartbeat, timeout: pulse.timeout };
+        Ok((Peer { slots, worker, pulse }, welcome))
     }
 
     /// The slots of the session that a caller is of, and its number. Another worker may hear of a session earlier than this one.
@@ -556,16 +494,104 @@ impl Node {
                 .with_hint("coordinator_addr must be the coordinator's cluster_addr."));
         };
         let mut current = self.current.lock();
-        loop {
-            if let Some(slots) = current.slots.as_ref().filter(|slots| slots.session == *session) {
-                return Ok((Arc::clone(slots), *worker));
+        let wanted = |current: &Current| current.slots.clone().filter(|slots| slots.session == *session);
+        wait_until(&self.changed, &mut current, SESSION_WAIT_MAX, |current| wanted(&*current).is_some());
+        if let Some(slots) = wanted(&current) {
+            return Ok((slots, *worker));
+        }
+        let mine = current.slots.as_ref().map_or_else(|| "none".into(), |slots| slots.session.to_string());
+        Err(Error::new(SqlState::ConnectionFailure, "a worker of another session is refused")
+            .with_detail(format!("Session {mine} runs here; worker {worker} is of session {session}."))
+            .with_hint("It ends by itself: the coordinator begins another session."))
+    }
+}
+
+/// Takes the orders of a coordinator, until its connection ends.
+pub struct Orders {
+    node: Arc<Node>,
+    /// The number of this worker.
+    me: u32,
+    coordinator: Arc<Connection>,
+    pulse: Pulse,
+}
+
+impl Orders {
+    fn end_if_closed(&self) {
+        if self.node.closed.load(Ordering::Acquire) {
+            self.coordinator.close();
+        }
+    }
+}
+
+impl Hears for Orders {
+    fn take(&mut self, frame: &Frame) -> Result<()> {
+        let (node, coordinator) = (&self.node, &self.coordinator);
+        match message::parse(frame)? {
+            ToWorker::Beat => {}
+            ToWorker::Begin(begin) => {
+                node.forget_session();
+                let answer = match node.begin(self.me, frame.session, &begin, coordinator, self.pulse) {
+                    Ok(()) => FromWorker::Ready,
+                    Err(error) => {
+                        warn!(%error, "the session cannot begin");
+                        node.forget_session();
+                        FromWorker::Broken(error)
+                    }
+                };
+                coordinator.say(frame.session, &answer);
             }
-            if self.changed.wait_for(&mut current, SESSION_WAIT_MAX).timed_out() {
-                let mine = current.slots.as_ref().map_or_else(|| "none".into(), |slots| slots.session.to_string());
-                return Err(Error::new(SqlState::ConnectionFailure, "a worker of another session is refused")
-                    .with_detail(format!("Session {mine} runs here; worker {worker} is of session {session}."))
-                    .with_hint("It ends by itself: the coordinator begins another session."));
+            ToWorker::End => {
+                node.forget_session();
+                coordinator.say(frame.session, &FromWorker::Ended);
+            }
+            ToWorker::Leave => {
+                info!("the cluster is over");
+                node.closed.store(true, Ordering::Release);
+                wake_listener(node.addr);
+            }
+            message => {
+                let slots = node.current.lock().slots.clone();
+                // Others are of a session that has not begun here, or is over.
+                if let Some(slots) = slots.filter(|slots| slots.session == frame.session) {
+                    slots.take(message, &frame.body)?;
+                }
             }
         }
+        self.end_if_closed();
+        Ok(())
+    }
+
+    fn ended(&mut self, cause: &Error) {
+        self.coordinator.close();
+        self.node.forget_session();
+        self.node.current.lock().coordinator = None;
+        self.node.changed.notify_all();
+        if !self.node.closed.load(Ordering::Acquire) && !self.node.leaves.load(Ordering::Acquire) {
+            warn!(error = %cause, "the coordinator is away; the slots have stopped");
+        }
+    }
+}
+
+/// Another worker that may connect to the slots of a session.
+pub struct Peer {
+    slots: Arc<Slots>,
+    worker: u32,
+    pulse: Pulse,
+}
+
+impl Peer {
+    /// What is said to it when there is nothing to say.
+    pub fn beat(&self) -> Beat {
+        let session = self.slots.session;
+        Box::new(move || message::frame(session, &FromPeer::Beat))
+    }
+
+    /// Takes what it sends on this connection.
+    pub fn attach(&self, connection: &Arc<Connection>) -> Box<dyn Hears> {
+        self.slots.peers.lock().push(Arc::clone(connection));
+        if self.slots.over.load(Ordering::Acquire) {
+            connection.close();
+        }
+        Box::new(Deliveries::new(&self.slots, self.slots.session, self.worker, connection))
     }
 }

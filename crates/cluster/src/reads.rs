@@ -1,26 +1,29 @@
 //! A worker's answers to readers of the view rows that it has.
 //!
-//! A scan takes its snapshot when it is opened, and sends rows while its reader has credit; threads of a few take turns at
+//! A scan takes its snapshot when it is opened, and sends rows while its reader has credit; a few services take turns at
 //! all of them, so one long scan holds up no other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
 use parking_lot::Mutex;
+use runtime::service::wait_for_message;
 use runtime::slot::Shared;
+use runtime::{Service, Stepped};
 use state::Scan;
 
 use crate::connection::Connection;
+use crate::ground::Ground;
 use crate::message::{self, FromWorker, frame_with, pieces};
 
 /// Bytes of a scan that may be on their way to its reader.
 pub const SCAN_CREDIT_BYTES: i64 = 4 << 20;
 /// Batches of a scan's turn.
 const TURN_BATCHES: usize = 4;
-/// Threads that read.
+/// Services that read.
 const READERS: usize = 2;
 
 /// A scan of one shard.
@@ -53,23 +56,22 @@ fn no_store() -> Error {
 }
 
 impl Reads {
-    /// Starts the threads; they end when this is dropped.
-    pub fn start(session: u64, shared: &Shared, coordinator: &Arc<Connection>) -> Result<Reads> {
+    /// Starts the services; they end when this is dropped.
+    pub fn start(session: u64, shared: &Shared, coordinator: &Arc<Connection>, ground: &dyn Ground) -> Result<Reads> {
         let (turns, waiting) = unbounded();
         let scans = Arc::default();
         for n in 0..READERS {
             let reader = Reader {
                 session,
+                number: n,
                 shared: shared.clone(),
                 coordinator: Arc::clone(coordinator),
                 scans: Arc::clone(&scans),
                 waiting: waiting.clone(),
                 again: turns.clone(),
             };
-            std::thread::Builder::new()
-                .name(format!("read-{n}"))
-                .spawn(move || reader.run())
-                .map_err(|e| Error::internal(format!("cannot start a reading thread: {e}")))?;
+            // It is not waited for.
+            drop(ground.start_service(Box::new(reader))?);
         }
         let (shared, coordinator) = (shared.clone(), Arc::clone(coordinator));
         Ok(Reads { session, shared, coordinator, scans, turns })
@@ -93,7 +95,7 @@ impl Reads {
     }
 
     pub fn count(&self, request: u64, relation: RelationId, epoch: Epoch) {
-        // The threads live as long as this.
+        // The services live as long as this.
         let _ = self.turns.send(Turn::Count { request, relation, epoch });
     }
 
@@ -160,6 +162,7 @@ impl Drop for Reads {
 
 struct Reader {
     session: u64,
+    number: usize,
     shared: Shared,
     coordinator: Arc<Connection>,
     scans: Arc<Mutex<HashMap<u64, Arc<Open>>>>,
@@ -167,27 +170,37 @@ struct Reader {
     again: Sender<Turn>,
 }
 
-impl Reader {
-    fn run(&self) {
-        while let Ok(turn) = self.waiting.recv() {
-            match turn {
-                Turn::End => return,
-                Turn::Count { request, relation, epoch } => {
-                    let count = || -> Result<u64> {
-                        let store = self.shared.stores.get(relation).ok_or_else(no_store)?;
-                        Ok(store.snapshot(epoch)?.num_rows() as u64)
-                    };
-                    self.coordinator.say(self.session, &FromWorker::Count { request, rows: count() });
-                }
-                Turn::Scan(open) => {
-                    if let Err(error) = self.turn(&open) {
-                        self.end(&open, Err(error));
-                    }
+impl Service for Reader {
+    fn name(&self) -> String {
+        format!("read-{}", self.number)
+    }
+
+    fn step(&mut self) -> Stepped {
+        match self.waiting.try_recv() {
+            Err(TryRecvError::Empty) => return Stepped::Idle,
+            Err(TryRecvError::Disconnected) | Ok(Turn::End) => return Stepped::Ended,
+            Ok(Turn::Count { request, relation, epoch }) => {
+                let count = || -> Result<u64> {
+                    let store = self.shared.stores.get(relation).ok_or_else(no_store)?;
+                    Ok(store.snapshot(epoch)?.num_rows() as u64)
+                };
+                self.coordinator.say(self.session, &FromWorker::Count { request, rows: count() });
+            }
+            Ok(Turn::Scan(open)) => {
+                if let Err(error) = self.turn(&open) {
+                    self.end(&open, Err(error));
                 }
             }
         }
+        Stepped::Worked
     }
 
+    fn wait(&mut self) {
+        wait_for_message(&self.waiting, None);
+    }
+}
+
+impl Reader {
     fn end(&self, open: &Open, outcome: Result<()>) {
         self.scans.lock().remove(&open.number);
         self.coordinator.say(self.session, &FromWorker::ScanEnd { scan: open.number, outcome });

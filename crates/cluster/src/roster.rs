@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::time::Duration;
 
 use coord::Time;
+use coord::waiting::wait_until;
 use flow::hash::VNODES;
 use flow::{Error, Result, SqlState};
 use parking_lot::{Condvar, Mutex};
 use runtime::{WorkerState, WorkerStatus};
 use tracing::{debug, info, warn};
 
-use crate::connection::{Connection, Incoming, Pulse};
-use crate::handshake::{Caller, Identity, Known, Welcome, accept};
+use crate::connection::{Beat, Connection, Hears, Pulse};
+use crate::frame::Frame;
+use crate::handshake::{Caller, Identity, Welcome, accept};
 use crate::message::{self, FromWorker, ToWorker};
 use crate::session::Session;
 
@@ -204,18 +206,23 @@ impl Roster {
     pub fn listen(listener: TcpListener, config: RosterConfig) -> Result<Arc<Roster>> {
         let addr = listener.local_addr().map_err(|e| Error::internal(format!("a listener without an address: {e}")))?;
         check_token(addr, &config.identity.token)?;
-        let roster = Arc::new(Roster {
+        let roster = Roster::new(addr, config);
+        let (ends, serves) = (Arc::clone(&roster), Arc::clone(&roster));
+        let closed = move || ends.closed.load(Ordering::Acquire);
+        listen(listener, "workers", closed, move |stream, place| serves.serve(stream, place))?;
+        Ok(roster)
+    }
+
+    /// A list that nobody listens for yet.
+    pub fn new(addr: SocketAddr, config: RosterConfig) -> Arc<Roster> {
+        Arc::new(Roster {
             sessions: AtomicU64::new(config.nonce),
             config,
             addr,
             state: Mutex::default(),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),
-        });
-        let (ends, serves) = (Arc::clone(&roster), Arc::clone(&roster));
-        let closed = move || ends.closed.load(Ordering::Acquire);
-        listen(listener, "workers", closed, move |stream, place| serves.serve(stream, place))?;
-        Ok(roster)
+        })
     }
 
     /// Where workers come to.
@@ -249,11 +256,9 @@ impl Roster {
                 connection.say(0, &ToWorker::Leave);
             }
         }
-        while state.workers.values().any(|worker| worker.connection.is_some()) {
-            if self.changed.wait_for(&mut state, self.config.pulse.timeout).timed_out() {
-                return;
-            }
-        }
+        wait_until(&self.changed, &mut state, self.config.pulse.timeout, |state| {
+            !state.workers.values().any(|worker| worker.connection.is_some())
+        });
     }
 
     /// Lets no worker in, for this cause, and lets those go that are here, so that they look for the coordinator that leads; `None`:
@@ -470,14 +475,23 @@ impl Roster {
             info!(address, "a standby has called");
         }
         let Caller::Worker { address, slots } = caller else { return };
-        match self.register(known, welcome.worker, &address, slots) {
-            Ok((connection, incoming, heard_us)) => self.hear(welcome.worker, &connection, incoming, &heard_us),
+        let name = format!("to-worker-{}", welcome.worker);
+        let registered = Connection::start(known, &name, self.config.pulse, false, self.beat()).and_then(
+            |(connection, incoming)| Ok((self.register(connection, welcome.worker, &address, slots)?, incoming)),
+        );
+        match registered {
+            Ok((mut reports, incoming)) => incoming.hear(&mut reports),
             Err(error) => warn!(from, %error, "a worker cannot be registered"),
         }
     }
 
-    /// Whether a caller may come, and its number.
-    fn admit(&self, caller: &Caller) -> Result<Welcome> {
+    /// What is said to a worker when there is nothing to say.
+    pub fn beat(&self) -> Beat {
+        Box::new(|| message::frame(0, &ToWorker::Beat))
+    }
+
+    /// Whether a caller may come, and its number. Errors: `28000` it may not; `57P03` this coordinator does not lead.
+    pub fn admit(&self, caller: &Caller) -> Result<Welcome> {
         let refuse = |message: &str, detail: String, hint: &str| {
             Err(Error::new(SqlState::InvalidAuthorization, message).with_detail(detail).with_hint(hint))
         };
@@ -531,16 +545,14 @@ impl Roster {
         Ok(Welcome { cluster, worker, heartbeat, timeout })
     }
 
-    fn register(
-        &self,
-        known: Known,
+    /// A worker has come that was admitted under this number. Errors: `57P03` this coordinator does not lead.
+    pub fn register(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
         id: u32,
         address: &str,
         slots: usize,
-    ) -> Result<(Arc<Connection>, Incoming, Arc<AtomicI64>)> {
-        let beat = Box::new(|| message::frame(0, &ToWorker::Beat));
-        let (connection, incoming) =
-            Connection::start(known, &format!("to-worker-{id}"), self.config.pulse, false, beat)?;
+    ) -> Result<FromOne> {
         let now_us = self.config.time.now_us();
         let heard_us = Arc::new(AtomicI64::new(now_us));
         let registered = Registered {
@@ -575,34 +587,38 @@ impl Roster {
         }
         info!(worker = id, address, slots, "a worker has come");
         self.changed.notify_all();
-        Ok((connection, incoming, heard_us))
+        Ok(FromOne { roster: Arc::clone(self), id, connection, heard_us })
+    }
+}
+
+/// Takes what one worker says, until it is away.
+pub struct FromOne {
+    roster: Arc<Roster>,
+    id: u32,
+    connection: Arc<Connection>,
+    heard_us: Arc<AtomicI64>,
+}
+
+impl Hears for FromOne {
+    fn take(&mut self, frame: &Frame) -> Result<()> {
+        self.heard_us.store(self.roster.config.time.now_us(), Ordering::Relaxed);
+        let session = self.roster.state.lock().session.clone();
+        match session.filter(|session| session.number() == frame.session && session.has(self.id)) {
+            Some(session) => session.take(self.id, frame),
+            None => match message::parse::<FromWorker>(frame)? {
+                FromWorker::Leaving => self.roster.lets_go(self.id),
+                // Of a session that is over; or a sign of life that belongs to none.
+                _ => Ok(()),
+            },
+        }
     }
 
-    /// Takes what a worker says until it is away.
-    fn hear(&self, id: u32, connection: &Arc<Connection>, mut incoming: Incoming, heard_us: &AtomicI64) {
-        let error = loop {
-            let frame = match incoming.next_frame() {
-                Ok(frame) => frame,
-                Err(error) => break error,
-            };
-            heard_us.store(self.config.time.now_us(), Ordering::Relaxed);
-            let session = self.state.lock().session.clone();
-            let taken = match session.filter(|session| session.number() == frame.session && session.has(id)) {
-                Some(session) => session.take(id, &frame),
-                None => match message::parse::<FromWorker>(&frame) {
-                    Ok(FromWorker::Leaving) => self.lets_go(id),
-                    // Of a session that is over; or a sign of life that belongs to none.
-                    other => other.map(drop),
-                },
-            };
-            if let Err(error) = taken {
-                break error;
-            }
-        };
-        connection.close();
+    fn ended(&mut self, cause: &Error) {
+        let (id, roster) = (self.id, &self.roster);
+        self.connection.close();
         let session = {
-            let mut state = self.state.lock();
-            let mine = |c: &Arc<Connection>| Arc::ptr_eq(c, connection);
+            let mut state = roster.state.lock();
+            let mine = |c: &Arc<Connection>| Arc::ptr_eq(c, &self.connection);
             if let Some(worker) = state.workers.get_mut(&id)
                 && worker.connection.as_ref().is_some_and(mine)
             {
@@ -616,12 +632,12 @@ impl Roster {
                 None
             }
         };
-        debug!(worker = id, %error, "a worker's connection has ended");
+        debug!(worker = id, error = %cause, "a worker's connection has ended");
         match session {
-            Some(session) => session.lose(id, &error),
+            Some(session) => session.lose(id, cause),
             None => info!(worker = id, "a worker has gone"),
         }
-        self.changed.notify_all();
+        roster.changed.notify_all();
     }
 }
 

@@ -12,10 +12,10 @@ use checkpoint::permit::Generation;
 use coord::backfill::Backfill;
 use coord::clock::{ClockLoop, Event};
 use coord::execution::{Execution, Threads};
+use coord::waiting::{block_on, wait_until};
 use crossbeam_channel::Receiver;
 use flow::{Epoch, Error, RelationId, Result, SlotId, SqlState};
 use futures::channel::{mpsc, oneshot};
-use futures::executor::block_on;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
 use parking_lot::{Condvar, Mutex, RwLock};
 use plan::TaskOp;
@@ -163,16 +163,11 @@ impl Session {
     /// Waits until `done`; false: it is not in this time. Errors: the session is lost.
     fn wait(&self, at_most: Duration, done: impl Fn(&Standing) -> bool) -> Result<bool> {
         let mut standing = self.standing.lock();
-        loop {
-            if let Some(lost) = &standing.lost {
-                return Err(away(lost));
-            }
-            if done(&standing) {
-                return Ok(true);
-            }
-            if self.changed.wait_for(&mut standing, at_most).timed_out() {
-                return Ok(done(&standing));
-            }
+        let over = |standing: &mut Standing| standing.lost.is_some() || done(standing);
+        let is_done = wait_until(&self.changed, &mut standing, at_most, over);
+        match &standing.lost {
+            Some(lost) => Err(away(lost)),
+            None => Ok(is_done),
         }
     }
 
@@ -191,11 +186,10 @@ impl Session {
         let away = |standing: &Standing, line: &Line| {
             !standing.ended.contains(&line.member.worker) && !line.connection.is_closed()
         };
-        while self.lines.iter().any(|line| away(&standing, line)) {
-            if self.changed.wait_for(&mut standing, self.roster.pulse().timeout).timed_out() {
-                break;
-            }
-        }
+        wait_until(&self.changed, &mut standing, self.roster.pulse().timeout, |standing| {
+            let standing = &*standing;
+            !self.lines.iter().any(|line| away(standing, line))
+        });
         for line in self.lines.iter().filter(|line| away(&standing, line)) {
             warn!(worker = line.member.worker, "a worker does not end its jobs in time; it is cut off");
             line.connection.close();
@@ -325,7 +319,7 @@ impl Session {
         }
     }
 
-    /// On the thread that reads a worker's connection. Errors: what came cannot be understood.
+    /// What a worker says. Errors: what came cannot be understood.
     pub(crate) fn take(&self, worker: u32, frame: &Frame) -> Result<()> {
         match message::parse(frame)? {
             FromWorker::Beat(sizes) => self.note_sizes(worker, &sizes),
@@ -543,21 +537,26 @@ impl Holdings for Workers {
     }
 }
 
-/// Lets an engine's slots run on workers; its clock, feeders and services are threads of this process.
+/// Lets an engine's slots run on workers; its clock, feeders and services run in this process.
 pub struct Slots {
     roster: Arc<Roster>,
     chosen: Vec<Chosen>,
     store: StorePlace,
     generation: Mutex<Option<Generation>>,
-    threads: Threads,
+    here: Arc<dyn Execution>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl Slots {
     /// On the workers `chosen`, which store the state of jobs in `store`.
     pub fn new(roster: &Arc<Roster>, chosen: Vec<Chosen>, store: StorePlace) -> Slots {
+        Slots::beside(roster, chosen, store, Arc::new(Threads::default()))
+    }
+
+    /// The same, with another way to let clock, feeders and services run.
+    pub fn beside(roster: &Arc<Roster>, chosen: Vec<Chosen>, store: StorePlace, here: Arc<dyn Execution>) -> Slots {
         let (generation, session) = (Mutex::default(), Mutex::default());
-        Slots { roster: Arc::clone(roster), chosen, store, generation, threads: Threads::default(), session }
+        Slots { roster: Arc::clone(roster), chosen, store, generation, here, session }
     }
 
     /// Slots of all workers that were chosen.
@@ -595,20 +594,21 @@ impl Execution for Slots {
     }
 
     fn start_clock(&self, clock: ClockLoop, events: Receiver<Event>) -> Result<()> {
-        self.threads.start_clock(clock, events)
+        self.here.start_clock(clock, events)
     }
 
     fn start_feeder(&self, feeder: Backfill) -> Result<()> {
-        self.threads.start_feeder(feeder)
+        self.here.start_feeder(feeder)
     }
 
     fn start_service(&self, service: Box<dyn Service>) -> Result<Box<dyn Join>> {
-        self.threads.start_service(service)
+        self.here.start_service(service)
     }
 
     fn stop(&self) {
-        self.threads.stop();
-        if let Some(session) = self.session.lock().as_ref() {
+        self.here.stop();
+        let session = self.session();
+        if let Some(session) = session {
             session.end();
         }
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SlotId};
-use futures::executor::{block_on, block_on_stream};
 use futures::future::{Either, select};
 use runtime::job::partition;
 use runtime::{Tick, ToSlot, Worker};
@@ -14,6 +13,7 @@ use state::{Pin, RelationSnapshot};
 use tracing::debug;
 
 use crate::clock::{Clock, Event, Started};
+use crate::waiting::{block_on, iterate};
 
 /// Rows of one chunk over all slots: small, so that progress shows and little memory is under way.
 const CHUNK_ROWS: usize = 4096;
@@ -206,7 +206,7 @@ impl Backfill {
                     self.total += block_on(snapshot.count())? as u64;
                     let mut parts = VecDeque::new();
                     for shard in 0..snapshot.shards() {
-                        let rows: Rows = Box::new(block_on_stream(snapshot.scan_shard(shard, None, BATCH_ROWS)?));
+                        let rows: Rows = Box::new(iterate(snapshot.scan_shard(shard, None, BATCH_ROWS)?));
                         parts.push_back((sharded.then_some(SlotId(shard as u16)), rows));
                     }
                     Opened { relation, parts, route }

@@ -675,7 +675,8 @@ impl ClockLoop {
             return None;
         }
         let logged = self.clock.pending.lock().logged;
-        let synced = if logged { self.log.sync().map(drop) } else { Ok(()) };
+        let sync = logged && !checkpoint::planted::is("unsynced");
+        let synced = if sync { self.log.sync().map(drop) } else { Ok(()) };
         let failed = synced.as_ref().err().cloned().unwrap_or(cause);
         self.clock.durable.send_modify(|durable| {
             if synced.is_ok() {
@@ -902,7 +903,10 @@ impl ClockLoop {
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
-        self.archive(&job, EndState::Failed, Some(&error));
+        // One that has only lost a worker has not ended.
+        if error.state() != flow::SqlState::CannotConnectNow {
+            self.archive(&job, EndState::Failed, Some(&error));
+        }
         self.tell(ToKeeper::Gone(deployment));
         if job.incarnation < job.first && !matches!(job.phase, Phase::Running) {
             self.tell(ToKeeper::Spare);

@@ -1007,6 +1007,10 @@ impl Engine {
     /// The error of every read of a view whose job has stopped.
     pub fn failed_view(&self, relation: RelationId, cause: &Error) -> Error {
         let (noun, name) = self.noun_and_name(relation);
+        if cause.state() == SqlState::CannotConnectNow {
+            // It has only lost a worker: the next session of the cluster starts it again.
+            return is_away(format!("{noun} \"{name}\" cannot be read now"), cause);
+        }
         let mut detail = format!("It stopped with: {} (SQLSTATE {}).", cause.message(), cause.state().code());
         if let Some(more) = cause.detail() {
             detail.push(' ');
@@ -1021,7 +1025,7 @@ impl Engine {
     }
 
     /// Waits until a relation can be read: at once for tables and sources, when it has caught up for a view. Errors: `55000` its
-    /// job has stopped; `58030`, `53100` the log has failed, so that it never will.
+    /// job has stopped; `57P03` it has lost a worker; `58030`, `53100` the log has failed, so that it never will.
     pub async fn wait_ready(&self, relation: RelationId) -> Result<()> {
         let up = self.clock.board.wait_for(|board| match board.status(relation).map(|s| s.phase) {
             None | Some(Phase::Running) => Some(Ok(())),
@@ -1034,6 +1038,9 @@ impl Engine {
             Either::Left((outcome, _)) => outcome.map_err(|cause| self.failed_view(relation, &cause)),
             Either::Right((cause, _)) => {
                 let (noun, name) = self.noun_and_name(relation);
+                if cause.state() == SqlState::CannotConnectNow {
+                    return Err(is_away(format!("{noun} \"{name}\" cannot catch up now"), &cause));
+                }
                 Err(Error::new(cause.state(), format!("{noun} \"{name}\" cannot catch up: the log has failed"))
                     .with_detail(cause.to_string())
                     .with_hint("Check the disk and restart the server."))
@@ -1187,6 +1194,14 @@ impl Engine {
         *self.directory.lock() = None;
         info!("engine stopped");
     }
+}
+
+/// What passes by itself, with what happened to whom.
+fn is_away(message: String, cause: &Error) -> Error {
+    let detail =
+        cause.detail().map_or_else(|| cause.message().to_string(), |more| format!("{}; {more}", cause.message()));
+    let told = Error::new(cause.state(), message).with_detail(detail);
+    told.with_hint(cause.hint().unwrap_or("Try again: it goes on by itself."))
 }
 
 fn has_published(sink: &Relation) -> Error {

@@ -11,7 +11,7 @@ use flow::{Error, Result};
 use parking_lot::Mutex;
 use runtime::service::END_LOOK;
 use runtime::slot::{Reports, Shared};
-use runtime::{Depot, Join, NowUs, Service, ThreadWorker, Wire, Worker};
+use runtime::{Depot, Join, NowUs, Service, Share, ThreadWorker, Wire, Worker};
 use tracing::error;
 
 use crate::backfill::Backfill;

@@ -33,6 +33,7 @@ pub mod subscriptions;
 pub mod table;
 mod tidy;
 pub mod time;
+pub mod waiting;
 
 pub use engine::{Engine, EngineConfig};
 pub use session::Session;

@@ -28,4 +28,6 @@ pub use depot::Depot;
 pub use message::{Counted, DeploymentId, FromSlot, GiveBack, Owed, Restore, StoredState, Tick, ToSlot};
 pub use service::{Join, NowUs, Pause, Service, Stepped};
 pub use slot::Slot;
-pub use worker::{Holdings, Link, Outbox, Place, SteppedWorker, ThreadWorker, Wire, Worker, WorkerState, WorkerStatus};
+pub use worker::{
+    Holdings, Link, Outbox, Place, Share, SteppedWorker, ThreadWorker, Wire, Worker, WorkerState, WorkerStatus,
+};

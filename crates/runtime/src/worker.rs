@@ -29,7 +29,7 @@ pub trait Link: Send + Sync {
     fn send(&self, slot: SlotId, message: ToSlot) -> bool;
 
     /// Sends rows of an exchange ([`ToSlot::Exchange`]) that the sender counts as waiting there. When they do not wait any more
-    /// they are given back by [`ThreadWorker::credit`]. False when the slot is gone. Errors: `54000` a row is too large to go.
+    /// they are given back by [`Share::credit`]. False when the slot is gone. Errors: `54000` a row is too large to go.
     fn send_rows(&self, slot: SlotId, rows: ToSlot, counted: Counted) -> Result<bool>;
 }
 
@@ -153,6 +153,15 @@ pub trait Worker: Send + Sync {
     fn broadcast(&self, message: &ToSlot) {
         (0..self.slots()).for_each(|s| self.send(SlotId(s as u16), message.clone()));
     }
+}
+
+/// Slots of one process among several, as that process sees them.
+pub trait Share: Worker {
+    /// Takes back what was counted as waiting for a slot of another process, and wakes slots that may have waited for it.
+    fn credit(&self, counted: &Counted);
+
+    /// Stops the slots after the work at hand.
+    fn stop(&self);
 }
 
 /// What slots hold beside their messages: the rows of views, and state on its way to the store. What is asked here takes effect
@@ -327,24 +336,25 @@ impl ThreadWorker {
         }
         Ok(ThreadWorker { shared, peers, threads: Mutex::new(threads) })
     }
+}
 
-    /// Takes back what was counted as waiting for a slot of another process, and wakes slots that may have waited for it.
-    pub fn credit(&self, counted: &Counted) {
-        if self.shared.credit(counted) {
-            for peer in self.here() {
-                peer.send(ToSlot::Wake);
-            }
+/// Wakes the slots that are here, if what was counted has made room.
+fn take_back(shared: &Shared, peers: &[Outbox], counted: &Counted) {
+    if shared.credit(counted) {
+        for peer in peers.iter().filter(|peer| peer.is_here()) {
+            peer.send(ToSlot::Wake);
         }
     }
+}
 
-    /// The slots of this process.
-    fn here(&self) -> impl Iterator<Item = &Outbox> {
-        self.peers.iter().filter(|peer| peer.is_here())
+impl Share for ThreadWorker {
+    fn credit(&self, counted: &Counted) {
+        take_back(&self.shared, &self.peers, counted);
     }
 
-    /// Stops the threads after the work at hand and waits for them.
-    pub fn stop(&self) {
-        for peer in self.here() {
+    /// Waits for the threads.
+    fn stop(&self) {
+        for peer in self.peers.iter().filter(|peer| peer.is_here()) {
             peer.send(ToSlot::Shutdown);
         }
         for thread in self.threads.lock().drain(..) {
@@ -386,13 +396,35 @@ pub struct SteppedWorker {
 
 impl SteppedWorker {
     pub fn new(slots: usize, shared: Shared, reports: &Reports, wire: Option<&Arc<dyn Wire>>) -> Result<SteppedWorker> {
-        let (peers, states) = make_slots(Place::whole(slots), None, &shared, reports, wire, |_| Ok(None))?;
+        SteppedWorker::new_at(Place::whole(slots), None, shared, reports, wire)
+    }
+
+    /// The slots of `place`; `links` lead to the others.
+    pub fn new_at(
+        place: Place,
+        links: Option<Links<'_>>,
+        shared: Shared,
+        reports: &Reports,
+        wire: Option<&Arc<dyn Wire>>,
+    ) -> Result<SteppedWorker> {
+        let (peers, states) = make_slots(place, links, &shared, reports, wire, |_| Ok(None))?;
         Ok(SteppedWorker { shared, peers, states: Mutex::new(states) })
     }
 
-    /// Steps one slot; false when it had nothing to do.
+    /// Steps one slot; false when it had nothing to do, is elsewhere, or has stopped.
     pub fn step(&self, slot: SlotId) -> bool {
-        self.states.lock()[slot.0 as usize].step()
+        self.states.lock().iter_mut().find(|state| state.id() == slot).is_some_and(|state| state.step())
+    }
+}
+
+impl Share for SteppedWorker {
+    fn credit(&self, counted: &Counted) {
+        take_back(&self.shared, &self.peers, counted);
+    }
+
+    fn stop(&self) {
+        let states = std::mem::take(&mut *self.states.lock());
+        drop(states);
     }
 }
 

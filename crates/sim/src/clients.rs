@@ -9,8 +9,8 @@ use flow::{Error, SqlState};
 use parking_lot::Mutex;
 
 use crate::rng::Rng;
-use crate::sql::{log_has_failed, passes, run, told};
-use crate::world::{ACCOUNTS, GROUPS, Known, MADE, Table};
+use crate::sql::{has_moved, log_has_failed, passes, run, told};
+use crate::world::{ACCOUNTS, GROUPS, Kind, Known, MADE, Table};
 
 /// What the clients of one incarnation share.
 #[derive(Clone)]
@@ -24,26 +24,30 @@ pub struct Scene {
     pub damaged: bool,
     /// The disk fails at times, and then the log does for good.
     pub trouble: bool,
+    /// Workers and coordinators come and go: what needs them may fail.
+    pub moves: bool,
+    /// Which engine of a cluster it is.
+    pub reign: u64,
 }
 
 impl Scene {
-    fn stopped(&self) -> bool {
+    pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn violated(&self, what: impl Into<String>) {
+    pub fn violated(&self, what: impl Into<String>) {
         self.known.lock().violated(what);
     }
 
     /// Whether a failure of a read is no violation.
-    fn excused(&self, error: &Error) -> bool {
+    pub fn excused(&self, error: &Error) -> bool {
         let damage = matches!(error.state(), SqlState::DataCorrupted | SqlState::ObjectNotInPrerequisiteState);
-        (self.damaged && damage) || (self.trouble && log_has_failed(error))
+        (self.damaged && damage) || (self.trouble && log_has_failed(error)) || (self.moves && has_moved(error))
     }
 }
 
 /// Leaves it to the scheduler when to go on.
-async fn pause(polls: usize) {
+pub async fn pause(polls: usize) {
     for _ in 0..polls {
         let mut told = false;
         std::future::poll_fn(|context| {
@@ -79,6 +83,7 @@ pub async fn set_up(mut session: Session, scene: Scene, statements: Arc<Vec<Stri
                     tries += 1;
                     pause(50).await;
                 }
+                Err(e) if scene.moves && has_moved(&e) => return,
                 Err(e) => return scene.violated(format!("{statement}: {}", told(&e))),
             }
         }
@@ -93,20 +98,25 @@ pub async fn compare_all(mut session: Session, scene: Scene) {
     }
 }
 
-/// What a crash has left of the tables is what was acknowledged, and perhaps what was on its way.
-pub async fn look_back(session: &mut Session, scene: &Scene) {
+/// What a crash has left of the tables is what was acknowledged, and perhaps what was on its way. Returns whether it could be read.
+pub async fn look_back(session: &mut Session, scene: &Scene) -> bool {
+    // Whoever wrote to another engine is not believed any more from here on.
+    scene.known.lock().reign = scene.reign;
+    let mut seen = true;
     match run(session, "SELECT k, g, v FROM t").await {
         Ok(rows) => {
             let found = table(&rows);
             let mut known = scene.known.lock();
             let maybe = known.maybe.take();
+            let took_effect = maybe.as_ref() == Some(&found);
             if found != known.table && maybe.as_ref() != Some(&found) {
                 let what = format!("t is {found:?}\n  acknowledged {:?}\n  or then {maybe:?}", known.table);
                 known.violated(what);
             }
             known.table = found;
+            known.settle(Kind::Table, took_effect);
         }
-        Err(e) if scene.excused(&e) => {}
+        Err(e) if scene.excused(&e) => seen = false,
         Err(e) => scene.violated(format!("t cannot be read: {}", told(&e))),
     }
     match number(session, "SELECT count(*) FROM transfers").await {
@@ -117,12 +127,15 @@ pub async fn look_back(session: &mut Session, scene: &Scene) {
                 let what = format!("{found} transfers, {} acknowledged", known.transfers);
                 known.violated(what);
             }
+            let took_effect = found > known.transfers;
             known.transfers = found;
             known.transfer_maybe = false;
+            known.settle(Kind::Transfer, took_effect);
         }
-        Err(e) if scene.excused(&e) => {}
+        Err(e) if scene.excused(&e) => seen = false,
         Err(e) => scene.violated(format!("transfers cannot be read: {}", told(&e))),
     }
+    seen
 }
 
 async fn number(session: &mut Session, query: &str) -> Result<usize, Error> {
@@ -198,12 +211,16 @@ async fn look_back_at_refused(session: &mut Session, scene: &Scene) {
     (known.maybe, known.transfer_maybe) = (None, false);
 }
 
-async fn write(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result<(), Error> {
+pub async fn write(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result<(), Error> {
     let mut after = scene.known.lock().table.clone();
     let several = rng.one_in(3);
     let statements: Vec<String> =
         (0..if several { 1 + rng.below(3) } else { 1 }).map(|_| change(&mut after, rng)).collect();
-    scene.known.lock().maybe = Some(after.clone());
+    {
+        let mut known = scene.known.lock();
+        known.maybe = Some(after.clone());
+        known.begun(Kind::Table, scene.reign);
+    }
     if several {
         run(session, "BEGIN").await?;
     }
@@ -214,23 +231,31 @@ async fn write(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result<()
         run(session, "COMMIT").await?;
     }
     let mut known = scene.known.lock();
-    known.table = after;
-    known.maybe = None;
+    if known.acknowledged(Kind::Table, scene.reign) {
+        known.table = after;
+        known.maybe = None;
+    }
     Ok(())
 }
 
-async fn transfer(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result<(), Error> {
+pub async fn transfer(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result<(), Error> {
     let id = scene.known.lock().transfers;
     // The first ones give every account a credit and a debit.
     let (from, to) = match id {
         id if id < ACCOUNTS => (id, (id + 1) % ACCOUNTS),
         _ => (rng.below(ACCOUNTS), rng.below(ACCOUNTS)),
     };
-    scene.known.lock().transfer_maybe = true;
+    {
+        let mut known = scene.known.lock();
+        known.transfer_maybe = true;
+        known.begun(Kind::Transfer, scene.reign);
+    }
     run(session, &format!("INSERT INTO transfers VALUES ({id}, {from}, {to}, {})", rng.below(100))).await?;
     let mut known = scene.known.lock();
-    known.transfers = id + 1;
-    known.transfer_maybe = false;
+    if known.acknowledged(Kind::Transfer, scene.reign) {
+        known.transfers = id + 1;
+        known.transfer_maybe = false;
+    }
     Ok(())
 }
 
@@ -238,6 +263,9 @@ async fn transfer(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Result
 pub async fn enough_transfers(mut session: Session, scene: Scene, mut rng: Rng) {
     while scene.known.lock().transfers < ACCOUNTS {
         if let Err(e) = transfer(&mut session, &scene, &mut rng).await {
+            if scene.excused(&e) {
+                return;
+            }
             return scene.violated(format!("a transfer fails: {}", told(&e)));
         }
     }
@@ -310,6 +338,7 @@ pub async fn keeper(mut session: Session, scene: Scene, mut rng: Rng) {
         match run(&mut session, "CHECKPOINT").await {
             Ok(_) => scene.known.lock().checkpoints += 1,
             Err(e) if passes(&e) => {}
+            Err(e) if scene.excused(&e) => return,
             Err(e) => return scene.violated(format!("CHECKPOINT fails: {}", told(&e))),
         }
     }
@@ -323,8 +352,8 @@ pub struct Arrived {
     pub made: usize,
 }
 
-/// When all is calm: waits until everything that was sent has come, and compares everything.
-pub async fn audit(mut session: Session, scene: Scene, sent: usize, arrived: Arc<Mutex<Arrived>>) {
+/// When all is calm: waits until everything that was sent has come, and compares everything. False: the engine has gone.
+pub async fn audit(mut session: Session, scene: Scene, sent: usize, arrived: Arc<Mutex<Arrived>>) -> bool {
     loop {
         match arrivals(&mut session, scene.makes).await {
             Ok(now) => {
@@ -333,14 +362,21 @@ pub async fn audit(mut session: Session, scene: Scene, sent: usize, arrived: Arc
                     break;
                 }
                 if now.on_time + now.late > sent {
-                    return scene.violated(format!("{now:?} of {sent} rows have come"));
+                    scene.violated(format!("{now:?} of {sent} rows have come"));
+                    return true;
                 }
             }
-            Err(e) => return scene.violated(format!("what has come cannot be read: {}", told(&e))),
+            Err(e) if scene.excused(&e) => return false,
+            Err(e) => {
+                scene.violated(format!("what has come cannot be read: {}", told(&e)));
+                return true;
+            }
         }
         pause(20).await;
     }
-    look_back(&mut session, &scene).await;
+    if !look_back(&mut session, &scene).await {
+        return false;
+    }
     for (view, query) in scene.views.iter() {
         compare(&mut session, &scene, view, query).await;
     }
@@ -348,21 +384,26 @@ pub async fn audit(mut session: Session, scene: Scene, sent: usize, arrived: Arc
     if scene.makes {
         match run(&mut session, "SELECT ids FROM made_seen").await {
             Ok(rows) if rows == [[sums]] => {}
+            Err(e) if scene.excused(&e) => return false,
             other => scene.violated(format!("made_seen gives {other:?}")),
         }
     }
     let ids = "SELECT (SELECT ids FROM seen) + (SELECT coalesce(sum(id), 0) FROM \"e$late\")";
     match number(&mut session, ids).await {
         Ok(ids) if ids == sent * (sent - 1) / 2 => {}
+        Err(e) if scene.excused(&e) => return false,
         other => scene.violated(format!("the ids that have come add up to {other:?} of {sent} rows")),
     }
     read_total(&mut session, &scene).await;
     // What has come is published with a checkpoint, or with the one after it.
     for _ in 0..2 {
-        if let Err(e) = run(&mut session, "CHECKPOINT").await {
-            scene.violated(format!("the last CHECKPOINT fails: {}", told(&e)));
+        match run(&mut session, "CHECKPOINT").await {
+            Ok(_) => {}
+            Err(e) if scene.excused(&e) => return false,
+            Err(e) => scene.violated(format!("the last CHECKPOINT fails: {}", told(&e))),
         }
     }
+    true
 }
 
 async fn arrivals(session: &mut Session, makes: bool) -> Result<Arrived, Error> {

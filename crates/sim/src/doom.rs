@@ -7,6 +7,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use crate::store::Fate;
+
 /// Where an incarnation dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doom {
@@ -68,17 +70,24 @@ pub fn is_dead() -> bool {
     DEAD.get()
 }
 
-/// A request comes to the store.
-pub fn before_request() {
-    if matches!(DOOM.get(), Doom::BeforeRequest(_)) {
-        count_down();
-    }
-}
+/// What the store does to the incarnation.
+pub struct OfStore;
 
-/// A request to the store has taken effect.
-pub fn after_request() {
-    if matches!(DOOM.get(), Doom::AfterRequest(_)) {
-        count_down();
+impl Fate for OfStore {
+    fn before_request(&self) {
+        if matches!(DOOM.get(), Doom::BeforeRequest(_)) {
+            count_down();
+        }
+    }
+
+    fn after_request(&self) {
+        if matches!(DOOM.get(), Doom::AfterRequest(_)) {
+            count_down();
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        is_dead()
     }
 }
 

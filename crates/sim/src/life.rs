@@ -17,6 +17,7 @@ use coord::history::HistoryConfig;
 use coord::session::replan::StoredQueries;
 use coord::{Engine, EngineConfig, Session, Time};
 use flow::SqlState;
+use futures::FutureExt;
 use parking_lot::Mutex;
 
 use crate::clients::{self, Arrived, Scene};
@@ -116,7 +117,8 @@ pub fn live(world: &mut World, plan: Plan) -> Lived {
     let weather: Weather = if plan.storm { storm() } else { Vec::new() };
     let now = Arc::clone(&world.now);
     let in_memory = world.objects.in_memory();
-    let store = SimStore::new(world.objects.open(), in_memory, weather, rng.draw(), now, world.trace.clone());
+    let (rest, fate) = (Arc::new(ClockRest(now)), Box::new(doom::OfStore));
+    let store = SimStore::new(world.objects.open(), in_memory, weather, rng.draw(), rest, world.trace.clone(), fate);
     let scene = Scene {
         known: Arc::clone(&world.known),
         views: Arc::clone(&world.views),
@@ -124,6 +126,8 @@ pub fn live(world: &mut World, plan: Plan) -> Lived {
         stop: Arc::default(),
         damaged: plan.damaged,
         trouble: plan.trouble,
+        moves: false,
+        reign: 0,
     };
     doom::begin(plan.doom);
     let machine = Arc::new(Machine::default());
@@ -252,7 +256,7 @@ impl Being<'_> {
         // What was acknowledged is there before anything else happens.
         if self.scene.known.lock().set_up > 1 {
             let (mut s, scene) = (session(), self.scene.clone());
-            let look: Client = Box::pin(async move { clients::look_back(&mut s, &scene).await });
+            let look: Client = Box::pin(async move { clients::look_back(&mut s, &scene).await }.map(drop));
             if !self.interleave(vec![look], usize::MAX).await {
                 return Ended::AsPlanned;
             }
@@ -313,7 +317,7 @@ impl Being<'_> {
         // Every account needs a credit and a debit before the total says anything.
         let (s, scene, rng) = (session(), self.scene.clone(), self.rng.split());
         let enough = Box::pin(clients::enough_transfers(s, scene, rng));
-        let audit = Box::pin(clients::audit(session(), self.scene.clone(), sent, Arc::clone(&arrived)));
+        let audit = Box::pin(clients::audit(session(), self.scene.clone(), sent, Arc::clone(&arrived)).map(drop));
         for client in [enough as Client, audit as Client] {
             if !self.interleave(vec![client], usize::MAX).await {
                 return Ended::AsPlanned;

@@ -16,13 +16,46 @@ const IDLE_MAX: usize = 10_000;
 
 type Shelf = Arc<Mutex<Option<Box<dyn Service>>>>;
 
+/// Services that wait to be stepped.
+#[derive(Default)]
+pub struct Shelves(Mutex<Vec<Shelf>>);
+
+impl Shelves {
+    pub fn start(&self, service: Box<dyn Service>) -> Box<dyn Join> {
+        let shelf: Shelf = Arc::new(Mutex::new(Some(service)));
+        self.0.lock().push(Arc::clone(&shelf));
+        Box::new(Stepping(shelf))
+    }
+
+    /// One of the services takes a step; true when it did something.
+    pub fn serve(&self, chosen: usize) -> bool {
+        let shelf = {
+            let mut services = self.0.lock();
+            services.retain(|shelf| shelf.lock().is_some());
+            match services.len() {
+                0 => return false,
+                n => Arc::clone(&services[chosen % n]),
+            }
+        };
+        step(&shelf) == Stepped::Worked
+    }
+
+    pub fn clear(&self) {
+        let services = std::mem::take(&mut *self.0.lock());
+        for shelf in services {
+            let service = shelf.lock().take();
+            drop(service);
+        }
+    }
+}
+
 /// The parts of one incarnation.
 #[derive(Default)]
 pub struct Machine {
     worker: Mutex<Option<Arc<SteppedWorker>>>,
     clock: Mutex<Option<(ClockLoop, Receiver<Event>)>>,
     feeders: Mutex<Vec<(Backfill, Fed)>>,
-    services: Mutex<Vec<Shelf>>,
+    services: Shelves,
 }
 
 struct Stepping(Shelf);
@@ -34,7 +67,7 @@ impl Join for Stepping {
                 Stepped::Ended => return true,
                 Stepped::Worked => {}
                 Stepped::Idle if !patient() => return false,
-                Stepped::Idle => {}
+                Stepped::Idle => coord::waiting::let_others_work(),
             }
         }
         panic!("a service does not end");
@@ -68,9 +101,7 @@ impl Execution for Machine {
     }
 
     fn start_service(&self, service: Box<dyn Service>) -> Result<Box<dyn Join>> {
-        let shelf: Shelf = Arc::new(Mutex::new(Some(service)));
-        self.services.lock().push(Arc::clone(&shelf));
-        Ok(Box::new(Stepping(shelf)))
+        Ok(self.services.start(service))
     }
 
     fn stop(&self) {
@@ -131,29 +162,17 @@ impl Machine {
         let feeders = self.feeders.lock();
         let shown: Vec<String> =
             feeders.iter().map(|(f, fed)| format!("{} {fed:?} {:?}", f.name(), f.ready(*fed))).collect();
-        format!("{shown:?}, {} services", self.services.lock().len())
+        format!("{shown:?}, {} services", self.services.0.lock().len())
     }
 
     /// One of the services takes a step; true when it did something.
     pub fn serve(&self, chosen: usize) -> bool {
-        let shelf = {
-            let mut services = self.services.lock();
-            services.retain(|shelf| shelf.lock().is_some());
-            match services.len() {
-                0 => return false,
-                n => Arc::clone(&services[chosen % n]),
-            }
-        };
-        step(&shelf) == Stepped::Worked
+        self.services.serve(chosen)
     }
 
     /// Lets go of everything: the parts hold each other.
     pub fn clear(&self) {
-        let services = std::mem::take(&mut *self.services.lock());
-        for shelf in services {
-            let service = shelf.lock().take();
-            drop(service);
-        }
+        self.services.clear();
         let (clock, worker) = (self.clock.lock().take(), self.worker.lock().take());
         let feeders = std::mem::take(&mut *self.feeders.lock());
         drop((clock, feeders, worker));

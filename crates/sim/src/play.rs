@@ -14,7 +14,7 @@ use crate::world::World;
 const LIVES_MIN: usize = 3;
 const LIVES_MAX: usize = 6;
 /// The stack of deep expressions.
-const STACK_BYTES: usize = 32 << 20;
+pub(crate) const STACK_BYTES: usize = 256 << 20;
 
 /// What a seed has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

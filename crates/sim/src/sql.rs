@@ -64,6 +64,18 @@ pub fn passes(error: &Error) -> bool {
     error.may_pass() || error.state() == SqlState::AdminShutdown
 }
 
+/// Whether a statement failed because a worker is away, or another coordinator leads.
+pub fn has_moved(error: &Error) -> bool {
+    error.may_pass()
+        || matches!(
+            error.state(),
+            SqlState::CannotConnectNow
+                | SqlState::AdminShutdown
+                | SqlState::ConnectionFailure
+                | SqlState::SerializationFailure
+        )
+}
+
 /// The error with everything that is known of it.
 pub fn told(error: &Error) -> String {
     let more = [error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>().join("; ");

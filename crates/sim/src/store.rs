@@ -13,8 +13,6 @@ use checkpoint::names::MANIFESTS;
 use flow::{Error, SqlState};
 use parking_lot::Mutex;
 
-use crate::doom;
-
 /// Everything that has happened, as a number.
 #[derive(Clone, Default)]
 pub struct Trace(Arc<Mutex<DefaultHasher>>);
@@ -38,6 +36,16 @@ impl Rest for ClockRest {
     }
 }
 
+/// What a request to the store may do to who makes it.
+pub trait Fate: Send + Sync {
+    /// A request comes to the store. It may unwind.
+    fn before_request(&self);
+    /// A request has taken effect. It may unwind.
+    fn after_request(&self);
+    /// Nothing it asks for has an effect any more.
+    fn is_dead(&self) -> bool;
+}
+
 /// One incarnation's way to the objects.
 pub struct SimStore {
     weather: Arc<FaultyStore>,
@@ -45,6 +53,7 @@ pub struct SimStore {
     in_memory: bool,
     full: AtomicBool,
     trace: Trace,
+    fate: Box<dyn Fate>,
 }
 
 impl SimStore {
@@ -53,15 +62,21 @@ impl SimStore {
         in_memory: bool,
         weather: Weather,
         seed: u64,
-        now: Arc<AtomicI64>,
+        rest: Arc<dyn Rest>,
         trace: Trace,
+        fate: Box<dyn Fate>,
     ) -> Arc<SimStore> {
-        let weather = FaultyStore::seeded(objects, Arc::new(ClockRest(now)), weather, seed);
-        Arc::new(SimStore { weather, in_memory, full: AtomicBool::new(false), trace })
+        let weather = FaultyStore::seeded(objects, rest, weather, seed);
+        Arc::new(SimStore { weather, in_memory, full: AtomicBool::new(false), trace, fate })
     }
 
     pub fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Requests meet no faults any more.
+    pub fn calm(&self) {
+        self.weather.calm();
     }
 
     /// Faults that requests have met.
@@ -71,14 +86,14 @@ impl SimStore {
 
     fn request<T>(&self, what: &str, name: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         self.trace.note((what, name));
-        doom::before_request();
-        if doom::is_dead() {
+        self.fate.before_request();
+        if self.fate.is_dead() {
             return Err(Failure::Lasting(Error::new(SqlState::IoError, "the process is dead")));
         }
         let done = work();
         self.trace.note(done.is_ok());
         if done.is_ok() {
-            doom::after_request();
+            self.fate.after_request();
         }
         done
     }
@@ -113,5 +128,9 @@ impl Store for SimStore {
 
     fn place(&self) -> String {
         "the simulated store".into()
+    }
+
+    fn requests_at_once(&self) -> usize {
+        1
     }
 }

@@ -124,6 +124,13 @@ impl Objects {
 /// Rows of the table `t` by key: group and value.
 pub type Table = BTreeMap<i64, (i64, i64)>;
 
+/// What a client writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Table,
+    Transfer,
+}
+
 /// What clients know.
 #[derive(Default)]
 pub struct Known {
@@ -139,11 +146,56 @@ pub struct Known {
     /// Epochs of checkpoints that were acknowledged.
     pub checkpoints: usize,
     pub reads: usize,
+    /// The engine whose clients are believed: the newest that was looked back from.
+    pub reign: u64,
+    /// Of which engine the statement was whose answer never came.
+    begun: BTreeMap<Kind, u64>,
+    /// By engine, whether that statement took effect.
+    fates: BTreeMap<(u64, Kind), bool>,
+    /// Answers that came when a later engine was there already.
+    late: Vec<(u64, Kind)>,
     /// What was wrong.
     pub violations: Vec<String>,
 }
 
 impl Known {
+    /// A statement is on its way.
+    pub fn begun(&mut self, kind: Kind, reign: u64) {
+        self.begun.insert(kind, reign);
+    }
+
+    /// A statement of this engine was acknowledged. False: a later engine has begun, and the statement must have taken effect before.
+    pub fn acknowledged(&mut self, kind: Kind, reign: u64) -> bool {
+        if reign == self.reign {
+            self.begun.remove(&kind);
+            return true;
+        }
+        self.late.push((reign, kind));
+        self.judge();
+        false
+    }
+
+    /// A later engine has shown what became of the statement that was on its way.
+    pub fn settle(&mut self, kind: Kind, took_effect: bool) {
+        if let Some(reign) = self.begun.remove(&kind) {
+            self.fates.insert((reign, kind), took_effect);
+        }
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        let (fates, mut wrong) = (&self.fates, Vec::new());
+        self.late.retain(|late| match fates.get(late) {
+            None => true,
+            Some(true) => false,
+            Some(false) => {
+                wrong.push(format!("engine {} has acknowledged a {:?} that a later one does not have", late.0, late.1));
+                false
+            }
+        });
+        self.violations.extend(wrong);
+    }
+
     pub fn violated(&mut self, what: impl Into<String>) {
         self.violations.push(what.into());
     }

@@ -5,10 +5,13 @@
 use std::path::PathBuf;
 
 use checkpoint::{crash, planted};
+use sim::fleet::{self, play::Played as Cluster};
 use sim::play::{Played, play};
 
 /// Seeds of a run without a wish.
 const SEEDS: u64 = 12;
+/// Seeds of clusters of a run without a wish.
+const CLUSTER_SEEDS: u64 = 4;
 /// So many come to every crash point.
 const SEEDS_OF_ALL_POINTS: u64 = 200;
 /// A planted bug is found within so many seeds, from this one on.
@@ -82,6 +85,55 @@ fn every_planted_bug_is_found() {
     for bug in planted::BUGS {
         let found = (FIRST_TO_FIND..FIRST_TO_FIND + SEEDS_TO_FIND).find_map(|seed| {
             let played = play(seed, Some(bug), &place(bug, seed));
+            played.violations.first().map(|what| (seed, what.clone()))
+        });
+        let (seed, what) = found.unwrap_or_else(|| panic!("{bug} is not found in {SEEDS_TO_FIND} seeds"));
+        println!("{bug}: seed {seed}: {what}");
+    }
+}
+
+fn fail_cluster(seed: u64, played: &Cluster) -> ! {
+    panic!(
+        "seed {seed}:\n  {}\nreplay: MILLSTREAM_SEED={seed} MILLSTREAM_SEEDS=1 cargo test --workspace --test sim -- clusters_play",
+        played.violations.join("\n  ")
+    )
+}
+
+#[test]
+fn clusters_play_without_a_violation() {
+    show();
+    let first = number("MILLSTREAM_SEED").unwrap_or(1);
+    let wished = number("MILLSTREAM_SEEDS");
+    let mut all = Cluster::default();
+    for seed in first..first + wished.unwrap_or(CLUSTER_SEEDS) {
+        let played = fleet::play::play(seed, None, &place("cluster", seed));
+        if !played.violations.is_empty() {
+            fail_cluster(seed, &played);
+        }
+        all.add(&played);
+    }
+    println!("{all:?}");
+    if wished.unwrap_or(CLUSTER_SEEDS) >= CLUSTER_SEEDS {
+        // Else nothing was tried.
+        let counts = &all.counts;
+        let tried = [counts.deaths, counts.sleeps, counts.broken, counts.cut, counts.zombies, all.faults];
+        assert!(tried.iter().all(|n| *n > 0) && all.checkpoints > 0 && all.transfers > 0, "{all:?}");
+    }
+}
+
+#[test]
+fn a_cluster_plays_the_same_every_time() {
+    let seed = number("MILLSTREAM_SEED").unwrap_or(1);
+    let place = place("same-cluster", seed);
+    let (once, again) = (fleet::play::play(seed, None, &place), fleet::play::play(seed, None, &place));
+    assert_eq!(once, again, "seed {seed}");
+}
+
+#[test]
+fn every_planted_bug_of_a_cluster_is_found() {
+    for bug in planted::CLUSTER_BUGS {
+        let found = (1..1 + SEEDS_TO_FIND).find_map(|seed| {
+            let played = fleet::play::play(seed, Some(bug), &place(bug, seed));
             played.violations.first().map(|what| (seed, what.clone()))
         });
         let (seed, what) = found.unwrap_or_else(|| panic!("{bug} is not found in {SEEDS_TO_FIND} seeds"));

@@ -248,6 +248,11 @@ fn claim(door: &Door, holder: &str) -> Result<(Head, Vec<u64>)> {
         .with_hint("Stop the other coordinators."))
 }
 
+/// How many objects are read at once.
+fn read_ahead(door: &Door) -> usize {
+    READ_AHEAD.min(door.requests_at_once()).max(1)
+}
+
 /// Reads objects, several at once. Errors: `XX001` one is missing or damaged.
 fn fetch(door: &Door, names: &[String]) -> Result<Vec<Bytes>> {
     let get = |name: &String| door.get(name)?.ok_or_else(|| entry::missing(name));
@@ -305,7 +310,7 @@ fn read(door: &Door, base: u64, newest: u64, replay: &mut impl FnMut(&[u8]) -> R
     }
     let mut next = from;
     while next <= newest {
-        let until = newest.min(next + READ_AHEAD as u64 - 1);
+        let until = newest.min(next + read_ahead(door) as u64 - 1);
         let names: Vec<String> = (next..=until).map(entry_name).collect();
         for (number, payload) in (next..=until).zip(fetch(door, &names)?) {
             let (head, records) = entry::decode(number, &payload)?;
@@ -696,7 +701,7 @@ impl ObjectRecords {
             bytes += piece.bytes;
             bytes <= ENTRY_BYTES as u64
         };
-        let count = self.pieces.iter().take(READ_AHEAD).take_while(fits).count().max(1);
+        let count = self.pieces.iter().take(read_ahead(&self.door)).take_while(fits).count().max(1);
         let next: Vec<Piece> = self.pieces.drain(..count).collect();
         let names: Vec<String> = next.iter().map(Piece::name).collect();
         for ((piece, name), payload) in next.iter().zip(names.iter()).zip(fetch(&self.door, &names)?) {
