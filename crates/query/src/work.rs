@@ -385,9 +385,9 @@ mod tests {
     }
 
     fn shard(batches: i64) -> RowIterator {
-        Box::new((0..batches).map(|batch| {
+        Box::new((0..batches).map(|batch| -> Result<RecordBatch> {
             let k: Int64Array = (0..1000).map(|row| (batch * 1000 + row) % 5000).collect();
-            let v: Int64Array = (0..1000).map(|row| (row % 3 > 0).then_some(row)).collect();
+            let v: Int64Array = (0..1000_i64).map(|row| (row % 3 > 0).then_some(row)).collect();
             Ok(RecordBatch::try_new(schema(), vec![Arc::new(k), Arc::new(v)])?)
         }))
     }
@@ -412,7 +412,6 @@ mod tests {
     }
 
     fn sums() -> Vec<Step> {
-        let column = |c| Expr::Column(c);
         let call = |function: &str, arg| Call {
             function: function.into(),
             args: vec![arg],
@@ -420,8 +419,8 @@ mod tests {
             ignore_nulls: false,
             name: function.into(),
         };
-        let group = vec![(column(0), "k".to_string())];
-        vec![Step::Aggregate { group, calls: vec![call("count", column(1)), call("sum", column(1))] }]
+        let group = vec![(Expr::Column(0), "k".to_string())];
+        vec![Step::Aggregate { group, calls: vec![call("count", Expr::Column(1)), call("sum", Expr::Column(1))] }]
     }
 
     /// Group to count and sum, however often a group comes.
