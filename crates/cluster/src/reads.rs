@@ -119,7 +119,7 @@ impl Rows {
                 }
                 Poll::Pending
             }
-            Rows::Worked(running) => running.next(),
+            Rows::Worked(running) => running.advance(),
             Rows::None => Poll::Ready(None),
         }
     }

@@ -184,7 +184,7 @@ impl MemoryPool for Pool {
     }
 }
 
-/// Work that is being done. It needs no runtime: whoever calls [`next`](Self::next) does a piece of it.
+/// Work that is being done. It needs no runtime: whoever calls [`advance`](Self::advance) does a piece of it.
 pub struct Running {
     rows: SendableRecordBatchStream,
     read: Arc<AtomicU64>,
@@ -225,7 +225,7 @@ impl Running {
     }
 
     /// Does a piece of the work: the next rows that come of it, `None` when it is done, or nothing yet.
-    pub fn next(&mut self) -> Poll<Option<Result<RecordBatch>>> {
+    pub fn advance(&mut self) -> Poll<Option<Result<RecordBatch>>> {
         // Nothing in it waits for anybody but its caller.
         let next = self.rows.poll_next_unpin(&mut Context::from_waker(Waker::noop()));
         next.map(|rows| rows.map(|rows| rows.map_err(from_datafusion_error)))
@@ -398,7 +398,7 @@ mod tests {
         let work = encode(steps).unwrap();
         let mut running = Running::start(&work, &schema(), shard(batches), 1000, Arc::clone(&memory) as _).unwrap();
         let outcome = loop {
-            match running.next() {
+            match running.advance() {
                 Poll::Pending => pieces += 1,
                 Poll::Ready(Some(Ok(rows))) => given.push(rows),
                 Poll::Ready(Some(Err(error))) => break Err(error),
