@@ -246,6 +246,13 @@ pub const SETTINGS: &[Setting] = &[
         STATEMENT,
         "Schemas in which unqualified names are looked up.",
     ),
+    setting(
+        "select_on_workers",
+        "on",
+        ON_OFF,
+        STREAMING,
+        "Whether the workers of a cluster filter and aggregate rows before they send them.",
+    ),
     reported(fixed(setting("server_encoding", "UTF8", Kind::Encoding, PRESET, "Character set of stored text."))),
     reported(fixed(setting(
         "server_version",

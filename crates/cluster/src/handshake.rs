@@ -19,7 +19,7 @@ use crate::message::{self, parse};
 
 const MAGIC: &[u8; 8] = b"MILLSTRM";
 /// Of everything in this crate that goes over a connection.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The build of this program: nodes of one cluster are of the same.
 pub const BUILD_VERSION: &str = env!("CARGO_PKG_VERSION");
 

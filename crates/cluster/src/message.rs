@@ -94,7 +94,8 @@ pub enum ToWorker {
         epoch: Epoch,
         projection: Option<Vec<usize>>,
     },
-    /// The rows of one shard, which come as [`FromWorker::Rows`] while there is credit.
+    /// The rows of one shard, which come as [`FromWorker::Rows`] while there is credit. If the frame has a body, it is work to
+    /// be done on them there, in the form of [`query::work`], and what comes of it is sent instead.
     Scan {
         scan: u64,
         relation: RelationId,
@@ -164,9 +165,10 @@ pub enum FromWorker {
     Rows {
         scan: u64,
     },
+    /// There are no more; so many rows of the shard were read.
     ScanEnd {
         scan: u64,
-        outcome: Result<()>,
+        outcome: Result<u64>,
     },
 }
 

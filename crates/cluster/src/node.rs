@@ -197,7 +197,7 @@ impl Slots {
                 self.reads.point(request, relation, epoch, body, projection.as_deref());
             }
             ToWorker::Scan { scan, relation, epoch, shard, projection, batch_rows } => {
-                self.reads.open(scan, relation, epoch, shard, projection.as_deref(), batch_rows);
+                self.reads.open(scan, relation, epoch, shard, projection.as_deref(), batch_rows, body);
             }
             ToWorker::Credit { scan, bytes } => self.reads.credit(scan, bytes),
             ToWorker::Cancel { scan } => self.reads.cancel(scan),
@@ -243,6 +243,11 @@ impl Node {
     /// Where other workers connect.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Bytes that the work of readers of the views holds here now, of the memory limit.
+    pub fn held_by_reads(&self) -> usize {
+        self.current.lock().slots.as_ref().map_or(0, |slots| slots.reads.held())
     }
 
     /// Works until [`close`](Self::close), or until the coordinator says that the cluster is over. Errors: the coordinator refuses this worker, for a cause that does not pass by itself.
@@ -402,7 +407,7 @@ impl Node {
             session,
             place,
             share,
-            reads: Reads::start(session, &shared, coordinator, &*self.ground)?,
+            reads: Reads::start(session, place.count, &shared, coordinator, &*self.ground)?,
             shared,
             coordinator: Arc::clone(coordinator),
             links: links.iter().map(|(_, _, link)| Arc::clone(link)).collect(),

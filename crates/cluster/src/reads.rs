@@ -1,19 +1,27 @@
 //! A worker's answers to readers of the view rows that it has.
 //!
 //! A scan takes its snapshot when it is opened, and sends rows while its reader has credit; a few services take turns at
-//! all of them, so one long scan holds up no other.
+//! all of them, so one long scan holds up no other. Work that the reader has sent along is done on the rows before, by the
+//! same services, a piece at a turn; so it stops where its reader is gone, and what it holds counts against this worker's limit.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::task::Poll;
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
 use parking_lot::Mutex;
+use query::work::{Memory, Running};
+use runtime::Budget;
 use runtime::service::wait_for_message;
 use runtime::slot::Shared;
 use runtime::{Service, Stepped};
 use state::Scan;
+use tracing::error;
 
 use crate::connection::Connection;
 use crate::ground::Ground;
@@ -23,13 +31,114 @@ use crate::message::{self, FromWorker, frame_with, pieces};
 pub const SCAN_CREDIT_BYTES: i64 = 4 << 20;
 /// Batches of a scan's turn.
 const TURN_BATCHES: usize = 4;
-/// Services that read.
-const READERS: usize = 2;
+/// Services that read, at least; there are as many as slots.
+const READERS_MIN: usize = 2;
+/// The part of the worker's memory limit, one in so many, that reads may hold: jobs need the rest.
+const MEMORY_SHARE: usize = 4;
+
+/// Bytes that the work of readers holds on a worker.
+#[derive(Debug)]
+struct Held {
+    budget: Budget,
+    held: AtomicUsize,
+}
+
+impl Held {
+    fn most(&self) -> usize {
+        self.budget.limit() / MEMORY_SHARE
+    }
+}
+
+impl Memory for Held {
+    fn take(&self, bytes: usize) -> Result<()> {
+        let held = self.held.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        // Not recorded where it does not fit: a job that grows meanwhile would stop for it.
+        let fits = self.budget.used().saturating_add(bytes) <= self.budget.limit();
+        if held <= self.most() && fits && self.budget.change(0, bytes).is_ok() {
+            return Ok(());
+        }
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+        Err(Error::new(SqlState::OutOfMemory, "out of memory").with_detail(format!(
+            "Queries on a worker may hold {} MiB of its memory_limit of {} MiB, of which {} MiB are in use.",
+            self.most() >> 20,
+            self.budget.limit() >> 20,
+            self.budget.used() >> 20,
+        )))
+    }
+
+    fn take_anyway(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+        // It is recorded all the same.
+        let _ = self.budget.change(0, bytes);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+        // To become less does not fail.
+        let _ = self.budget.change(bytes, 0);
+    }
+
+    fn taken(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+}
+
+/// What a scan gives.
+enum Rows {
+    /// The shard's rows, of which so many are read.
+    Plain(Scan, u64),
+    /// What is to come of work on them, which has not begun.
+    Ordered(Order),
+    Worked(Running),
+    /// It is over.
+    None,
+}
+
+/// Work on the rows of a scan.
+struct Order {
+    rows: Scan,
+    schema: SchemaRef,
+    work: Vec<u8>,
+    batch_rows: usize,
+}
+
+impl Rows {
+    /// The next rows, or nothing yet.
+    fn next(&mut self, memory: &Arc<Held>) -> Poll<Option<Result<RecordBatch>>> {
+        match self {
+            Rows::Plain(rows, read) => Poll::Ready(rows.next().inspect(|rows| {
+                *read += rows.as_ref().map_or(0, |rows| rows.num_rows() as u64);
+            })),
+            Rows::Ordered(_) => {
+                if let Rows::Ordered(order) = std::mem::replace(self, Rows::None) {
+                    let Order { rows, schema, work, batch_rows } = order;
+                    let memory = Arc::clone(memory) as Arc<dyn Memory>;
+                    match Running::start(&work, &schema, Box::new(rows), batch_rows, memory) {
+                        Ok(running) => *self = Rows::Worked(running),
+                        Err(error) => return Poll::Ready(Some(Err(error))),
+                    }
+                }
+                Poll::Pending
+            }
+            Rows::Worked(running) => running.advance(),
+            Rows::None => Poll::Ready(None),
+        }
+    }
+
+    /// Rows of the shard that were read.
+    fn read(&self) -> u64 {
+        match self {
+            Rows::Plain(_, read) => *read,
+            Rows::Worked(running) => running.read(),
+            Rows::Ordered(_) | Rows::None => 0,
+        }
+    }
+}
 
 /// A scan of one shard.
 struct Open {
     number: u64,
-    rows: Mutex<Scan>,
+    rows: Mutex<Rows>,
     credit: AtomicI64,
     /// It waits for its turn, or has it.
     queued: AtomicBool,
@@ -49,6 +158,8 @@ pub struct Reads {
     coordinator: Arc<Connection>,
     scans: Arc<Mutex<HashMap<u64, Arc<Open>>>>,
     turns: Sender<Turn>,
+    readers: usize,
+    memory: Arc<Held>,
 }
 
 fn no_store() -> Error {
@@ -56,14 +167,22 @@ fn no_store() -> Error {
 }
 
 impl Reads {
-    /// Starts the services; they end when this is dropped.
-    pub fn start(session: u64, shared: &Shared, coordinator: &Arc<Connection>, ground: &dyn Ground) -> Result<Reads> {
+    /// Starts the services of a worker with so many slots; they end when this is dropped.
+    pub fn start(
+        session: u64,
+        slots: usize,
+        shared: &Shared,
+        coordinator: &Arc<Connection>,
+        ground: &dyn Ground,
+    ) -> Result<Reads> {
         let (turns, waiting) = unbounded();
-        let scans = Arc::default();
-        for n in 0..READERS {
+        let (scans, readers) = (Arc::default(), slots.max(READERS_MIN));
+        let memory = Arc::new(Held { budget: shared.budget.clone(), held: AtomicUsize::new(0) });
+        for n in 0..readers {
             let reader = Reader {
                 session,
                 number: n,
+                memory: Arc::clone(&memory),
                 shared: shared.clone(),
                 coordinator: Arc::clone(coordinator),
                 scans: Arc::clone(&scans),
@@ -74,7 +193,12 @@ impl Reads {
             drop(ground.start_service(Box::new(reader))?);
         }
         let (shared, coordinator) = (shared.clone(), Arc::clone(coordinator));
-        Ok(Reads { session, shared, coordinator, scans, turns })
+        Ok(Reads { session, shared, coordinator, scans, turns, readers, memory })
+    }
+
+    /// Bytes that the work of readers holds now.
+    pub fn held(&self) -> usize {
+        self.memory.taken()
     }
 
     /// The row with a key.
@@ -99,7 +223,8 @@ impl Reads {
         let _ = self.turns.send(Turn::Count { request, relation, epoch });
     }
 
-    /// Begins a scan: what it reads is held from here on.
+    /// Begins a scan, with work to be done on its rows or none: what it reads is held from here on.
+    #[expect(clippy::too_many_arguments, reason = "what the message says")]
     pub fn open(
         &self,
         number: u64,
@@ -108,10 +233,20 @@ impl Reads {
         shard: usize,
         projection: Option<&[usize]>,
         batch_rows: usize,
+        work: &[u8],
     ) {
-        let rows = || -> Result<Scan> {
+        let rows = || -> Result<Rows> {
             let store = self.shared.stores.get(relation).ok_or_else(no_store)?;
-            store.snapshot(epoch)?.scan_shard(shard, projection, batch_rows.max(1))
+            let snapshot = store.snapshot(epoch)?;
+            let rows = snapshot.scan_shard(shard, projection, batch_rows.max(1))?;
+            if work.is_empty() {
+                return Ok(Rows::Plain(rows, 0));
+            }
+            let schema = match projection {
+                Some(columns) => Arc::new(snapshot.schema().project(columns)?),
+                None => Arc::clone(snapshot.schema()),
+            };
+            Ok(Rows::Ordered(Order { rows, schema, work: work.to_vec(), batch_rows }))
         };
         match rows() {
             Ok(rows) => {
@@ -154,7 +289,7 @@ impl Drop for Reads {
             open.cancelled.store(true, Ordering::Release);
         }
         // The readers hold senders of their own.
-        for _ in 0..READERS {
+        for _ in 0..self.readers {
             let _ = self.turns.send(Turn::End);
         }
     }
@@ -163,6 +298,7 @@ impl Drop for Reads {
 struct Reader {
     session: u64,
     number: usize,
+    memory: Arc<Held>,
     shared: Shared,
     coordinator: Arc<Connection>,
     scans: Arc<Mutex<HashMap<u64, Arc<Open>>>>,
@@ -187,7 +323,13 @@ impl Service for Reader {
                 self.coordinator.say(self.session, &FromWorker::Count { request, rows: count() });
             }
             Ok(Turn::Scan(open)) => {
-                if let Err(error) = self.turn(&open) {
+                // A fault in what a reader has sent ends its read, and not all reads after it.
+                let turn = catch_unwind(AssertUnwindSafe(|| self.turn(&open))).unwrap_or_else(|_| {
+                    error!("the work on a shard has panicked");
+                    Err(Error::internal("the work on a shard has panicked")
+                        .with_hint("SET select_on_workers = off lets the coordinator do it."))
+                });
+                if let Err(error) = turn {
                     self.end(&open, Err(error));
                 }
             }
@@ -201,7 +343,7 @@ impl Service for Reader {
 }
 
 impl Reader {
-    fn end(&self, open: &Open, outcome: Result<()>) {
+    fn end(&self, open: &Open, outcome: Result<u64>) {
         self.scans.lock().remove(&open.number);
         self.coordinator.say(self.session, &FromWorker::ScanEnd { scan: open.number, outcome });
     }
@@ -220,8 +362,15 @@ impl Reader {
                     return Ok(());
                 }
             }
-            let Some(batch) = rows.next().transpose()? else {
-                self.end(open, Ok(()));
+            let next = match rows.next(&self.memory) {
+                Poll::Ready(next) => next.transpose(),
+                // A piece of the work is done.
+                Poll::Pending => break,
+            };
+            let Some(batch) = next.inspect_err(|_| *rows = Rows::None)? else {
+                let read = rows.read();
+                *rows = Rows::None;
+                self.end(open, Ok(read));
                 return Ok(());
             };
             for body in pieces(&ChangeBatch::insert(batch))? {
@@ -233,5 +382,28 @@ impl Reader {
         }
         let _ = self.again.send(Turn::Scan(Arc::clone(open)));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_hold_their_share_of_the_memory_and_leave_the_rest_to_jobs() {
+        let budget = Budget::new(1000);
+        let held = Held { budget: budget.clone(), held: AtomicUsize::new(0) };
+        held.take(200).unwrap();
+        let error = held.take(100).unwrap_err();
+        assert_eq!((error.state().code(), held.taken(), budget.used()), ("53200", 200, 200), "{error}");
+        held.take(50).unwrap();
+        held.give_back(250);
+        assert_eq!((held.taken(), budget.used()), (0, 0));
+        // Where jobs have all of it, there is none for reads, and no job is told so.
+        budget.change(0, 950).unwrap();
+        assert!(held.take(100).is_err());
+        budget.change(0, 50).unwrap();
+        held.take_anyway(10);
+        assert_eq!((held.taken(), budget.used()), (10, 1010));
     }
 }

@@ -22,7 +22,7 @@ use plan::TaskOp;
 use runtime::slot::{Reports, Shared};
 use runtime::worker::{Holdings, WorkerStatus};
 use runtime::{Depot, FromSlot, Join, NowUs, Service, ToSlot, Worker};
-use state::RelationStore;
+use state::{RelationStore, Worked};
 use tracing::{error, info, warn};
 
 use crate::connection::Connection;
@@ -34,9 +34,9 @@ use crate::views::RemoteView;
 /// How long workers may take to start their slots and to reach each other.
 const BEGIN_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Rows of a scan as they come, with their bytes on the way.
-pub(crate) type ScanRows = mpsc::UnboundedReceiver<Result<(RecordBatch, u64)>>;
-type ScanSender = mpsc::UnboundedSender<Result<(RecordBatch, u64)>>;
+/// Rows of a scan, or what comes of work on them, as they come.
+pub(crate) type ScanRows = mpsc::UnboundedReceiver<Result<Worked>>;
+type ScanSender = mpsc::UnboundedSender<Result<Worked>>;
 
 /// What a worker answers.
 #[derive(Debug)]
@@ -245,6 +245,11 @@ impl Session {
         (first..self.lines.len()).chain(0..first).collect()
     }
 
+    /// How many workers there are.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.lines.len()
+    }
+
     pub(crate) fn all_slots(&self) -> usize {
         self.slots
     }
@@ -289,13 +294,19 @@ impl Session {
         self.tell_all(&ToWorker::Unfollow(relation));
     }
 
-    /// Opens a scan of a shard. Errors: `57P03`.
-    pub(crate) fn open_scan(&self, shard: usize, scan: impl FnOnce(u64) -> ToWorker) -> Result<(u64, ScanRows)> {
+    /// Opens a scan of a shard, with work to be done on it or none. Errors: `57P03`.
+    pub(crate) fn open_scan(
+        &self,
+        shard: usize,
+        work: Vec<u8>,
+        scan: impl FnOnce(u64) -> ToWorker,
+    ) -> Result<(u64, ScanRows)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, rows) = mpsc::unbounded();
         self.scans.lock().insert(number, sender);
         let line = self.line_of(shard).ok_or_else(|| Error::internal(format!("no worker has slot {shard}")))?;
-        let sent = line.connection.say(self.number, &scan(number));
+        let sent = message::frame_with(self.number, &scan(number), work).map(|frame| line.connection.send(frame));
+        let sent = sent.inspect_err(|_| drop(self.scans.lock().remove(&number)))?;
         if let Some(lost) = self.lost().or_else(|| (!sent).then(|| Error::internal("its connection has ended"))) {
             self.scans.lock().remove(&number);
             return Err(away(&lost));
@@ -351,15 +362,16 @@ impl Session {
                 self.answer(request, row);
             }
             FromWorker::Rows { scan } => {
-                let rows = message::rows(&frame.body).map(|rows| (rows.rows, frame.len() as u64));
+                let bytes = frame.len() as u64;
+                let rows = message::rows(&frame.body).map(|rows| Worked::Rows { rows: rows.rows, bytes });
                 if let Some(to) = self.scans.lock().get(&scan) {
                     // A reader that is gone has said so.
                     let _ = to.unbounded_send(rows);
                 }
             }
             FromWorker::ScanEnd { scan, outcome } => {
-                if let (Some(to), Err(error)) = (self.scans.lock().remove(&scan), outcome) {
-                    let _ = to.unbounded_send(Err(error));
+                if let Some(to) = self.scans.lock().remove(&scan) {
+                    let _ = to.unbounded_send(outcome.map(|read| Worked::Done { read }));
                 }
             }
         }

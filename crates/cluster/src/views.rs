@@ -11,9 +11,9 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use flow::hash::{hash_columns, slot_of_vnode, vnode};
 use flow::{ChangeBatch, Epoch, Error, RelationId, Result, SqlState};
 use futures::future::{BoxFuture, FutureExt, ready, try_join_all};
-use futures::stream::{Stream, StreamExt};
+use futures::stream::{BoxStream, Stream, StreamExt};
 use parking_lot::Mutex;
-use state::{Batches, ChangeLog, ChangeRoom, Follower, RelationSnapshot, RelationStore};
+use state::{Batches, ChangeLog, ChangeRoom, Elsewhere, Follower, RelationSnapshot, RelationStore, Worked};
 
 use crate::message::{ToWorker, ViewSize};
 use crate::session::{Answered, ScanRows, Session};
@@ -148,11 +148,19 @@ impl RelationSnapshot for RemoteSnapshot {
     }
 
     fn scan_shard(&self, shard: usize, projection: Option<&[usize]>, batch_rows: usize) -> Result<Batches> {
-        let (relation, epoch, projection) = (self.view.relation, self.epoch, projection.map(<[usize]>::to_vec));
-        let session = Arc::clone(&self.view.session);
-        let open = |scan| ToWorker::Scan { scan, relation, epoch, shard, projection, batch_rows };
-        let (scan, rows) = session.open_scan(shard, open)?;
-        Ok(RemoteScan { session, shard, scan, rows }.boxed())
+        let rows = self.open(shard, projection, batch_rows, Vec::new())?;
+        let rows = rows.filter_map(|rows| {
+            ready(match rows {
+                Ok(Worked::Rows { rows, .. }) => Some(Ok(rows)),
+                Ok(Worked::Done { .. }) => None,
+                Err(error) => Some(Err(error)),
+            })
+        });
+        Ok(rows.boxed())
+    }
+
+    fn elsewhere(&self) -> Option<&dyn Elsewhere> {
+        Some(self)
     }
 
     fn point(&self, key: &[ArrayRef], projection: Option<&[usize]>) -> BoxFuture<'static, Result<Option<RecordBatch>>> {
@@ -163,7 +171,36 @@ impl RelationSnapshot for RemoteSnapshot {
     }
 }
 
+impl Elsewhere for RemoteSnapshot {
+    fn workers(&self) -> usize {
+        self.view.session.worker_count()
+    }
+
+    fn live_rows(&self) -> Option<usize> {
+        let sizes = self.view.sizes.lock();
+        (sizes.len() >= self.workers()).then(|| sizes.values().map(|size| size.rows as usize).sum())
+    }
+
+    fn work(
+        &self,
+        shard: usize,
+        projection: Option<&[usize]>,
+        batch_rows: usize,
+        work: Vec<u8>,
+    ) -> Result<BoxStream<'static, Result<Worked>>> {
+        Ok(self.open(shard, projection, batch_rows, work)?.boxed())
+    }
+}
+
 impl RemoteSnapshot {
+    fn open(&self, shard: usize, projection: Option<&[usize]>, batch_rows: usize, work: Vec<u8>) -> Result<RemoteScan> {
+        let (relation, epoch, projection) = (self.view.relation, self.epoch, projection.map(<[usize]>::to_vec));
+        let session = Arc::clone(&self.view.session);
+        let open = |scan| ToWorker::Scan { scan, relation, epoch, shard, projection, batch_rows };
+        let (scan, rows) = session.open_scan(shard, work, open)?;
+        Ok(RemoteScan { session, shard, scan, rows })
+    }
+
     fn ask_for(
         &self,
         key: &[ArrayRef],
@@ -204,7 +241,7 @@ impl RemoteSnapshot {
     }
 }
 
-/// The rows of one shard as they come.
+/// The rows of one shard, or what comes of work on them, as they come.
 struct RemoteScan {
     session: Arc<Session>,
     shard: usize,
@@ -213,16 +250,14 @@ struct RemoteScan {
 }
 
 impl Stream for RemoteScan {
-    type Item = Result<RecordBatch>;
+    type Item = Result<Worked>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.rows.poll_next_unpin(context).map(|next| {
-            next.map(|rows| {
-                let (rows, bytes) = rows?;
-                self.session.credit(self.shard, self.scan, bytes);
-                Ok(rows)
-            })
-        })
+        let next = self.rows.poll_next_unpin(context);
+        if let Poll::Ready(Some(Ok(Worked::Rows { bytes, .. }))) = &next {
+            self.session.credit(self.shard, self.scan, *bytes);
+        }
+        next
     }
 }
 

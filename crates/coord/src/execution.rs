@@ -17,6 +17,9 @@ use tracing::error;
 use crate::backfill::Backfill;
 use crate::clock::{ClockLoop, Event};
 
+/// Of the stack of a service's thread: a reader of views may evaluate expressions of many levels.
+const SERVICE_STACK_BYTES: usize = 8 << 20;
+
 /// Lets slots, clock, feeders and services run.
 pub trait Execution: Send + Sync {
     /// Makes what stores the state of jobs for the slots, before these are made. `None`: they are in other processes, which do it
@@ -95,6 +98,7 @@ impl Execution for Threads {
         let name = service.name();
         let thread = std::thread::Builder::new()
             .name(name.clone())
+            .stack_size(SERVICE_STACK_BYTES)
             .spawn(move || runtime::service::run(service))
             .map_err(|e| Error::internal(format!("cannot start the thread \"{name}\": {e}")))?;
         Ok(Box::new(ServiceThread { name, thread: Some(thread) }))

@@ -4,7 +4,7 @@
 //! which changes between versions (design note `docs/design/0001-expressions.md`).
 //!
 //! [`from_datafusion`] makes a tree from an analysed logical expression, [`bind`] makes a physical expression from a tree
-//! and the schema of its input, [`evaluate`] runs it on one batch. Trees are at most [`DEPTH_MAX`] deep, so none of the
+//! and the schema of its input, [`from_physical`] goes back, [`evaluate`] runs it on one batch. Trees are at most [`DEPTH_MAX`] deep, so none of the
 //! recursive walks over them can exhaust a stack; long chains of AND and OR are balanced on the way in.
 
 use arrow::datatypes::DataType;
@@ -15,6 +15,7 @@ mod convert;
 mod display;
 mod guard;
 mod literal;
+mod physical;
 mod postfix;
 
 pub use crate::error::{from_datafusion_error, from_datafusion_error_in};
@@ -25,6 +26,7 @@ pub(crate) use convert::window_unsupported;
 pub use display::{Named, sql_type};
 pub(crate) use guard::GuardedLogic;
 pub(crate) use literal::encode_batch;
+pub use physical::from_physical;
 
 /// Levels of nesting that an expression may have; deeper ones are refused with `54001`.
 pub const DEPTH_MAX: usize = 416;

@@ -24,8 +24,10 @@ use parking_lot::Mutex;
 use plan::table::{RelationProvider, RelationReader, RelationSource};
 use state::{Batches, RelationSnapshot, Snapshot};
 
+use crate::elsewhere::ShardsExec;
+
 /// Rows a scan hands out at a time.
-const SCAN_ROWS: usize = 8192;
+pub(crate) const SCAN_ROWS: usize = 8192;
 
 /// Rows in some order, read as they are asked for.
 pub type RowIterator = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
@@ -62,6 +64,11 @@ pub trait Changes: Send + Sync {
 pub trait ReadView: Send + Sync {
     /// The rows of `relation`. Called once for every scan of it.
     fn rows(&self, relation: RelationId) -> Result<RelationRows>;
+
+    /// Whether those who have the shards of a relation may do a part of the statement's work on them.
+    fn works_elsewhere(&self) -> bool {
+        true
+    }
 }
 
 /// Carries a [`ReadView`] through DataFusion's session configuration.
@@ -69,12 +76,14 @@ pub(crate) struct ReadViewExtension(pub Arc<dyn ReadView>);
 
 /// A relation as a DataFusion table that reads through the execution's [`ReadView`].
 pub fn relation_provider(source: RelationSource, key: Option<Vec<usize>>) -> RelationProvider {
-    let reader = Arc::new(PinnedReader { relation: source.relation, schema: Arc::clone(&source.schema), key });
+    let (relation, name, schema) = (source.relation, source.name.clone(), Arc::clone(&source.schema));
+    let reader = Arc::new(PinnedReader { relation, name, schema, key });
     RelationProvider { source, reader }
 }
 
 struct PinnedReader {
     relation: RelationId,
+    name: String,
     schema: SchemaRef,
     /// The unique key by which the store is indexed.
     key: Option<Vec<usize>>,
@@ -86,7 +95,7 @@ impl fmt::Debug for PinnedReader {
     }
 }
 
-fn external(error: flow::Error) -> DataFusionError {
+pub(crate) fn external(error: flow::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
@@ -189,6 +198,10 @@ impl RelationReader for PinnedReader {
             let batches = found.iter().map(|b| under_schema(b, &projected)).collect::<Result<Vec<_>, _>>()?;
             return Ok(MemorySourceConfig::try_new_exec(&[batches], projected, None)?);
         }
+        let works = view.0.works_elsewhere();
+        if let Some(scan) = ShardsExec::scan(&self.name, &snapshot, projection, &projected, limit, works) {
+            return Ok(Arc::new(scan));
+        }
         let partitions = (0..snapshot.shards())
             .map(|shard| {
                 Arc::new(SnapshotShard {
@@ -281,7 +294,7 @@ pub fn changed_rows(snapshot: &Snapshot, changes: Arc<dyn Changes>, columns: Opt
 }
 
 /// The same columns under the plan's schema: a column may have been renamed since its store was made.
-fn under_schema(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataFusionError> {
+pub(crate) fn under_schema(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataFusionError> {
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), batch.columns().to_vec(), &options)?)
 }

@@ -7,13 +7,15 @@ use arrow::datatypes::SchemaRef;
 use datafusion::execution::context::SessionState;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use flow::Result;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use plan::error::from_datafusion_error;
 
+use crate::elsewhere::{WorkWhereRowsAre, lines};
 use crate::read::{ReadView, ReadViewExtension};
 
 /// The state that every statement's state is made from. `memory_limit` bounds (in bytes) what all running queries together
@@ -23,7 +25,10 @@ pub fn base_state(memory_limit: usize, partitions: usize) -> Result<SessionState
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory_limit)))
         .build_arc()
         .map_err(from_datafusion_error)?;
-    Ok(sql::session_state(runtime, partitions, "UTC"))
+    let state = sql::session_state(runtime, partitions, "UTC");
+    let mut rules = state.physical_optimizers().to_vec();
+    rules.insert(0, Arc::new(WorkWhereRowsAre));
+    Ok(SessionStateBuilder::new_from_existing(state).with_physical_optimizer_rules(rules).build())
 }
 
 /// The state of one statement in a session with this time zone.
@@ -59,12 +64,46 @@ pub async fn execute_optimized(
     plan: &LogicalPlan,
     view: Arc<dyn ReadView>,
 ) -> Result<(SchemaRef, Batches)> {
-    let mut state = state.clone();
-    state.config_mut().set_extension(Arc::new(ReadViewExtension(view)));
-    let physical = state.query_planner().create_physical_plan(plan, &state).await.map_err(from_datafusion_error)?;
+    let (state, physical) = physical(state, plan, view).await?;
     let schema = physical.schema();
     let stream = execute_stream(physical, state.task_ctx()).map_err(from_datafusion_error)?;
     Ok((schema, stream.map(|batch| batch.map_err(from_datafusion_error)).boxed()))
+}
+
+async fn physical(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<(SessionState, Arc<dyn ExecutionPlan>)> {
+    let mut state = state.clone();
+    state.config_mut().set_extension(Arc::new(ReadViewExtension(view)));
+    let physical = state.query_planner().create_physical_plan(plan, &state).await.map_err(from_datafusion_error)?;
+    Ok((state, physical))
+}
+
+/// What other processes would do for a plan that has been through [`optimize`]: lines for EXPLAIN, none in one process.
+pub async fn explain_elsewhere(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<Vec<String>> {
+    Ok(lines(&physical(state, plan, view).await?.1, false))
+}
+
+/// Runs a plan that has been through [`optimize`] to its end. Returns the number of rows that it gave, and what other
+/// processes have done for it, as [`explain_elsewhere`] with what was read there and sent.
+pub async fn measure(
+    state: &SessionState,
+    plan: &LogicalPlan,
+    view: Arc<dyn ReadView>,
+) -> Result<(usize, Vec<String>)> {
+    let (state, physical) = physical(state, plan, view).await?;
+    let mut batches = execute_stream(Arc::clone(&physical), state.task_ctx()).map_err(from_datafusion_error)?;
+    let mut rows = 0;
+    while let Some(batch) = batches.next().await {
+        rows += batch.map_err(from_datafusion_error)?.num_rows();
+    }
+    Ok((rows, lines(&physical, true)))
 }
 
 /// Runs `plan` to its end.

@@ -35,4 +35,4 @@ pub use pins::{Pin, Pins};
 pub use scan::{Scan, ScanWithIds};
 pub use snapshot::Snapshot;
 pub use store::{RowId, Store};
-pub use view::{Batches, RelationSnapshot, RelationStore};
+pub use view::{Batches, Elsewhere, RelationSnapshot, RelationStore, Worked};

@@ -16,6 +16,36 @@ use crate::store::Store;
 /// Rows as they come. After an error there are no more.
 pub type Batches = BoxStream<'static, Result<RecordBatch>>;
 
+/// What comes of the work on a shard.
+#[derive(Debug)]
+pub enum Worked {
+    /// Rows, and how many bytes they were on their way.
+    Rows { rows: RecordBatch, bytes: u64 },
+    /// It is done, and so many rows of the shard were read for it.
+    Done { read: u64 },
+}
+
+/// A relation at one epoch whose shards are in other processes, which can do a part of a reader's work on them, so that
+/// only what comes of it travels.
+pub trait Elsewhere: Send + Sync {
+    /// Number of these processes.
+    fn workers(&self) -> usize;
+
+    /// Rows alive at the head, if all processes have told of theirs.
+    fn live_rows(&self) -> Option<usize>;
+
+    /// Lets the process of a shard do `work`, which only the reader's crate understands, on its rows; no bytes are no work. The
+    /// rows are given to it as by [`RelationSnapshot::scan_shard`], and the same holds for the pin. Dropping the stream ends
+    /// the work. Errors of the work come as they were there.
+    fn work(
+        &self,
+        shard: usize,
+        projection: Option<&[usize]>,
+        batch_rows: usize,
+        work: Vec<u8>,
+    ) -> Result<BoxStream<'static, Result<Worked>>>;
+}
+
 /// A relation at one epoch, which its reader keeps pinned.
 pub trait RelationSnapshot: Send + Sync {
     /// The columns.
@@ -35,6 +65,11 @@ pub trait RelationSnapshot: Send + Sync {
     fn scan(&self, projection: Option<&[usize]>, batch_rows: usize) -> Result<Batches> {
         let shards = (0..self.shards()).map(|shard| self.scan_shard(shard, projection, batch_rows));
         Ok(stream::iter(shards.collect::<Result<Vec<Batches>>>()?).flatten().boxed())
+    }
+
+    /// The same relation where its shards are, if that is in other processes that work on them for readers.
+    fn elsewhere(&self) -> Option<&dyn Elsewhere> {
+        None
     }
 
     /// The row with the unique key `key` (one array a key column, one row each), projected. The epoch has to stay pinned until

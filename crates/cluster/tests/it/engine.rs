@@ -20,11 +20,11 @@ use futures::{StreamExt, TryStreamExt};
 use crate::nodes::{Running, TOKEN, roster};
 
 /// Workers with their slots, and an engine on them.
-struct Cluster {
-    roster: Arc<Roster>,
-    workers: Vec<Running>,
-    slots: Arc<Slots>,
-    engine: Arc<Engine>,
+pub struct Cluster {
+    pub roster: Arc<Roster>,
+    pub workers: Vec<Running>,
+    pub slots: Arc<Slots>,
+    pub engine: Arc<Engine>,
 }
 
 fn config(folder: &Path, slots: usize) -> EngineConfig {
@@ -51,7 +51,7 @@ fn open(roster: &Arc<Roster>, folder: &Path) -> (Arc<Slots>, Arc<Engine>) {
 
 impl Cluster {
     /// Of workers with so many slots each.
-    fn start(folder: &Path, slots: &[usize]) -> Cluster {
+    pub fn start(folder: &Path, slots: &[usize]) -> Cluster {
         let roster = roster(slots.len());
         let addr = roster.addr().to_string();
         let start = |(n, slots): (usize, &usize)| Running::start(&addr, *slots, TOKEN, 1000 + n as u64);
@@ -60,14 +60,14 @@ impl Cluster {
         Cluster { roster, workers, slots, engine }
     }
 
-    fn session(&self) -> Session {
+    pub fn session(&self) -> Session {
         let settings =
             catalog::Settings::new(|name| plan::functions::zone::Zone::parse(name).map(|_| name.to_string()));
         let base = query::base_state(1 << 30, 2).unwrap();
         Session::new(Arc::clone(&self.engine), base, settings, "tester".into(), "dev".into(), 1)
     }
 
-    async fn close(self) {
+    pub async fn close(self) {
         let engine = Arc::clone(&self.engine);
         tokio::task::spawn_blocking(move || engine.shutdown()).await.unwrap();
         for worker in self.workers {
@@ -77,7 +77,7 @@ impl Cluster {
     }
 }
 
-async fn start(session: &mut Session, sql: &str) -> Result<Outcome> {
+pub async fn start(session: &mut Session, sql: &str) -> Result<Outcome> {
     let mut last = Outcome::Done(String::new());
     for parsed in session.parse(sql)? {
         let prepared = session.prepare(&Arc::new(parsed), &[]).await?;
@@ -86,20 +86,20 @@ async fn start(session: &mut Session, sql: &str) -> Result<Outcome> {
     Ok(last)
 }
 
-async fn ok(session: &mut Session, sql: &str) {
+pub async fn ok(session: &mut Session, sql: &str) {
     if let Outcome::Rows { rows, .. } = start(session, sql).await.unwrap_or_else(|e| panic!("{sql}: {e}")) {
         rows.try_collect::<Vec<_>>().await.unwrap_or_else(|e| panic!("{sql}: {e}"));
     }
 }
 
-fn shown(batch: &arrow::array::RecordBatch) -> Vec<String> {
+pub fn shown(batch: &arrow::array::RecordBatch) -> Vec<String> {
     let cell = |column: &arrow::array::ArrayRef, row| array_value_to_string(column, row).unwrap();
     (0..batch.num_rows())
         .map(|row| batch.columns().iter().map(|c| cell(c, row)).collect::<Vec<_>>().join(" "))
         .collect()
 }
 
-async fn rows(session: &mut Session, sql: &str) -> Vec<String> {
+pub async fn rows(session: &mut Session, sql: &str) -> Vec<String> {
     let outcome = start(session, sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
     let Outcome::Rows { rows, .. } = outcome else { panic!("{sql} gives no rows") };
     let batches: Vec<_> = rows.try_collect().await.unwrap_or_else(|e| panic!("{sql}: {e}"));

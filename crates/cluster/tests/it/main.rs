@@ -3,3 +3,4 @@
 mod engine;
 mod handshakes;
 mod nodes;
+mod selects;

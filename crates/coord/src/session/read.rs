@@ -37,6 +37,8 @@ pub struct StatementView {
     head: Option<RelationId>,
     /// What the transaction has changed.
     own: HashMap<RelationId, OwnReader>,
+    /// Whether the session lets workers do a part of the work.
+    works_elsewhere: bool,
 }
 
 impl ReadView for StatementView {
@@ -61,6 +63,10 @@ impl ReadView for StatementView {
             return Ok(RelationRows::Stream(Box::new(move |columns| source.rows_until(until, columns))));
         }
         Ok(RelationRows::Snapshot(self.engine.view_snapshot(relation, self.epoch)?))
+    }
+
+    fn works_elsewhere(&self) -> bool {
+        self.works_elsewhere
     }
 }
 
@@ -178,7 +184,9 @@ impl Session {
                 }
             }
         }
-        Ok(StatementView { engine: Arc::clone(&self.engine), epoch: pin.epoch(), pin: Some(pin), tables, head, own })
+        let (engine, epoch, pin) = (Arc::clone(&self.engine), pin.epoch(), Some(pin));
+        let works_elsewhere = self.settings.flag("select_on_workers");
+        Ok(StatementView { engine, epoch, pin, tables, head, own, works_elsewhere })
     }
 
     /// `long`: planning it may take long.

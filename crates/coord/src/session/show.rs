@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering;
 use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
 use arrow::datatypes::SchemaRef;
 use catalog::{Catalog, Definition, Relation, RelationKind, SinkInput};
+use datafusion::logical_expr::LogicalPlan;
 use flow::{Error, Result, SqlState};
 use plan::process::Terminal;
 use runtime::WorkerStatus;
+use sql::QueryPlan;
 use sql::planner::Settings;
 use sql::statement::{Explain, ExplainFormat, ExplainLayer, ObjectKind, Parsed, Query, Show, ShowKind, Statement};
 
+use super::names::scanned;
 use super::replan::{STANDING_ZONE, standing};
 use super::{Outcome, Session, planning, rows_outcome, text_columns};
 use checkpoint::fsck::CheckpointLine;
@@ -314,9 +317,9 @@ impl Session {
     }
 
     pub(super) async fn explain(&mut self, explain: &Explain, parsed: &Arc<Parsed>) -> Result<Outcome> {
-        if explain.analyze {
-            return Err(Error::unsupported("EXPLAIN ANALYZE is not supported")
-                .with_hint("Use EXPLAIN, and SHOW JOBS for running views."));
+        if explain.analyze && (explain.layer != ExplainLayer::Table || explain.format != ExplainFormat::Text) {
+            return Err(Error::unsupported("EXPLAIN ANALYZE is supported for the table layer, as text")
+                .with_hint("Leave LAYER and FORMAT out; SHOW JOBS tells of running views."));
         }
         let (query, ad_hoc, emit_on_close): (&Query, bool, bool) = match &explain.statement {
             Statement::Query(query) => (query, true, false),
@@ -340,15 +343,18 @@ impl Session {
         };
         use plan::explain as layers;
         let pretty = |json: serde_json::Value| format!("{json:#}");
-        let text = planning::compute(planning::is_long(&parsed.source), || -> Result<String> {
+        let mut optimized = None;
+        let mut text = planning::compute(planning::is_long(&parsed.source), || -> Result<String> {
             if table_layer {
-                let optimized =
+                let plan =
                     self.statement_state().optimize(&planned.plan).map_err(plan::error::from_datafusion_error)?;
-                return Ok(match explain.format {
-                    ExplainFormat::Text => layers::table(&optimized),
-                    ExplainFormat::Json => layers::table_json(&optimized),
-                    ExplainFormat::Dot => layers::table_dot(&optimized),
-                });
+                let text = match explain.format {
+                    ExplainFormat::Text => layers::table(&plan),
+                    ExplainFormat::Json => layers::table_json(&plan),
+                    ExplainFormat::Dot => layers::table_dot(&plan),
+                };
+                optimized = Some(plan);
+                return Ok(text);
             }
             let standing = standing(planned.plan.clone(), emit_on_close)?;
             if explain.layer == ExplainLayer::Process {
@@ -366,10 +372,43 @@ impl Session {
                 ExplainFormat::Dot => layers::stream_dot(&standing.node),
             })
         })?;
+        if ad_hoc
+            && explain.format == ExplainFormat::Text
+            && let Some(plan) = optimized
+        {
+            for line in self.explain_run(&planned, &plan, explain.analyze).await? {
+                text.push('\n');
+                text.push_str(&line);
+            }
+        }
         let schema = text_columns(&["QUERY PLAN"]);
         let rows: Cells = text.lines().map(|l| vec![Some(l.to_string())]).collect();
         let batch = text_rows(&schema, &rows)?;
         Ok(rows_outcome(schema, vec![batch], "EXPLAIN", false))
+    }
+
+    /// What the workers of a cluster do for a query, whose optimised plan is `plan`. With `analyze` it is run: also what they
+    /// have read and sent, and what came of it.
+    async fn explain_run(&mut self, planned: &QueryPlan, plan: &LogicalPlan, analyze: bool) -> Result<Vec<String>> {
+        if analyze && !planned.parameters.is_empty() {
+            return Err(Error::unsupported("EXPLAIN ANALYZE of a query with parameters is not supported")
+                .with_hint("Write the values in their places."));
+        }
+        let elsewhere = self.engine.worker.shared().is_none();
+        if !analyze && (!elsewhere || !planned.parameters.is_empty()) {
+            return Ok(Vec::new());
+        }
+        let begun_us = self.engine.config.time.now_us();
+        let view = Arc::new(self.view(&scanned(plan)?, None).await?);
+        let state = self.statement_state();
+        if !analyze {
+            return query::explain_elsewhere(&state, plan, view).await;
+        }
+        let (rows, mut lines) = query::measure(&state, plan, view).await?;
+        let took_us = self.engine.config.time.now_us().saturating_sub(begun_us);
+        lines.push(format!("Rows: {rows}"));
+        lines.push(format!("Time: {}.{:03} ms", took_us / 1000, took_us % 1000));
+        Ok(lines)
     }
 }
 

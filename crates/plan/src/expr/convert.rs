@@ -9,7 +9,7 @@ use super::{DEPTH_MAX, Expr, Is, Literal, balanced, bind, sql_type};
 use crate::error::from_datafusion_error;
 
 /// Constants in an IN list from which on they are kept as one array.
-const IN_SET_MIN: usize = 8;
+pub(super) const IN_SET_MIN: usize = 8;
 
 /// The tree of `expr`, its columns by their position in `schema`; aliases are dropped.
 ///

@@ -77,6 +77,37 @@ fn every_kind_of_expression_survives_serialisation_and_evaluates() {
 }
 
 #[test]
+fn what_is_bound_goes_back_unless_it_depends_on_more_than_its_input() {
+    let back = |e: &df::Expr| from_physical(&bind(&tree(e).unwrap(), &input()).unwrap(), &input());
+    let function = |name: &str, args| crate::functions::scalar(name).unwrap().call(args);
+    let many: Vec<df::Expr> = (0..20i64).map(lit).collect();
+    for expr in [
+        col("a").gt(lit(15i64)),
+        col("s").is_null(),
+        !col("s").is_not_null(),
+        df::when(col("b").eq(lit(0i64)), lit(-1i64)).otherwise(col("b")).unwrap(),
+        col("s").like(lit(ScalarValue::Utf8View(Some("%b".into())))),
+        col("b").in_list(vec![lit(0i64), col("a")], true),
+        col("b").in_list(many, false),
+        df::cast(col("b"), DataType::Int32),
+        df::try_cast(col("s"), DataType::Int64),
+        function("upper", vec![col("s")]).eq(lit(ScalarValue::Utf8View(Some("AB".into())))),
+        function("/", vec![lit(1i64), col("b")]),
+    ] {
+        assert_eq!(back(&expr), Some(tree(&expr).unwrap()), "{expr}");
+    }
+    for expr in [
+        function("random", vec![]).gt(lit(0.5)),
+        function("to_unixtime", vec![col("b")]).is_null(),
+        // Of DataFusion, which may wrap.
+        (col("a") + col("b")).gt(lit(1i64)),
+        (0..200).fold(col("a"), |e, _| function("abs", vec![e])),
+    ] {
+        assert_eq!(back(&expr), None, "{expr}");
+    }
+}
+
+#[test]
 fn a_long_list_of_constants_is_one_array() {
     let list: Vec<df::Expr> = (0..1000i64).map(lit).collect();
     let expr = col("b").in_list(list, true);
