@@ -224,7 +224,6 @@ impl Reads {
     }
 
     /// Begins a scan, with work to be done on its rows or none: what it reads is held from here on.
-    #[expect(clippy::too_many_arguments, reason = "what the message says")]
     pub fn open(
         &self,
         number: u64,

@@ -33,7 +33,7 @@ pub enum Doom {
 }
 
 pub enum Body {
-    Coordinator(Coordinator),
+    Coordinator(Box<Coordinator>),
     Worker(Worker),
 }
 
@@ -131,7 +131,7 @@ impl Process {
         let store = SimStore::new(objects, true, weather, seed, Arc::new(OthersWork), fleet.trace.clone(), fate);
         let doom = if calm { Doom::None } else { draw(fleet, host) };
         let body = match host < COORDINATORS {
-            true => Body::Coordinator(Coordinator::new(fleet, host, number, &store)?),
+            true => Body::Coordinator(Box::new(Coordinator::new(fleet, host, number, &store)?)),
             false => Body::Worker(Worker::new(fleet, host, number, &store)),
         };
         let (silent, asleep_until) = (Cell::new(false), Cell::new(0));
