@@ -410,6 +410,11 @@ pub fn shutting_down() -> Error {
     Error::new(flow::SqlState::AdminShutdown, "the server is shutting down")
 }
 
+/// Whether a job with this error has only lost its worker or its coordinator: the next engine starts it again.
+pub fn ends_with_the_engine(cause: &Error) -> bool {
+    matches!(cause.state(), flow::SqlState::CannotConnectNow | flow::SqlState::AdminShutdown)
+}
+
 /// The event loop's own state. [`run`](ClockLoop::run) drives it on a thread; tests call [`handle`](ClockLoop::handle)
 /// and [`try_cut`](ClockLoop::try_cut) themselves.
 pub struct ClockLoop {
@@ -903,8 +908,8 @@ impl ClockLoop {
     fn fail(&mut self, deployment: DeploymentId, error: Error) {
         let Some(job) = self.jobs.remove(&deployment) else { return };
         warn!(relation = job.relation.0, %error, "job stopped");
-        // One that has only lost a worker has not ended.
-        if error.state() != flow::SqlState::CannotConnectNow {
+        // Else it has not ended.
+        if !ends_with_the_engine(&error) {
             self.archive(&job, EndState::Failed, Some(&error));
         }
         self.tell(ToKeeper::Gone(deployment));

@@ -34,7 +34,7 @@ pub use self::place::{SharedLog, cluster_id};
 use self::replay::{Recovery, recover};
 use crate::backfill::{Backfill, BackfillInput, InputRows};
 use crate::checkpoints::{Capture, Keeper};
-use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started};
+use crate::clock::{Clock, ClockLoop, Deploy, Durable, EPOCH_BLOCK, Event, Feeder, Started, ends_with_the_engine};
 use crate::compaction::{Compaction, Prefix, SharedTables};
 use crate::connectors::SinkRows;
 use crate::execution::{Execution, Threads};
@@ -1007,8 +1007,7 @@ impl Engine {
     /// The error of every read of a view whose job has stopped.
     pub fn failed_view(&self, relation: RelationId, cause: &Error) -> Error {
         let (noun, name) = self.noun_and_name(relation);
-        if cause.state() == SqlState::CannotConnectNow {
-            // It has only lost a worker: the next session of the cluster starts it again.
+        if ends_with_the_engine(cause) {
             return is_away(format!("{noun} \"{name}\" cannot be read now"), cause);
         }
         let mut detail = format!("It stopped with: {} (SQLSTATE {}).", cause.message(), cause.state().code());
@@ -1025,7 +1024,7 @@ impl Engine {
     }
 
     /// Waits until a relation can be read: at once for tables and sources, when it has caught up for a view. Errors: `55000` its
-    /// job has stopped; `57P03` it has lost a worker; `58030`, `53100` the log has failed, so that it never will.
+    /// job has stopped; `57P03`, `57P01` it has lost a worker or the coordinator; `58030`, `53100` the log has failed, so that it never will.
     pub async fn wait_ready(&self, relation: RelationId) -> Result<()> {
         let up = self.clock.board.wait_for(|board| match board.status(relation).map(|s| s.phase) {
             None | Some(Phase::Running) => Some(Ok(())),
@@ -1038,7 +1037,7 @@ impl Engine {
             Either::Left((outcome, _)) => outcome.map_err(|cause| self.failed_view(relation, &cause)),
             Either::Right((cause, _)) => {
                 let (noun, name) = self.noun_and_name(relation);
-                if cause.state() == SqlState::CannotConnectNow {
+                if ends_with_the_engine(&cause) {
                     return Err(is_away(format!("{noun} \"{name}\" cannot catch up now"), &cause));
                 }
                 Err(Error::new(cause.state(), format!("{noun} \"{name}\" cannot catch up: the log has failed"))

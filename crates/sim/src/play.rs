@@ -14,7 +14,7 @@ use crate::world::World;
 const LIVES_MIN: usize = 3;
 const LIVES_MAX: usize = 6;
 /// The stack of deep expressions.
-pub(crate) const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES: usize = 256 << 20;
 
 /// What a seed has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,17 +51,27 @@ impl Played {
 
 /// Plays a seed in `folder`, which is emptied, with a planted bug or without, on a thread of its own.
 pub fn play(seed: u64, bug: Option<&'static str>, folder: &Path) -> Played {
+    apart(format!("seed-{seed}"), bug, folder, move |folder| play_here(seed, folder))
+        .unwrap_or_else(|panic| Played { violations: vec![panic], ..Played::default() })
+}
+
+/// Runs `play` on a thread of its own, with a planted bug or without, and empties its folder. Errors: what it has panicked with.
+pub(crate) fn apart<T: Send + 'static>(
+    name: String,
+    bug: Option<&'static str>,
+    folder: &Path,
+    play: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T, String> {
     let at = folder.to_path_buf();
     let body = move || {
         planted::plant(bug);
-        play_here(seed, &at)
+        play(&at)
     };
-    let thread = std::thread::Builder::new().name(format!("seed-{seed}")).stack_size(STACK_BYTES).spawn(body);
-    let thread = thread.unwrap_or_else(|e| panic!("a thread: {e}"));
-    let played = thread.join().unwrap_or_else(|panic| {
+    let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(body);
+    let played = thread.unwrap_or_else(|e| panic!("a thread: {e}")).join().map_err(|panic| {
         let what = panic.downcast_ref::<String>().cloned();
         let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
-        Played { violations: vec![format!("panic: {}", what.unwrap_or_default())], ..Played::default() }
+        format!("panic: {}", what.unwrap_or_default())
     });
     let _ = std::fs::remove_dir_all(folder);
     played

@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use checkpoint::planted;
-
-use crate::play::STACK_BYTES;
+use crate::play::apart;
 use crate::world::World;
 
 use super::process::watch_points;
@@ -68,20 +66,8 @@ impl Counts {
 
 /// Plays a seed in `folder`, which is emptied, with a planted bug or without, on a thread of its own.
 pub fn play(seed: u64, bug: Option<&'static str>, folder: &Path) -> Played {
-    let at = folder.to_path_buf();
-    let body = move || {
-        planted::plant(bug);
-        play_here(seed, &at)
-    };
-    let thread = std::thread::Builder::new().name(format!("cluster-{seed}")).stack_size(STACK_BYTES).spawn(body);
-    let thread = thread.unwrap_or_else(|e| panic!("a thread: {e}"));
-    let played = thread.join().unwrap_or_else(|panic| {
-        let what = panic.downcast_ref::<String>().cloned();
-        let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
-        Played { violations: vec![format!("panic: {}", what.unwrap_or_default())], ..Played::default() }
-    });
-    let _ = std::fs::remove_dir_all(folder);
-    played
+    apart(format!("cluster-{seed}"), bug, folder, move |folder| play_here(seed, folder))
+        .unwrap_or_else(|panic| Played { violations: vec![panic], ..Played::default() })
 }
 
 fn play_here(seed: u64, folder: &Path) -> Played {
