@@ -204,11 +204,14 @@ impl Log {
     }
 
     /// Another process has become the owner of the store of checkpoints, for this cause. If the log is there too it is not this
-    /// process's any more, and fails.
-    pub fn lose_store(&self, cause: &Error) {
-        if let Place::Store(_) = &self.place {
-            let lost = objects::taken_over(cause.detail().unwrap_or_else(|| cause.message()).to_string());
-            self.standing.fail(lost.clone(), lost);
+    /// process's any more, and fails. Returns what clients are told.
+    pub fn lose_store(&self, cause: Error) -> Error {
+        match &self.place {
+            Place::Folder(_) => cause,
+            Place::Store(_) => {
+                let lost = objects::taken_over(cause.detail().unwrap_or_else(|| cause.message()).to_string());
+                self.standing.fail(lost.clone(), lost)
+            }
         }
     }
 

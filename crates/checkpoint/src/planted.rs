@@ -14,13 +14,14 @@
 //!
 //! | bug | where |
 //! |---|---|
+//! | `unfenced` | a coordinator takes an entry of the log that another one has written for its own |
 //! | `unsynced` | a statement that waits when a worker is lost is acknowledged without a sync |
 
 /// All of them that one process can have.
 pub const BUGS: [&str; 6] = ["delta", "watermark", "join_row", "live_object", "commit_twice", "early_checkpoint"];
 
 /// Those that only a cluster can have.
-pub const CLUSTER_BUGS: [&str; 1] = ["unsynced"];
+pub const CLUSTER_BUGS: [&str; 2] = ["unfenced", "unsynced"];
 
 #[cfg(debug_assertions)]
 thread_local! {

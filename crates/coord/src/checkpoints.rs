@@ -704,7 +704,7 @@ impl KeeperService {
                     self.under_way = Some(under_way);
                 }
                 Err(error) => {
-                    self.note_lost(&error);
+                    let error = self.note_lost(error);
                     self.clock.stalls.set(Waiting::Checkpoints, error.clone());
                     warn!(%error, epoch = under_way.begin.epoch.0, "a checkpoint could not be made durable");
                     self.clock.send(Event::CheckpointEnded(Err(error)));
@@ -722,17 +722,18 @@ impl KeeperService {
             if !self.spares
                 && let Err(error) = self.collect()
             {
-                self.note_lost(&error);
+                let error = self.note_lost(error);
                 warn!(%error, "what no checkpoint needs could not be cleared away");
             }
             self.clock.send(Event::CheckpointEnded(Ok(epoch)));
         }
     }
 
-    /// A log that is beside checkpoints of which another process has become the owner is its log.
-    fn note_lost(&self, error: &Error) {
-        if error.state() == SqlState::ObjectInUse {
-            self.log.lose_store(error);
+    /// A log that is beside checkpoints of which another process has become the owner is its log. Returns what clients are told.
+    fn note_lost(&self, error: Error) -> Error {
+        match error.state() {
+            SqlState::ObjectInUse => self.log.lose_store(error),
+            _ => error,
         }
     }
 

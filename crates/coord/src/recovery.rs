@@ -245,24 +245,32 @@ impl Found {
     }
 }
 
+/// How often the newest checkpoint is looked for whose manifest goes while it is read.
+const ORIGIN_LOOKS_MAX: usize = 8;
+
 /// Refuses checkpoints that another data directory has written: taking them over would show its rows, and clear away what it
 /// needs. Nothing is changed. Errors: `55000`; `58030`, `42501` the store does not answer. What is damaged is for later to say.
 pub(crate) fn check_origin(door: &Door, origin: &str) -> Result<()> {
-    let lines = checkpoint::fsck::checkpoints(door).or_else(|e| match e.state() {
-        SqlState::DataCorrupted => Ok(Vec::new()),
-        _ => Err(e),
-    })?;
-    if let Some(line) = lines.iter().rfind(|line| line.damage.is_none()) {
-        let manifest = checkpoint::fsck::manifest_of(door, line)?;
+    for _ in 0..ORIGIN_LOOKS_MAX {
+        let lines = checkpoint::fsck::checkpoints(door).or_else(|e| match e.state() {
+            SqlState::DataCorrupted => Ok(Vec::new()),
+            _ => Err(e),
+        })?;
+        let Some(line) = lines.iter().rfind(|line| line.damage.is_none()) else { return Ok(()) };
+        let manifest = match checkpoint::fsck::manifest_of(door, line) {
+            Ok(manifest) => manifest,
+            // Who leads now has cleared it away between the two requests.
+            Err(e) if e.state() == SqlState::DataCorrupted => continue,
+            Err(e) => return Err(e),
+        };
         let written: Coordinated = serde_json::from_value(manifest.coordinator).unwrap_or_default();
-        if !written.origin.is_empty() && written.origin != origin {
-            let message = format!("the checkpoints in {} are of another data directory", door.place());
-            return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
-                .with_detail(format!("They are of {}; this one is {origin}.", written.origin))
-                .with_hint(
-                    "Choose another checkpoint_url, or start the server on the data directory that wrote them.",
-                ));
+        if written.origin.is_empty() || written.origin == origin {
+            return Ok(());
         }
+        let message = format!("the checkpoints in {} are of another data directory", door.place());
+        return Err(Error::new(SqlState::ObjectNotInPrerequisiteState, message)
+            .with_detail(format!("They are of {}; this one is {origin}.", written.origin))
+            .with_hint("Choose another checkpoint_url, or start the server on the data directory that wrote them."));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! commit applies to the stores in the open epoch, is logged, and only then joins the epoch's input; if the log refuses
 //! it, the stores are put back.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ pub struct Table {
     locks: Arc<Locks>,
     /// Set once, when the table becomes visible, if it declares a watermark.
     gate: OnceLock<TableGate>,
+    /// The newest epoch of a commit in the head.
+    changed: AtomicU64,
 }
 
 /// The gate of a table, and where its late rows go.
@@ -112,7 +115,13 @@ impl Table {
             latch: Arc::default(),
             locks: Arc::clone(locks),
             gate: OnceLock::new(),
+            changed: AtomicU64::new(0),
         })
+    }
+
+    /// The newest epoch that a look at the head may have shown: durable rows only, once that is.
+    pub fn changed(&self) -> Epoch {
+        Epoch(self.changed.load(Ordering::Acquire))
     }
 
     /// The table in a new shape, with the rows of its head, seen by every reader. Nobody may write meanwhile, and every
@@ -782,6 +791,11 @@ impl WriteSet {
         Mark { tables: self.tables.iter_mut().map(|(relation, writes)| (*relation, writes.mark())).collect() }
     }
 
+    /// The newest epoch whose rows statements may have met in the heads of tables.
+    pub fn met(&self) -> Epoch {
+        self.tables.values().map(|writes| writes.table.changed()).max().unwrap_or_default()
+    }
+
     /// Goes back to `mark`. Locks stay.
     pub fn undo(&mut self, mark: &Mark) {
         for (relation, writes) in &mut self.tables {
@@ -887,6 +901,7 @@ impl WriteSet {
             let mut outcome = Ok(());
             for ((_, changes), table) in net.iter().zip(&tables) {
                 let before = table.store.bytes();
+                table.changed.fetch_max(epoch.0, Ordering::Release);
                 outcome = table.store.apply(0, epoch, changes);
                 if outcome.is_err() {
                     break;

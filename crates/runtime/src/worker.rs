@@ -391,7 +391,8 @@ impl Worker for ThreadWorker {
 pub struct SteppedWorker {
     shared: Shared,
     peers: Vec<Outbox>,
-    states: Mutex<Vec<Slot>>,
+    /// Those that are not at work just now; nothing once it is stopped.
+    states: Mutex<Option<Vec<Slot>>>,
 }
 
 impl SteppedWorker {
@@ -408,12 +409,22 @@ impl SteppedWorker {
         wire: Option<&Arc<dyn Wire>>,
     ) -> Result<SteppedWorker> {
         let (peers, states) = make_slots(place, links, &shared, reports, wire, |_| Ok(None))?;
-        Ok(SteppedWorker { shared, peers, states: Mutex::new(states) })
+        Ok(SteppedWorker { shared, peers, states: Mutex::new(Some(states)) })
     }
 
     /// Steps one slot; false when it had nothing to do, is elsewhere, or has stopped.
     pub fn step(&self, slot: SlotId) -> bool {
-        self.states.lock().iter_mut().find(|state| state.id() == slot).is_some_and(|state| state.step())
+        let taken = self.states.lock().as_mut().and_then(|states| {
+            let at = states.iter().position(|state| state.id() == slot)?;
+            Some(states.swap_remove(at))
+        });
+        let Some(mut state) = taken else { return false };
+        // Others may work in the middle of it, and stop all slots.
+        let worked = state.step();
+        if let Some(states) = self.states.lock().as_mut() {
+            states.push(state);
+        }
+        worked
     }
 }
 
@@ -423,7 +434,7 @@ impl Share for SteppedWorker {
     }
 
     fn stop(&self) {
-        let states = std::mem::take(&mut *self.states.lock());
+        let states = self.states.lock().take();
         drop(states);
     }
 }

@@ -87,7 +87,9 @@ pub async fn set_up(mut session: Session, scene: Scene, statements: Arc<Vec<Stri
                 Err(e) => return scene.violated(format!("{statement}: {}", told(&e))),
             }
         }
-        scene.known.lock().set_up = n + 1;
+        let mut known = scene.known.lock();
+        // A later engine may have come further.
+        known.set_up = known.set_up.max(n + 1);
     }
 }
 
@@ -98,15 +100,20 @@ pub async fn compare_all(mut session: Session, scene: Scene) {
     }
 }
 
-/// What a crash has left of the tables is what was acknowledged, and perhaps what was on its way. Returns whether it could be read.
+/// What a crash has left of the tables is what was acknowledged, and perhaps what was on its way. Returns whether it could be read;
+/// an engine that another has followed may show what was true before.
 pub async fn look_back(session: &mut Session, scene: &Scene) -> bool {
-    // Whoever wrote to another engine is not believed any more from here on.
-    scene.known.lock().reign = scene.reign;
+    if !scene.known.lock().follow(scene.reign) {
+        return false;
+    }
     let mut seen = true;
     match run(session, "SELECT k, g, v FROM t").await {
         Ok(rows) => {
             let found = table(&rows);
             let mut known = scene.known.lock();
+            if known.reign != scene.reign {
+                return false;
+            }
             let maybe = known.maybe.take();
             let took_effect = maybe.as_ref() == Some(&found);
             if found != known.table && maybe.as_ref() != Some(&found) {
@@ -122,6 +129,9 @@ pub async fn look_back(session: &mut Session, scene: &Scene) -> bool {
     match number(session, "SELECT count(*) FROM transfers").await {
         Ok(found) => {
             let mut known = scene.known.lock();
+            if known.reign != scene.reign {
+                return false;
+            }
             let most = known.transfers + usize::from(known.transfer_maybe);
             if !(known.transfers..=most).contains(&found) {
                 let what = format!("{found} transfers, {} acknowledged", known.transfers);
@@ -259,24 +269,28 @@ pub async fn transfer(session: &mut Session, scene: &Scene, rng: &mut Rng) -> Re
     Ok(())
 }
 
-/// Until every account has a credit and a debit.
-pub async fn enough_transfers(mut session: Session, scene: Scene, mut rng: Rng) {
+/// Until every account has a credit and a debit. False: the engine has gone.
+pub async fn enough_transfers(mut session: Session, scene: Scene, mut rng: Rng) -> bool {
     while scene.known.lock().transfers < ACCOUNTS {
         if let Err(e) = transfer(&mut session, &scene, &mut rng).await {
-            if scene.excused(&e) {
-                return;
+            if !scene.excused(&e) {
+                scene.violated(format!("a transfer fails: {}", told(&e)));
             }
-            return scene.violated(format!("a transfer fails: {}", told(&e)));
+            return false;
         }
     }
+    true
 }
 
 /// Reads the total, and compares views with their queries.
 pub async fn reader(mut session: Session, scene: Scene, mut rng: Rng) {
     while !scene.stopped() {
         pause(rng.below(12)).await;
-        let acknowledged = scene.known.lock().transfers;
-        if acknowledged >= ACCOUNTS {
+        let is_complete = {
+            let known = scene.known.lock();
+            known.reign == scene.reign && known.transfers >= ACCOUNTS
+        };
+        if is_complete {
             read_total(&mut session, &scene).await;
         }
         if rng.one_in(2) {

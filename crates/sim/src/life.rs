@@ -316,7 +316,7 @@ impl Being<'_> {
         let arrived: Arc<Mutex<Arrived>> = Arc::default();
         // Every account needs a credit and a debit before the total says anything.
         let (s, scene, rng) = (session(), self.scene.clone(), self.rng.split());
-        let enough = Box::pin(clients::enough_transfers(s, scene, rng));
+        let enough = Box::pin(clients::enough_transfers(s, scene, rng).map(drop));
         let audit = Box::pin(clients::audit(session(), self.scene.clone(), sent, Arc::clone(&arrived)).map(drop));
         for client in [enough as Client, audit as Client] {
             if !self.interleave(vec![client], usize::MAX).await {

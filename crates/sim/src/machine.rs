@@ -14,7 +14,15 @@ use runtime::{Join, Service, Stepped, SteppedWorker, Worker};
 /// A service that finds nothing to do so often although it was told to end never ends.
 const IDLE_MAX: usize = 10_000;
 
-type Shelf = Arc<Mutex<Option<Box<dyn Service>>>>;
+/// A service and whether it is there.
+enum Shelved {
+    There(Box<dyn Service>),
+    /// A step of it is under way.
+    AtWork,
+    Gone,
+}
+
+type Shelf = Arc<Mutex<Shelved>>;
 
 /// Services that wait to be stepped.
 #[derive(Default)]
@@ -22,7 +30,7 @@ pub struct Shelves(Mutex<Vec<Shelf>>);
 
 impl Shelves {
     pub fn start(&self, service: Box<dyn Service>) -> Box<dyn Join> {
-        let shelf: Shelf = Arc::new(Mutex::new(Some(service)));
+        let shelf: Shelf = Arc::new(Mutex::new(Shelved::There(service)));
         self.0.lock().push(Arc::clone(&shelf));
         Box::new(Stepping(shelf))
     }
@@ -31,7 +39,7 @@ impl Shelves {
     pub fn serve(&self, chosen: usize) -> bool {
         let shelf = {
             let mut services = self.0.lock();
-            services.retain(|shelf| shelf.lock().is_some());
+            services.retain(|shelf| !matches!(*shelf.lock(), Shelved::Gone));
             match services.len() {
                 0 => return false,
                 n => Arc::clone(&services[chosen % n]),
@@ -40,10 +48,14 @@ impl Shelves {
         step(&shelf) == Stepped::Worked
     }
 
+    pub fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
     pub fn clear(&self) {
         let services = std::mem::take(&mut *self.0.lock());
         for shelf in services {
-            let service = shelf.lock().take();
+            let service = std::mem::replace(&mut *shelf.lock(), Shelved::Gone);
             drop(service);
         }
     }
@@ -75,10 +87,21 @@ impl Join for Stepping {
 }
 
 fn step(shelf: &Shelf) -> Stepped {
-    let mut service = shelf.lock();
-    let stepped = service.as_mut().map_or(Stepped::Ended, |service| service.step());
-    if stepped == Stepped::Ended {
-        *service = None;
+    let taken = std::mem::replace(&mut *shelf.lock(), Shelved::AtWork);
+    let mut service = match taken {
+        Shelved::There(service) => service,
+        // It lies below whoever waits for it, and ends when it goes on.
+        Shelved::AtWork => return Stepped::Ended,
+        Shelved::Gone => {
+            *shelf.lock() = Shelved::Gone;
+            return Stepped::Ended;
+        }
+    };
+    // Others may work in the middle of it, and clear it away.
+    let stepped = service.step();
+    let mut shelved = shelf.lock();
+    if matches!(*shelved, Shelved::AtWork) {
+        *shelved = if stepped == Stepped::Ended { Shelved::Gone } else { Shelved::There(service) };
     }
     stepped
 }
@@ -162,7 +185,7 @@ impl Machine {
         let feeders = self.feeders.lock();
         let shown: Vec<String> =
             feeders.iter().map(|(f, fed)| format!("{} {fed:?} {:?}", f.name(), f.ready(*fed))).collect();
-        format!("{shown:?}, {} services", self.services.0.lock().len())
+        format!("{shown:?}, {} services", self.services.count())
     }
 
     /// One of the services takes a step; true when it did something.

@@ -159,6 +159,12 @@ pub struct Known {
 }
 
 impl Known {
+    /// This engine's clients are believed from here on, and those of earlier ones not any more. False: a later one's are.
+    pub fn follow(&mut self, reign: u64) -> bool {
+        self.reign = self.reign.max(reign);
+        self.reign == reign
+    }
+
     /// A statement is on its way.
     pub fn begun(&mut self, kind: Kind, reign: u64) {
         self.begun.insert(kind, reign);

@@ -138,5 +138,10 @@ fn every_planted_bug_of_a_cluster_is_found() {
         });
         let (seed, what) = found.unwrap_or_else(|| panic!("{bug} is not found in {SEEDS_TO_FIND} seeds"));
         println!("{bug}: seed {seed}: {what}");
+        // It is the bug that was found.
+        let sound = fleet::play::play(seed, None, &place(bug, seed));
+        if !sound.violations.is_empty() {
+            fail_cluster(seed, &sound);
+        }
     }
 }

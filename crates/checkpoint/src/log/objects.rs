@@ -46,6 +46,7 @@ use crate::door::{Door, Listed, PutNew};
 use crate::envelope::PAYLOAD_BYTES_MAX;
 use crate::names::{LOG, LOG_PARTS};
 use crate::permit::Generation;
+use crate::planted;
 
 /// How often a claimant looks again because another one was faster.
 const LOOKS_MAX: usize = 32;
@@ -181,6 +182,24 @@ fn newer(mine: Generation, found: &Head) -> Error {
             found.generation.0, found.number, mine.0
         ))
         .with_hint("It is the leader; this one can be started again as its standby.")
+}
+
+/// What a failed read of the log means. What is missing may have been removed by who has taken over since; which of the two it is the
+/// store says, or not yet.
+fn read_failed(door: &Door, error: Error) -> Error {
+    if error.state() != SqlState::DataCorrupted {
+        return error;
+    }
+    let mine = door.writer().generation;
+    for _ in 0..LOOKS_MAX {
+        match newest(door) {
+            Ok(Some((Some(found), _))) if found.generation > mine => return newer(mine, &found),
+            Ok(Some(_)) => return error,
+            Ok(None) => {}
+            Err(unknown) => return unknown,
+        }
+    }
+    error
 }
 
 /// The numbers of entries, ascending.
@@ -340,14 +359,8 @@ impl ObjectLog {
         mut replay: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<ObjectLog> {
         let (head, listed) = claim(door, holder)?;
-        let read = read(door, head.base, head.number, &mut replay).map_err(|error| {
-            // What is missing may have been removed by who has taken over since.
-            match newest(door) {
-                Ok(Some((Some(found), _))) if found.number > head.number => newer(head.generation, &found),
-                _ => error,
-            }
-        });
-        let Content { pieces, from, claims } = read?;
+        let read = read(door, head.base, head.number, &mut replay);
+        let Content { pieces, from, claims } = read.map_err(|error| read_failed(door, error))?;
         let entries = listed.iter().filter(|number| **number < from && !claims.contains(number));
         let mut dead: VecDeque<String> = entries.map(|number| entry_name(*number)).collect();
         let parts: BTreeSet<String> = pieces.iter().map(Piece::name).collect();
@@ -477,6 +490,7 @@ impl ObjectLog {
         loop {
             match self.door.put_new(&name, &payload) {
                 Ok(PutNew::Created) => break,
+                Ok(PutNew::Exists(_)) if planted::is("unfenced") => break,
                 Ok(PutNew::Exists(found)) => {
                     let lost = taken_over(match entry::decode(number, &found.payload).map(|(head, _)| head) {
                         Ok(Head { generation, what: What::Claim { holder }, .. }) => {
@@ -726,7 +740,7 @@ impl Iterator for ObjectRecords {
             self.ready.clear();
             self.pending.clear();
         }
-        next.transpose()
+        next.map_err(|error| read_failed(&self.door, error)).transpose()
     }
 }
 

@@ -34,7 +34,10 @@ pub fn cluster_id(door: &Door, own: &str) -> Result<String> {
         return Ok(text(&found));
     }
     // Of a server that was alone until now, perhaps: of this one then.
-    check_origin(door, own)?;
+    if let Err(other) = check_origin(door, own) {
+        // They may be of a cluster that has begun since.
+        return door.get(CLUSTER)?.map(|found| text(&found)).ok_or(other);
+    }
     Ok(match door.put_new(CLUSTER, own.as_bytes())? {
         PutNew::Created => own.to_string(),
         PutNew::Exists(found) => text(&found.payload),

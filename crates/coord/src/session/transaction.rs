@@ -447,13 +447,11 @@ impl Session {
         if writes.is_empty() {
             return Ok(());
         }
-        let engine = &self.engine;
+        let (engine, met) = (&self.engine, writes.met());
         let epoch = writes.commit(&engine.clock, &engine.log, &engine.budget, engine.floor(), None).await?;
-        if let Some(epoch) = epoch {
-            self.written = self.written.max(epoch);
-            self.engine.clock.wait_durable(epoch).await?;
-        }
-        Ok(())
+        self.written = self.written.max(epoch.unwrap_or_default());
+        // That nothing had to be changed is told for what was there, which must be durable too.
+        self.engine.clock.wait_durable(epoch.unwrap_or(met)).await
     }
 
     /// Commits changes of the catalog with the rows of the same transaction, then lets jobs follow.

@@ -154,17 +154,29 @@ impl Session {
             let latch = table.latch().await;
             match self.write(&table, write, values).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(refused) => self.give_way(&mark, latch, refused).await?,
+                Err(refused) => self.give_way(&table, &mark, latch, refused).await?,
             }
         }
     }
 
     /// Takes back what a refused statement did, and waits for the lock in its way. A failed one has changed nothing, whatever
     /// becomes of its transaction.
-    async fn give_way(&mut self, mark: &Mark, latch: OwnedMutexGuard<()>, refused: Refused) -> Result<()> {
+    async fn give_way(
+        &mut self,
+        table: &Table,
+        mark: &Mark,
+        latch: OwnedMutexGuard<()>,
+        refused: Refused,
+    ) -> Result<()> {
+        let met = table.changed();
         self.writes()?.undo(mark);
         drop(latch);
         match refused {
+            // A client that tries again takes a key that exists for its own first try: the row that has it must be durable.
+            Refused::Failed(error) if error.state() == SqlState::UniqueViolation => {
+                self.engine.clock.wait_durable(met).await?;
+                Err(error)
+            }
             Refused::Failed(error) => Err(error),
             Refused::Busy(busy) => self.wait(busy).await,
         }
@@ -378,7 +390,7 @@ impl Session {
             let latch = table.latch().await;
             match self.insert_batches(&table, relation, batches) {
                 Ok(count) => return Ok(count),
-                Err(refused) => self.give_way(&mark, latch, refused).await?,
+                Err(refused) => self.give_way(&table, &mark, latch, refused).await?,
             }
         }
     }

@@ -7,25 +7,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use checkpoint::door::{Answer, Failure, Listed, Store};
+use checkpoint::door::{Answer, Door, Failure, Listed, NoRest, Store};
 use checkpoint::faulty::MemoryStore;
 use checkpoint::faulty::disk::FaultyDisk;
 use coord::EngineConfig;
+use coord::engine::cluster_id;
 use coord::execution::Threads;
 use coord::session::Session;
 use flow::{Error, SqlState};
+use parking_lot::Mutex;
 
 use crate::harness::{Instance, keeping, ok, rows, run, scratch};
 
 /// A store whose disk can be full.
 struct Disk {
+    /// Names that begin like this are not there once, when they have been read so many times more.
+    missed: Mutex<Option<(&'static str, usize)>>,
     objects: Arc<MemoryStore>,
     full: AtomicBool,
 }
 
 impl Disk {
     fn new() -> Arc<Disk> {
-        Arc::new(Disk { objects: MemoryStore::new(), full: AtomicBool::new(false) })
+        Arc::new(Disk { objects: MemoryStore::new(), full: AtomicBool::new(false), missed: Mutex::default() })
+    }
+
+    fn miss(&self, prefix: &'static str, after: usize) {
+        *self.missed.lock() = Some((prefix, after));
     }
 
     fn set_full(&self, full: bool) {
@@ -42,6 +50,16 @@ impl Store for Disk {
     }
 
     fn read(&self, name: &str) -> Result<Option<Bytes>, Failure> {
+        let mut missed = self.missed.lock();
+        match &mut *missed {
+            Some((prefix, after)) if name.starts_with(*prefix) && *after > 0 => *after -= 1,
+            Some((prefix, _)) if name.starts_with(*prefix) => {
+                *missed = None;
+                return Ok(None);
+            }
+            _ => {}
+        }
+        drop(missed);
         self.objects.read(name)
     }
 
@@ -413,6 +431,35 @@ async fn checkpoints_of_another_data_directory_are_refused() {
     instance.close().await;
 }
 
+/// What another coordinator makes and clears away while this one starts is neither damage nor somebody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_beside_a_coordinator_that_works_looks_again() {
+    let (folder, disk) = (scratch(), Disk::new());
+    let instance = open(folder.path(), Some(&disk), LONG);
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int)").await;
+    ok(&mut s, "INSERT INTO t VALUES (1)").await;
+    ok(&mut s, "CHECKPOINT").await;
+    drop(s);
+    instance.close().await;
+    let door = Door::new(Arc::clone(&disk) as Arc<dyn Store>, Arc::new(NoRest), 1);
+    let other = cluster_id(&door, "another").unwrap_err();
+    assert_eq!(other.state(), SqlState::ObjectNotInPrerequisiteState, "{other}");
+    // The cluster is begun between two requests.
+    door.put_new("cluster/id", b"the cluster").unwrap();
+    disk.miss("cluster/id", 0);
+    assert_eq!(cluster_id(&door, "another").unwrap(), "the cluster");
+    assert!(disk.missed.lock().is_none());
+    // The checkpoint is cleared away after it was found.
+    disk.miss("manifest/", 1);
+    let instance = open(folder.path(), Some(&disk), LONG);
+    assert!(disk.missed.lock().is_none());
+    let mut s = instance.session();
+    assert_eq!(rows(&mut s, "SELECT k FROM t").await, [["1"]]);
+    drop(s);
+    instance.close().await;
+}
+
 /// A write that the log does not take was never there, whatever kind of table it went into.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
@@ -432,6 +479,33 @@ async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
         ok(&mut s, &format!("INSERT INTO {name} VALUES (3)")).await;
         assert_eq!(rows(&mut s, &format!("SELECT k FROM {name} ORDER BY k")).await, [["1"], ["3"]], "{name}");
         assert_eq!(rows(&mut s, &format!("SELECT n FROM n_{name}")).await, [["2"]], "{name}");
+    }
+    drop(s);
+    instance.close().await;
+}
+
+/// Who tries a write again that has failed is not told of its own first try as of something that is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_not_durable_is_nobodys_duplicate() {
+    let (folder, disk) = (scratch(), FaultyDisk::new());
+    let mut config = keeping(folder.path(), 1, 64);
+    config.disk = Some(Arc::clone(&disk) as Arc<dyn checkpoint::Disk>);
+    let instance = Instance::with(config, Arc::new(Threads::default()));
+    let mut s = instance.session();
+    ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY)").await;
+    ok(&mut s, "INSERT INTO t VALUES (1)").await;
+    let refused = run(&mut s, "INSERT INTO t VALUES (1)").await.unwrap_err();
+    assert_eq!(refused.state(), SqlState::UniqueViolation, "{refused}");
+    ok(&mut s, "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING").await;
+    disk.fail_next_sync();
+    for again in [
+        "INSERT INTO t VALUES (2)",
+        "INSERT INTO t VALUES (2)",
+        "INSERT INTO t VALUES (2) ON CONFLICT DO NOTHING",
+        "BEGIN; INSERT INTO t VALUES (2) ON CONFLICT DO NOTHING; COMMIT",
+    ] {
+        let refused = run(&mut s, again).await.unwrap_err();
+        assert_eq!(refused.state(), SqlState::IoError, "{again}: {refused}");
     }
     drop(s);
     instance.close().await;

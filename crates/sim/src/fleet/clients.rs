@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use coord::Session;
 use coord::clock::Clock;
+use flow::SqlState;
 use futures::FutureExt;
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -41,12 +42,17 @@ pub fn all(
 /// False: the engine has gone meanwhile.
 async fn begin(mut session: Session, scene: &Scene, statements: Arc<Vec<String>>, clock: &Arc<Clock>) -> bool {
     let (made, all) = (scene.known.lock().set_up, statements.len());
-    if made > 1 && !clients::look_back(&mut session, scene).await {
+    let is_seen = made <= 1 || clients::look_back(&mut session, scene).await;
+    if !scene.known.lock().follow(scene.reign) {
+        intrude(&mut session, scene).await;
         return false;
     }
-    scene.known.lock().reign = scene.reign;
+    if !is_seen {
+        return false;
+    }
     clients::set_up(session, scene.clone(), statements, Arc::clone(clock)).await;
-    scene.known.lock().set_up == all
+    let known = scene.known.lock();
+    known.reign == scene.reign && known.set_up == all
 }
 
 /// Writes until it is refused. It is told later what became of a statement that has failed: by the next engine.
@@ -75,7 +81,8 @@ async fn intrude(session: &mut Session, scene: &Scene) {
             let now = scene.known.lock().reign;
             scene.violated(format!("engine {} acknowledges a write although engine {now} has begun", scene.reign));
         }
-        Err(e) if has_moved(&e) => {}
+        // It may have slept since before the table was made.
+        Err(e) if has_moved(&e) || e.state() == SqlState::UndefinedTable => {}
         Err(e) => scene.violated(format!("a write to an engine that has gone fails otherwise: {}", told(&e))),
     }
 }
@@ -95,7 +102,9 @@ pub fn last(
         if !begin(first, &scene, statements, &clock).await {
             return;
         }
-        clients::enough_transfers(transfers, scene.clone(), rng).await;
+        if !clients::enough_transfers(transfers, scene.clone(), rng).await {
+            return;
+        }
         let arrived: Arc<Mutex<Arrived>> = Arc::default();
         if !clients::audit(audits, scene.clone(), sent, Arc::clone(&arrived)).await {
             return;

@@ -47,6 +47,7 @@ pub type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// An engine as others look at it, also after its end.
 pub struct Shown {
+    /// Its generation.
     pub number: u64,
     engine: RefCell<Option<Arc<Engine>>>,
     /// The newest epoch that it has completed.
@@ -290,6 +291,28 @@ impl Coordinator {
         }
     }
 
+    /// What it does and what that waits for.
+    pub fn describe(&self) -> String {
+        let stage = self.stage.borrow();
+        let (name, reign) = match stage.as_ref() {
+            None => ("is looked at", None),
+            Some(Stage::Boot) => ("boots", None),
+            Some(Stage::StandBy(_)) => ("stands by", None),
+            Some(Stage::Waiting) => ("waits for workers", None),
+            Some(Stage::Recovering(reign, ..)) => ("recovers", Some(reign)),
+            Some(Stage::Working(reign)) => ("works", Some(reign)),
+            Some(Stage::Moving(reign, ..)) => ("moves", Some(reign)),
+            Some(Stage::Interrupting(reign, ..)) => ("is interrupted", Some(reign)),
+        };
+        let engine = reign.map(|reign| {
+            let (clock, clients) = (&reign.engine.clock, reign.clients.len());
+            let (number, completed) = (reign.shown.number, clock.completed().0);
+            let (stalls, parts) = (&clock.stalls, reign.machine.show());
+            format!(": engine {number} at {completed}, {clients} clients, {stalls:?}, {parts}")
+        });
+        format!("{name}{}", engine.unwrap_or_default())
+    }
+
     fn boot(&self, fleet: &Fleet) -> Stage {
         let nonce = self.nonce(fleet);
         let door = Door::new(Arc::clone(&self.store) as _, Arc::new(OthersWork), nonce);
@@ -389,11 +412,9 @@ impl Coordinator {
                 };
             }
         };
-        let number = {
-            let mut counts = fleet.counts.borrow_mut();
-            counts.reigns += 1;
-            counts.reigns as u64
-        };
+        fleet.counts.borrow_mut().reigns += 1;
+        // In the order in which they have claimed the log, whatever slept meanwhile.
+        let number = engine.generation().unwrap_or_default().0;
         fleet.tell(|| format!("{process} opens engine {number} on {} slots", slots.count()));
         let base = query::base_state(MEMORY, slots.count()).unwrap_or_else(|e| panic!("no state for sessions: {e}"));
         let scene = Scene {
@@ -566,12 +587,10 @@ impl Reign {
         let first = self.engine.clock.completed().0;
         self.shown.first.set(first);
         let mut reigns = fleet.reigns.borrow_mut();
-        for earlier in reigns.iter() {
-            if earlier.engine.borrow().is_some() {
-                fleet.counts.borrow_mut().zombies += 1;
-            }
-        }
-        if let Some(earlier) = reigns.iter().find(|earlier| earlier.completed.get() > first) {
+        let earlier = || reigns.iter().filter(|shown| shown.number < self.shown.number);
+        let zombies = earlier().filter(|earlier| earlier.engine.borrow().is_some()).count();
+        fleet.counts.borrow_mut().zombies += zombies;
+        if let Some(earlier) = earlier().find(|earlier| earlier.completed.get() > first) {
             fleet.violated(format!(
                 "epochs go back: engine {} has completed {}, engine {} begins at {first}",
                 earlier.number,
@@ -586,8 +605,8 @@ impl Reign {
         let completed = self.engine.clock.completed().0;
         self.shown.completed.set(completed);
         let reigns = fleet.reigns.borrow();
-        let later = reigns.iter().skip_while(|shown| !Rc::ptr_eq(shown, &self.shown)).skip(1);
-        if let Some(later) = later.into_iter().find(|later| later.first.get() < completed) {
+        let mut later = reigns.iter().filter(|shown| shown.number > self.shown.number);
+        if let Some(later) = later.find(|later| later.first.get() < completed) {
             fleet.violated(format!(
                 "engine {} completes epoch {completed} although engine {} has begun at {}",
                 self.shown.number,

@@ -48,8 +48,8 @@ pub const PULSE: Pulse = Pulse { heartbeat: Duration::from_millis(40), timeout: 
 const STEP_US: usize = 300;
 /// Who lets time pass without letting others work lets no more of it pass at a time, in microseconds.
 const REST_MAX_US: i64 = 10_000;
-/// Trouble comes once in so many times that the world goes on.
-const TROUBLE_ONE_IN: usize = 40;
+/// Trouble comes once in so many times that the world goes on: some seeds are all trouble, in others jobs come far.
+const TROUBLE_ONE_IN: [usize; 4] = [40, 120, 300, 600];
 /// Steps may lie so deep on each other; deeper, who waits for time alone lets it pass.
 const DEPTH_MAX: usize = 5;
 
@@ -109,6 +109,7 @@ pub struct Fleet {
     pub audited: Cell<bool>,
     pub wanted: usize,
     pub least: usize,
+    trouble_one_in: usize,
     pub faults: Cell<usize>,
     pub counts: RefCell<Counts>,
     show: bool,
@@ -122,6 +123,7 @@ impl Fleet {
         let rng = world.rng.split();
         let wanted = 1 + world.rng.below(workers);
         let least = 1 + world.rng.below(wanted);
+        let trouble_one_in = world.rng.pick(&TROUBLE_ONE_IN);
         let witness = Witness::new(objects, Arc::clone(&world.known));
         let fleet = Fleet {
             trace: world.trace.clone(),
@@ -141,6 +143,7 @@ impl Fleet {
             audited: Cell::new(false),
             wanted,
             least,
+            trouble_one_in,
             faults: Cell::new(0),
             counts: RefCell::default(),
             show: std::env::var_os("MILLSTREAM_SIM_SHOW").is_some(),
@@ -314,11 +317,11 @@ impl Fleet {
         if self.calm.get() {
             return;
         }
-        if self.one_in(8) {
+        if self.one_in(24) {
             let rows = self.below(6);
             self.world.borrow_mut().send(rows);
         }
-        if !self.one_in(TROUBLE_ONE_IN) {
+        if !self.one_in(self.trouble_one_in) {
             return;
         }
         let hosts = self.hosts.len();
@@ -356,6 +359,26 @@ impl Fleet {
             9 => self.net.heal(),
             _ => {}
         }
+    }
+
+    /// What everybody does.
+    pub fn describe(&self) -> String {
+        let mut lines = Vec::new();
+        for (n, host) in self.hosts.iter().enumerate() {
+            let said = match &*host.process.borrow() {
+                None => format!("machine {n}: nothing, until {}", host.down_until.get()),
+                Some(process) => {
+                    let what = match &process.body {
+                        Body::Coordinator(coordinator) => coordinator.describe(),
+                        Body::Worker(worker) => worker.describe(),
+                    };
+                    let under_way = if self.is_under_way(process) { ", under way" } else { "" };
+                    format!("{process}, asleep until {}{under_way}: {what}", process.asleep_until.get())
+                }
+            };
+            lines.push(said);
+        }
+        format!("step {}:\n  {}", self.steps.get(), lines.join("\n  "))
     }
 
     /// Everything works from here on.

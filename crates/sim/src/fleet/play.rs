@@ -11,9 +11,12 @@ use super::{Counts, Fleet, HERE, WORKERS_MAX};
 
 /// Steps of trouble.
 const TROUBLE_MIN: usize = 20_000;
-const TROUBLE_MAX: usize = 90_000;
+const TROUBLE_MAX: usize = 240_000;
 /// Steps in which everything arrives when nothing fails any more.
 pub const CALM_MAX: usize = 1_500_000;
+
+/// How often it is told what everybody does when all is calm, in steps.
+const TOLD_EVERY: usize = 50_000;
 
 /// What a seed has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,9 +93,13 @@ fn play_here(seed: u64, folder: &Path) -> Played {
     }
     while !is_wrong() && !fleet.audited.get() {
         fleet.step();
+        if (fleet.steps.get() - begun).is_multiple_of(TOLD_EVERY) {
+            fleet.tell(|| fleet.describe());
+        }
         if fleet.steps.get() - begun > CALM_MAX {
             let set_up = fleet.known.lock().set_up;
-            fleet.violated(format!("nothing gets on any more; {set_up} statements of the set-up are done"));
+            let who = fleet.describe();
+            fleet.violated(format!("nothing gets on any more; {set_up} statements of the set-up are done; {who}"));
         }
     }
     let calm = fleet.steps.get() - begun;

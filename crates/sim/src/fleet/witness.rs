@@ -33,11 +33,22 @@ impl Witness {
         self.written.lock().values().map(BTreeMap::len).sum()
     }
 
+    /// Whether a record after this one is there.
+    fn is_behind(&self, number: u64) -> bool {
+        let records = self.objects.list(RECORDS).unwrap_or_default();
+        let numbers = records.iter().filter_map(|object| object.name.split_once('/')?.1.parse::<u64>().ok());
+        numbers.max().is_some_and(|newest| newest > number)
+    }
+
     fn note(&self, name: &str, bytes: &Bytes) {
         let Some((folder, number)) = name.split_once('/') else { return };
         let Some(folder) = [LOG, RECORDS, COMMITTED].into_iter().find(|known| *known == folder) else { return };
         let (Ok(number), Ok(object)) = (number.parse(), envelope::open(name, bytes)) else { return };
         let generation = object.writer.generation.0;
+        // A name that was cleared away is free for who slept. It gains nothing by it: a newer record is there.
+        if folder != LOG && self.is_behind(number) {
+            return;
+        }
         let mut written = self.written.lock();
         let written = written.entry(folder).or_default();
         let was = written.insert(number, generation).filter(|was| *was != generation);

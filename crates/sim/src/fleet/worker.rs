@@ -128,6 +128,13 @@ impl Worker {
         }
     }
 
+    /// What it has.
+    pub fn describe(&self) -> String {
+        let place = self.ground.share.lock().as_ref().map(|(place, _)| *place);
+        let is_known = self.coordinator.lock().as_ref().is_some_and(|connection| !connection.is_closed());
+        format!("slots {place:?}, connected: {is_known}, {} services", self.ground.services.count())
+    }
+
     /// Calls one coordinator after the other, unless it has one.
     fn call(&self, fleet: &Fleet, process: &Rc<Process>) -> bool {
         let is_known = self.coordinator.lock().as_ref().is_some_and(|connection| !connection.is_closed());

@@ -126,12 +126,13 @@ fn who_has_lost_the_store_of_checkpoints_has_lost_the_log_in_it() {
     let store = MemoryStore::new();
     let log = open(&store, 1);
     log.append(&[b"not acknowledged"]).unwrap();
-    log.lose_store(&Error::new(SqlState::ObjectInUse, "taken over").with_detail("Generation 2."));
+    let told = log.lose_store(Error::new(SqlState::ObjectInUse, "taken over").with_detail("Generation 2."));
+    assert_eq!(told.state(), SqlState::AdminShutdown);
     let refused = log.sync().unwrap_err();
     assert_eq!((refused.state(), refused.detail()), (SqlState::AdminShutdown, Some("Generation 2.")));
     let folder = tempfile::tempdir().unwrap();
     let own = Log::open(folder.path(), |_| Ok(())).unwrap();
-    own.lose_store(&refused);
+    assert_eq!(own.lose_store(refused.clone()), refused);
     write(&own, "a log of its own").unwrap();
 }
 
@@ -663,5 +664,73 @@ fn writers_that_take_over_from_each_other_in_a_storm_lose_nothing() {
         for record in acknowledged.iter().flatten() {
             assert_eq!(seen.iter().filter(|r| *r == record).count(), 1, "seed {seed}: {record} in {seen:?}");
         }
+    }
+}
+
+/// Lets something happen before an object is read, after which it does not list for a while.
+struct Between {
+    objects: Arc<MemoryStore>,
+    read: String,
+    happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    away: AtomicUsize,
+}
+
+impl Store for Between {
+    fn create(&self, name: &str, bytes: &Bytes) -> Result<Answer, Failure> {
+        self.objects.create(name, bytes)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Bytes>, Failure> {
+        if name == self.read
+            && let Some(happens) = lock(&self.happens).take()
+        {
+            happens();
+        }
+        self.objects.read(name)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, Failure> {
+        let has_happened = lock(&self.happens).is_none();
+        if has_happened && self.away.load(Ordering::Relaxed) > 0 {
+            self.away.fetch_sub(1, Ordering::Relaxed);
+            return Err(Failure::Transient("the store is away".into()));
+        }
+        self.objects.list(folder)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), Failure> {
+        self.objects.delete(name)
+    }
+
+    fn place(&self) -> String {
+        self.objects.place()
+    }
+}
+
+#[test]
+fn who_is_taken_over_from_while_it_reads_does_not_call_the_log_damaged() {
+    for away in [0, TRIES_MAX as usize] {
+        let objects = MemoryStore::new();
+        let log = open(&objects, 1);
+        (0..3).for_each(|n| write(&log, &format!("record {n}")).unwrap());
+        let successor = Arc::clone(&objects);
+        let take_over = move || {
+            let log = open(&successor, 3);
+            rewrite(&log).unwrap();
+            tidy(&log).unwrap();
+        };
+        let between = Between {
+            objects: Arc::clone(&objects),
+            read: entry_name(3),
+            happens: Mutex::new(Some(Box::new(take_over))),
+            away: AtomicUsize::new(away),
+        };
+        let refused = try_open(Arc::new(between), 2).err().unwrap();
+        // Where the store does not say what has become of the entry, nobody knows yet.
+        let expected = if away == 0 { SqlState::ObjectInUse } else { SqlState::IoError };
+        assert_eq!(refused.state(), expected, "{refused}");
+        // Nor does who had it open before.
+        let read = log.records(log.end()).unwrap().find_map(Result::err).unwrap();
+        assert_eq!(read.state(), SqlState::ObjectInUse, "{read}");
     }
 }
