@@ -198,13 +198,19 @@ impl Session {
         if plan.snapshot {
             let snapshot = Arc::clone(&store).at(start)?;
             let rows: Rows = match &filter {
-                Some(filter) => filter.rows(oid, RelationRows::Snapshot(snapshot)).await?,
+                // Its scans may be opened when the first rows are asked for, or later: the epoch is kept until the last.
+                Some(filter) => {
+                    let rows = filter.rows(oid, RelationRows::Snapshot(snapshot)).await?;
+                    let held = futures::stream::unfold((rows, pin), |(mut rows, pin)| async move {
+                        Some((rows.next().await?, (rows, pin)))
+                    });
+                    Box::pin(held)
+                }
+                // The scan holds its blocks, and the log what comes after: nothing needs the epoch from here on.
                 None => snapshot.scan(None, BATCH_ROWS)?,
             };
             *seat.reader.snapshot.lock() = Some(rows);
         }
-        // The snapshot holds its blocks, and the log what comes after: nothing needs the epoch from here on.
-        drop(pin);
         let news = seat.feed.news();
         if !engine.is_stored_in(oid, &store) {
             return Err(self.has_changed());
