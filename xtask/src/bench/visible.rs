@@ -110,7 +110,7 @@ async fn stop_a_sink(server: &Server) -> Result<()> {
 async fn sink_state(client: &Client) -> Result<String> {
     let jobs = client.query("SHOW JOBS", &[]).await?;
     let sink = jobs.iter().find(|row| row.get::<_, &str>("name").contains("stopped"));
-    Ok(sink.ok_or("the sink is gone")?.get("state"))
+    Ok(sink.ok_or("the sink is gone")?.get("status"))
 }
 
 /// Writes events as they are due. Answers with the milliseconds by which it was late at worst.
