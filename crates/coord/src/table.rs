@@ -901,7 +901,6 @@ impl WriteSet {
             let mut outcome = Ok(());
             for ((_, changes), table) in net.iter().zip(&tables) {
                 let before = table.store.bytes();
-                table.changed.fetch_max(epoch.0, Ordering::Release);
                 outcome = table.store.apply(0, epoch, changes);
                 if outcome.is_err() {
                     break;
@@ -923,6 +922,10 @@ impl WriteSet {
                     let _ = budget.change(before, table.store.bytes());
                 }
                 return Err(error);
+            }
+            // Not before: an epoch that nothing has joined may never end.
+            for table in &tables {
+                table.changed.fetch_max(epoch.0, Ordering::Release);
             }
             if let Some(catalog) = &mut catalog {
                 (catalog.publish)();

@@ -475,6 +475,12 @@ async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
         disk.shorten_next_write();
         let refused = run(&mut s, &format!("INSERT INTO {name} VALUES (2), (3)")).await.unwrap_err();
         assert_eq!(refused.state(), SqlState::IoError, "{name}: {refused}");
+        if name == "keyed" {
+            // Nor is it waited for.
+            let refused = run(&mut s, "INSERT INTO keyed VALUES (1)").await.unwrap_err();
+            assert_eq!(refused.state(), SqlState::UniqueViolation, "{refused}");
+            ok(&mut s, "INSERT INTO keyed VALUES (1) ON CONFLICT DO NOTHING").await;
+        }
         assert_eq!(rows(&mut s, &format!("SELECT k FROM {name}")).await, [["1"]], "{name}");
         ok(&mut s, &format!("INSERT INTO {name} VALUES (3)")).await;
         assert_eq!(rows(&mut s, &format!("SELECT k FROM {name} ORDER BY k")).await, [["1"], ["3"]], "{name}");
