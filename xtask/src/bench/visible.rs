@@ -21,6 +21,8 @@ use super::{Options, Result};
 const RATE: u64 = 100_000;
 const SECONDS: u64 = 60;
 const WARM_UP_SECONDS: u64 = 10;
+/// Until a sink has noticed that it has no folder.
+const STOPS_MAX: Duration = Duration::from_secs(30);
 /// Events written at a time: every two milliseconds.
 const PORTION: u64 = RATE / 500;
 
@@ -66,7 +68,7 @@ async fn measure(options: &Options, stopped: bool, report: &mut Report) -> Resul
     }
     client.batch_execute(VIEWS).await?;
     if stopped {
-        stop_a_sink(&server).await?;
+        stop_a_sink(&server, &mut files[2]).await?;
     }
     let start = now();
     let ended = Arc::new(AtomicBool::new(false));
@@ -92,16 +94,25 @@ async fn measure(options: &Options, stopped: bool, report: &mut Report) -> Resul
 }
 
 /// Lets a sink over the bids, which delivers exactly once, lose its folder.
-async fn stop_a_sink(server: &Server) -> Result<()> {
+async fn stop_a_sink(server: &Server, bids: &mut File) -> Result<()> {
     let (client, side) = (server.connect().await?, server.connect().await?);
     let folder = server.scratch().join("stopped");
     client
         .batch_execute(&format!("CREATE SINK stopped AS SELECT auction, price FROM bid WITH (connector = 'file', path = '{}', delivery = 'exactly_once') FORMAT PLAIN ENCODE JSON; CHECKPOINT", folder.display()))
         .await?;
     std::fs::rename(&folder, server.scratch().join("away"))?;
+    // A bid on no auction, from long ago: something to publish.
+    writeln!(
+        bids,
+        r#"{{"auction":-1,"bidder":0,"price":0,"channel":"","url":"","date_time":"2000-01-01 00:00:00","sent":0}}"#
+    )?;
     // It waits for the sink, which notices.
-    tokio::spawn(async move { side.batch_execute("CHECKPOINT").await });
+    tokio::spawn(async move { while side.batch_execute("CHECKPOINT").await.is_ok() {} });
+    let start = now();
     while !sink_state(&client).await?.starts_with("stalled") {
+        if start.elapsed() > STOPS_MAX {
+            return Err(format!("the sink does not stand still: it is {}", sink_state(&client).await?).into());
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
