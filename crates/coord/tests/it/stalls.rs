@@ -85,6 +85,13 @@ fn open(folder: &Path, store: Option<&Arc<Disk>>, timeout: Duration) -> Instance
     Instance::with(config, Arc::new(Threads::default()))
 }
 
+/// With a log on a disk that may fail.
+fn open_on(folder: &Path, disk: &Arc<FaultyDisk>) -> Instance {
+    let mut config = keeping(folder, 1, 64);
+    config.disk = Some(Arc::clone(disk) as Arc<dyn checkpoint::Disk>);
+    Instance::with(config, Arc::new(Threads::default()))
+}
+
 const LONG: Duration = Duration::from_secs(600);
 
 /// State, SQLSTATE and cause of a job.
@@ -464,9 +471,7 @@ async fn a_start_beside_a_coordinator_that_works_looks_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
     let (folder, disk) = (scratch(), FaultyDisk::new());
-    let mut config = keeping(folder.path(), 1, 64);
-    config.disk = Some(Arc::clone(&disk) as Arc<dyn checkpoint::Disk>);
-    let instance = Instance::with(config, Arc::new(Threads::default()));
+    let instance = open_on(folder.path(), &disk);
     let mut s = instance.session();
     for (name, kind) in [("keyed", "(k int PRIMARY KEY)"), ("plain", "(k int)"), ("added", "(k int) APPEND ONLY")] {
         ok(&mut s, &format!("CREATE TABLE {name} {kind}")).await;
@@ -494,9 +499,7 @@ async fn a_write_that_the_log_refuses_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_not_durable_is_nobodys_duplicate() {
     let (folder, disk) = (scratch(), FaultyDisk::new());
-    let mut config = keeping(folder.path(), 1, 64);
-    config.disk = Some(Arc::clone(&disk) as Arc<dyn checkpoint::Disk>);
-    let instance = Instance::with(config, Arc::new(Threads::default()));
+    let instance = open_on(folder.path(), &disk);
     let mut s = instance.session();
     ok(&mut s, "CREATE TABLE t (k int PRIMARY KEY)").await;
     ok(&mut s, "INSERT INTO t VALUES (1)").await;

@@ -729,7 +729,7 @@ fn who_is_taken_over_from_while_it_reads_does_not_call_the_log_damaged() {
         // Where the store does not say what has become of the entry, nobody knows yet.
         let expected = if away == 0 { SqlState::ObjectInUse } else { SqlState::IoError };
         assert_eq!(refused.state(), expected, "{refused}");
-        // Nor does who had it open before.
+        // Who had it open before is told the same.
         let read = log.records(log.end()).unwrap().find_map(Result::err).unwrap();
         assert_eq!(read.state(), SqlState::ObjectInUse, "{read}");
     }
