@@ -166,8 +166,8 @@ pub struct Clock {
     pub sink_backlog: Arc<AtomicUsize>,
     /// The same for each sink.
     sink_backlogs: RwLock<HashMap<RelationId, Arc<AtomicUsize>>>,
-    /// Jobs that no epoch waits for, and that have much input before them.
-    lagging: RwLock<HashSet<RelationId>>,
+    /// Bytes of input that jobs which no epoch waits for have before them; nothing for those that have none.
+    ahead_of: RwLock<HashMap<RelationId, usize>>,
     /// Whether sources wait for sinks whoever else reads them: where one script owns everything.
     sources_wait: AtomicBool,
     open: RwLock<Epoch>,
@@ -205,7 +205,7 @@ impl Clock {
             time,
             sink_backlog: Arc::default(),
             sink_backlogs: RwLock::default(),
-            lagging: RwLock::default(),
+            ahead_of: RwLock::default(),
             sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
@@ -306,22 +306,25 @@ impl Clock {
 
     /// Whether none of these jobs keeps up, and no epoch waits for any: nobody else sees it when what they read comes later.
     pub fn are_behind(&self, jobs: &HashSet<RelationId>) -> bool {
-        let lagging = self.lagging.read();
-        if lagging.is_empty() && self.sink_backlog.load(Ordering::Relaxed) <= BACKLOG_BYTES_MAX {
+        let ahead_of = self.ahead_of.read();
+        if ahead_of.is_empty() && self.sink_backlog.load(Ordering::Relaxed) <= BACKLOG_BYTES_MAX {
             return false;
         }
         let backlogs = self.sink_backlogs.read();
+        // What is on its way to a sink waits for it soon: either alone would let in twice as much.
         let is_behind = |job| {
             let waits = backlogs.get(job).map_or(0, |bytes| bytes.load(Ordering::Relaxed));
-            waits > BACKLOG_BYTES_MAX || lagging.contains(job)
+            waits + ahead_of.get(job).copied().unwrap_or(0) > BACKLOG_BYTES_MAX
         };
         !jobs.is_empty() && jobs.iter().all(is_behind)
     }
 
     /// Whether the flow cannot take more rows of sources now.
     pub fn is_full(&self) -> bool {
-        let behind =
-            || self.sink_backlog.load(Ordering::Relaxed) > BACKLOG_BYTES_MAX || !self.lagging.read().is_empty();
+        let behind = || {
+            let ahead = self.ahead_of.read().values().copied().max().unwrap_or(0);
+            self.sink_backlog.load(Ordering::Relaxed) + ahead > BACKLOG_BYTES_MAX
+        };
         (self.sources_wait() && behind()) || self.stalls.is_full() || self.pending_bytes() > PENDING_BYTES_MAX
     }
 

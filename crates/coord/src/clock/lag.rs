@@ -2,11 +2,11 @@
 //!
 //! An epoch is not held up by them, so nothing else would keep a fast source from laying all that it has before a slow job.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use flow::{Epoch, RelationId};
 
-use super::{BACKLOG_BYTES_MAX, ClockLoop};
+use super::ClockLoop;
 
 /// Bytes of input that were sent to the slots, by epoch.
 #[derive(Default)]
@@ -43,27 +43,28 @@ impl Sent {
 }
 
 impl ClockLoop {
-    /// Tells sources which jobs have enough before them.
+    /// Tells sources how much lies before the jobs that they feed.
     pub(super) fn note_lags(&mut self) {
         let mut oldest = self.cut;
-        let mut lagging = HashSet::new();
+        let mut ahead_of = HashMap::new();
         for job in self.jobs.values().filter(|job| !job.attached) {
             // While it back-fills, all that has come since its start waits.
             let done = job.finished_epoch().unwrap_or(Epoch(job.first.0 - 1));
-            if self.sent.after(done) > BACKLOG_BYTES_MAX as u64 {
-                lagging.insert(job.relation);
+            let bytes = self.sent.after(done) as usize;
+            if bytes > 0 {
+                ahead_of.insert(job.relation, bytes);
             }
             oldest = oldest.min(done);
         }
         self.sent.forget(oldest);
-        self.clock.set_lagging(lagging);
+        self.clock.set_ahead_of(ahead_of);
     }
 }
 
 impl super::Clock {
-    fn set_lagging(&self, lagging: HashSet<RelationId>) {
-        if *self.lagging.read() != lagging {
-            *self.lagging.write() = lagging;
+    fn set_ahead_of(&self, ahead_of: HashMap<RelationId, usize>) {
+        if *self.ahead_of.read() != ahead_of {
+            *self.ahead_of.write() = ahead_of;
         }
     }
 }

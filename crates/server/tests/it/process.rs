@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -22,6 +22,11 @@ pub fn told<T>(process: &mut Child, mut look: impl FnMut(&serde_json::Value) -> 
     // The pipe must be read to its end, or a talkative process would block on it.
     std::thread::spawn(move || log.for_each(drop));
     told
+}
+
+/// The program that is tested; `MILLSTREAM_TEST_BINARY` names another build of it.
+pub fn binary() -> PathBuf {
+    std::env::var_os("MILLSTREAM_TEST_BINARY").unwrap_or(env!("CARGO_BIN_EXE_millstream").into()).into()
 }
 
 pub struct Server {
@@ -73,7 +78,7 @@ impl Server {
 
     /// The same in another role of the cluster.
     pub fn try_start_as(role: &[&str], data: &Path, environment: &[(&str, &str)]) -> Result<Server, ExitStatus> {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let mut process = Command::new(binary())
             .args(role)
             .args(["--pg-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
             .args(["--log-format", "json", "--config", "/dev/null", "--data-dir"])

@@ -167,10 +167,10 @@ fn draw(fleet: &Fleet, host: usize) -> Doom {
         0 => Doom::BeforeRequest(number(400)),
         1 => Doom::AfterRequest(number(400)),
         2..=4 => {
+            // Workers store and read back; everything else is done by a coordinator.
             let points = match host < COORDINATORS {
-                true => &crash::POINTS[..],
-                // Those that a worker comes to.
-                false => &crash::POINTS[1..6],
+                true => crash::POINTS[..15].to_vec(),
+                false => [&crash::POINTS[1..6], &crash::POINTS[15..]].concat(),
             };
             Doom::Point(points[fleet.below(points.len())], number(4))
         }
