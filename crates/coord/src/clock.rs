@@ -47,8 +47,8 @@ const LAG_MAX: u64 = 16;
 const SPLIT_ROWS_MIN: usize = 1024;
 /// Input that may wait for the next cut before sources pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
-/// What may wait for a sink, or for a job that no epoch waits for, before a source that nobody else reads pauses; in a script, before every
-/// source does.
+/// What may lie before a job that no epoch waits for, of input and (a sink) of what is to be written together, before a source that
+/// nobody else reads pauses; in a script, before every source does.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// How far (in epochs) a job may lag when the clock starts to wait for it.
 const ATTACH_LAG_MAX: u64 = 2;

@@ -10,9 +10,9 @@ use super::server::Usage;
 use super::{Options, Result, nexmark, target_folder};
 
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
-    // Of the whole workspace, so that nothing is compiled with other features than the server.
-    let built = crate::cargo().args(["build", "--release", "--workspace", "--example", "exchange"]).status()?.success();
-    if !built {
+    // Together with the server and of the whole workspace, so that nothing is compiled with other features than for that.
+    let what = ["build", "--release", "--workspace", "--bin", "millstream", "--example", "exchange"];
+    if !crate::cargo().args(what).status()?.success() {
         return Err("the example cannot be built".into());
     }
     let ran = Command::new(target_folder().join("release/examples/exchange"))

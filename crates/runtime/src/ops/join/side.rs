@@ -150,16 +150,27 @@ impl Side {
         let times = batch.columns().get(expires.column);
         let times = times.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
         let times = times.ok_or_else(|| Error::internal("rows expire by a column that is no timestamp"))?;
+        let mut open: Option<(i64, &mut Vec<u32>)> = None;
         for (i, (id, fresh)) in self.ids.iter().zip(&self.is_fresh).enumerate() {
             if *fresh {
                 let time = if times.is_valid(i) { times.value(i) } else { i64::MAX };
-                self.panes.entry(time >> PANE_BITS).or_default().push(*id);
+                let number = time >> PANE_BITS;
+                // Most rows belong where the one before them does.
+                match &mut open {
+                    Some((pane, rows)) if *pane == number => rows.push(*id),
+                    _ => {
+                        let rows = self.panes.entry(number).or_default();
+                        rows.push(*id);
+                        open = Some((number, rows));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Takes out the rows whose time is over when the watermark is at `watermark_us`, for [`forget`](Self::forget).
+    /// Takes out the rows whose time is over when the watermark is at `watermark_us`, for [`forget`](Self::forget); the highest number
+    /// comes first.
     pub fn take_over(&mut self, watermark_us: i64) -> Result<Vec<u32>> {
         let mut over = Vec::new();
         let Some(expires) = self.expires else { return Ok(over) };
@@ -187,6 +198,9 @@ impl Side {
             }
             over.append(&mut rows);
         }
+        // Numbers that become free are given again last first: so rows that come together lie beside each other, whatever
+        // order those before them came in. Panes are rows in order, which makes this cheap.
+        over.sort_by_key(|row| std::cmp::Reverse(*row));
         Ok(over)
     }
 
