@@ -308,7 +308,10 @@ impl Coordinator {
             let (clock, clients) = (&reign.engine.clock, reign.clients.len());
             let (number, completed) = (reign.shown.number, clock.completed().0);
             let (stalls, parts) = (&clock.stalls, reign.machine.show());
-            format!(": engine {number} at {completed}, {clients} clients, {stalls:?}, {parts}")
+            let jobs = clock.board.all().into_iter();
+            let jobs: Vec<_> =
+                jobs.map(|(relation, job)| (relation.0, job.phase, job.finished, job.backfill)).collect();
+            format!(": engine {number} at {completed}, {clients} clients, {stalls:?}, {parts}, jobs {jobs:?}")
         });
         format!("{name}{}", engine.unwrap_or_default())
     }

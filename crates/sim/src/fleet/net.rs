@@ -289,7 +289,9 @@ impl Net {
         end.over.set(true);
         end.coming.borrow_mut().clear();
         end.connection.close();
-        if let Some(mut hears) = end.hears.borrow_mut().take() {
+        // Not borrowed any more when the others go on, which they do while it ends.
+        let hears = end.hears.borrow_mut().take();
+        if let Some(mut hears) = hears {
             fleet.tell(|| format!("{} hears no more: {cause}", end.process));
             // It may die in it.
             let _ = fleet.enter(&end.process, || hears.ended(cause));
