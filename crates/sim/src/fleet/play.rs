@@ -13,7 +13,7 @@ use super::{Counts, Fleet, HERE, WORKERS_MAX};
 const TROUBLE_MIN: usize = 20_000;
 const TROUBLE_MAX: usize = 240_000;
 /// Steps in which everything arrives when nothing fails any more.
-pub const CALM_MAX: usize = 1_500_000;
+pub const CALM_MAX: usize = 6_000_000;
 
 /// How often it is told what everybody does when all is calm, in steps.
 const TOLD_EVERY: usize = 50_000;
