@@ -310,9 +310,9 @@ async fn source(s: &mut Session, name: &str) -> (String, u64) {
     (line[3].clone(), line[4].parse().unwrap())
 }
 
-/// Waits until the source has read so many rows and is in this state.
+/// Waits until the source has read so many rows and is in this state: minutes on a machine that is busy otherwise.
 async fn wait_for_source(s: &mut Session, name: &str, state: &str, least: u64) -> u64 {
-    for _ in 0..3000 {
+    for _ in 0..12_000 {
         let (is, read) = source(s, name).await;
         if is == state && read >= least {
             return read;
