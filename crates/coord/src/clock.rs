@@ -45,6 +45,9 @@ const CUT_INTERVAL_LAGGING: Duration = Duration::from_millis(100);
 const LAG_MAX: u64 = 16;
 /// Input rows below this go to one slot whole; splitting them would cost more than it gains.
 const SPLIT_ROWS_MIN: usize = 1024;
+/// An exchange cuts a batch into as many as there are slots. So much input is read and handed on by so many batches' rows together,
+/// but not by more than these.
+pub(crate) const SPREAD_MAX: usize = 4;
 /// Input that may wait for the next cut before sources pause.
 const PENDING_BYTES_MAX: usize = 32 << 20;
 /// What may lie before a job that no epoch waits for, of input and (a sink) of what is to be written together, before a source that
@@ -242,12 +245,16 @@ impl Clock {
         let epoch = *lease;
         let inputs = commit(epoch)?;
         let mut pending = self.pending.lock();
+        // The clock knows already of an epoch that has more than nothing; a session that waits for it is news.
+        let news = !pending.logged && (logged || pending.inputs.is_empty());
         pending.bytes += inputs.iter().map(|(_, c)| c.bytes()).sum::<usize>();
         pending.inputs.extend(inputs);
         pending.logged |= logged;
         drop(pending);
         drop(lease);
-        self.send(Event::Input);
+        if news {
+            self.send(Event::Input);
+        }
         Ok(epoch)
     }
 
@@ -585,6 +592,7 @@ impl ClockLoop {
                 self.advance();
             }
             Event::FromSlot(FromSlot::Failed { deployment, error, .. }) => self.fail(deployment, error),
+            Event::FromSlot(FromSlot::Deliver { deployment, sink, .. }) if self.is_replaced(deployment, sink) => {}
             Event::FromSlot(deliver @ FromSlot::Deliver { .. }) => (self.deliver)(deliver),
             Event::FromSlot(FromSlot::Stored { slot, deployment, epoch, state }) => {
                 self.note_stored(slot, deployment, epoch, &state);
@@ -706,6 +714,12 @@ impl ClockLoop {
 
     fn deployment_of(&self, relation: RelationId) -> Option<DeploymentId> {
         self.jobs.values().find(|j| j.relation == relation).map(|j| j.deployment)
+    }
+
+    /// Whether another deployment of the same job works now: a slot's second thread may still say something of an earlier one after
+    /// the slot has forgotten it.
+    fn is_replaced(&self, deployment: DeploymentId, relation: RelationId) -> bool {
+        !self.jobs.contains_key(&deployment) && self.deployment_of(relation).is_some()
     }
 
     /// Cuts the open epoch if there is a reason to and room for it.
@@ -845,7 +859,7 @@ impl ClockLoop {
     }
 
     /// Hands a part of the epoch's `all` changed rows of a relation to the slots. Much is handed on whole, to the slots in turn:
-    /// operators work best on large batches. Little is spread.
+    /// operators work best on large batches, also those behind an exchange. Little is spread.
     fn send_input(&mut self, relation: RelationId, epoch: Epoch, changes: ChangeBatch, all: usize) -> Result<()> {
         let slots = self.worker.slots();
         let rows = changes.num_rows();
@@ -864,7 +878,7 @@ impl ClockLoop {
             self.worker.send(SlotId(slot as u16), ToSlot::Input { relation, epoch, changes });
             return Ok(());
         }
-        let piece = batch_rows.min(all.div_ceil(slots));
+        let piece = (batch_rows * slots.min(SPREAD_MAX)).min(all.div_ceil(slots));
         for start in (0..rows).step_by(piece) {
             let changes = changes.slice(start, piece.min(rows - start));
             self.worker.send(SlotId(self.input_turn as u16), ToSlot::Input { relation, epoch, changes });

@@ -19,7 +19,7 @@ use runtime::slot::Shared;
 use runtime::{Service, Stepped};
 use tracing::{info, warn};
 
-use crate::clock::{Clock, Event};
+use crate::clock::{Clock, Event, SPREAD_MAX};
 use crate::driver::ahead::{Ahead, Asked, Portion};
 use crate::execution::Execution;
 use crate::gate::Late;
@@ -117,7 +117,9 @@ pub(crate) struct Driver {
     /// How many threads may read ahead, and these, once there are several splits.
     threads: usize,
     ahead: Option<Ahead>,
-    /// A column of nothing for each column of the source, [`READ_ROWS`] long.
+    /// Rows of a portion.
+    rows: usize,
+    /// A column of nothing for each column of the source, as long as a portion.
     nothing: Vec<ArrayRef>,
     /// Portions for which all columns are read.
     whole: u32,
@@ -216,7 +218,8 @@ impl Driver {
         threads: usize,
     ) -> Result<Driver> {
         let fields = handle.source.schema().fields();
-        let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable())).collect::<Result<_>>()?;
+        let rows = READ_ROWS * threads.clamp(1, SPREAD_MAX);
+        let nothing = fields.iter().map(|f| nothing(f.data_type(), f.is_nullable(), rows)).collect::<Result<_>>()?;
         Ok(Driver {
             handle,
             others,
@@ -225,6 +228,7 @@ impl Driver {
             execution,
             threads,
             ahead: None,
+            rows,
             nothing,
             whole: 0,
             open: Vec::new(),
@@ -398,8 +402,8 @@ impl Driver {
             self.bucket = rate.map(|rate| Bucket::new(rate, now_us));
         }
         let rows = match &mut self.bucket {
-            None => READ_ROWS,
-            Some(bucket) => bucket.ready(now_us).min(READ_ROWS),
+            None => self.rows,
+            Some(bucket) => bucket.ready(now_us).min(self.rows),
         };
         if rows == 0 {
             return Ok(Stepped::Worked);
@@ -465,7 +469,7 @@ impl Driver {
         let (columns, wishes) = self.columns();
         let ahead = match &mut self.ahead {
             Some(ahead) => ahead,
-            none => none.insert(Ahead::start(&*self.execution, self.handle.relation, self.threads)?),
+            none => none.insert(Ahead::start(&*self.execution, self.handle.relation, self.threads, self.rows)?),
         };
         for n in (next..next + self.open.len()).take(ahead.reach()) {
             let split = n % self.open.len();
@@ -605,7 +609,7 @@ impl Driver {
         let mut reader = self.handle.source.reader(split, None)?;
         let (mut at, mut batches) = (from, Vec::new());
         while at < until {
-            let outcome = reader.read(at, READ_ROWS, READ_BYTES, Some(until))?;
+            let outcome = reader.read(at, self.rows, READ_BYTES, Some(until))?;
             batches.push(outcome.batch);
             if outcome.next <= at {
                 break;
@@ -630,9 +634,9 @@ impl Driver {
     }
 }
 
-/// [`READ_ROWS`] values that nobody looks at: NULL, or zero where the column takes no NULL.
-fn nothing(data_type: &DataType, nullable: bool) -> Result<ArrayRef> {
-    let nulls = new_null_array(data_type, READ_ROWS);
+/// Values that nobody looks at: NULL, or zero where the column takes no NULL.
+fn nothing(data_type: &DataType, nullable: bool, rows: usize) -> Result<ArrayRef> {
+    let nulls = new_null_array(data_type, rows);
     if nullable {
         return Ok(nulls);
     }

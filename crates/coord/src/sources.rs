@@ -26,7 +26,7 @@ use crate::gate::{Gate, GateState};
 use crate::sides::SideTable;
 use crate::table::Table;
 
-/// One portion of a split.
+/// One portion of a split, for one slot.
 pub(crate) const READ_ROWS: usize = 8192;
 pub(crate) const READ_BYTES: usize = 4 << 20;
 /// How far one source may be ahead of another in event time, while both have more to read at once and the same jobs read them.

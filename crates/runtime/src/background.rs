@@ -8,9 +8,10 @@
 use std::thread::{JoinHandle, Thread};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-use flow::{Error, Result, SlotId};
+use flow::{Error, Result};
 
-use crate::job::{Machine, Outgoing};
+use crate::exits::{Exits, ForSlot};
+use crate::job::Machine;
 use crate::message::DeploymentId;
 
 /// Priority of threads whose work may wait, as the difference in niceness from the others.
@@ -29,9 +30,8 @@ pub struct Lent {
     pub machine: Box<Machine>,
     /// Whether it did something, or why its job must stop.
     pub stepped: Result<bool>,
-    pub out: Vec<Outgoing>,
-    /// See [`Machine::step`].
-    pub freed: bool,
+    /// What only the slot can do.
+    pub left: Vec<ForSlot>,
 }
 
 enum Errand {
@@ -51,19 +51,19 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts the thread of `slot`.
-    pub fn start(slot: SlotId, stack_bytes: usize) -> Result<(Background, JoinHandle<()>)> {
+    /// Starts the thread of the slot that these are the exits of.
+    pub fn start(exits: Exits, stack_bytes: usize) -> Result<(Background, JoinHandle<()>)> {
         let (errands, todo) = unbounded();
         let (done, returned) = unbounded();
         let thread = std::thread::Builder::new()
-            .name(format!("slot-{}-back", slot.0))
+            .name(format!("slot-{}-back", exits.slot.0))
             .stack_size(stack_bytes)
             .spawn(move || {
                 stand_back();
                 loop {
                     match todo.try_recv() {
                         Ok(Errand::Run(deployment, machine)) => {
-                            if done.send(turn(deployment, machine)).is_err() {
+                            if done.send(turn(&exits, deployment, machine)).is_err() {
                                 // The slot is gone: nobody waits for what is left.
                                 return;
                             }
@@ -106,13 +106,12 @@ impl Drop for Background {
     }
 }
 
-/// Steps until the machine has something to say, has nothing to do, or has had its share.
-fn turn(deployment: DeploymentId, mut machine: Box<Machine>) -> Lent {
-    let mut out = Vec::new();
-    let mut freed = false;
+/// Steps until the machine has something for its slot, has nothing to do, or has had its share.
+fn turn(exits: &Exits, deployment: DeploymentId, mut machine: Box<Machine>) -> Lent {
+    let mut left = Vec::new();
     let mut stepped = Ok(false);
     for _ in 0..STEPS {
-        match machine.step(&mut out, &mut freed) {
+        match exits.step(deployment, &mut machine, &mut left) {
             Ok(true) => stepped = Ok(true),
             Ok(false) => break,
             Err(e) => {
@@ -120,9 +119,9 @@ fn turn(deployment: DeploymentId, mut machine: Box<Machine>) -> Lent {
                 break;
             }
         }
-        if !out.is_empty() || freed {
+        if !left.is_empty() {
             break;
         }
     }
-    Lent { deployment, machine, stepped, out, freed }
+    Lent { deployment, machine, stepped, left }
 }

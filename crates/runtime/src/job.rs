@@ -15,7 +15,7 @@ use plan::{Exchange, Placed, ProcessPlan, TaskOp};
 
 use crate::depot::Instance;
 use crate::freeze::{Freezing, Frozen};
-use crate::message::{DeploymentId, Owed, Restore, Spread, Tick};
+use crate::message::{Counted, DeploymentId, Owed, Restore, Spread, Tick};
 use crate::ops::{self, OpContext};
 use crate::slot::Shared;
 use crate::terminal;
@@ -245,6 +245,7 @@ pub struct Job {
 
 /// What does a job's work on one slot: the tasks with their state and their queues.
 pub struct Machine {
+    pub end: End,
     slot: usize,
     slots: usize,
     parallelism: usize,
@@ -368,7 +369,9 @@ impl Job {
             depot.open(deployment, Instance { job: plan.job, slot, slots: parallelism, parts, chain, base });
             depot.take(deployment, slot, Frozen { changes: anew, seal: None });
         }
+        let end = end.ok_or_else(|| Error::internal("plan has no terminal task"))?;
         let machine = Box::new(Machine {
+            end,
             slot: slot.0 as usize,
             slots,
             parallelism,
@@ -380,7 +383,7 @@ impl Job {
         });
         Ok(Job {
             deployment,
-            end: end.ok_or_else(|| Error::internal("plan has no terminal task"))?,
+            end,
             attached: false,
             leaves,
             charged: 0,
@@ -400,18 +403,9 @@ impl Job {
             self.queued.add(self.slot, level, changes.bytes());
         }
         match &mut self.machine {
-            Some(machine) => machine.levels[level].push_back(work),
+            Some(machine) => machine.enqueue(work),
             None => self.waiting.push(work),
         }
-    }
-
-    /// The level of `task`, for the sender's byte count.
-    pub fn level(&self, task: usize) -> usize {
-        self.task_levels[task]
-    }
-
-    pub fn queue_bytes(&self) -> &Arc<QueueBytes> {
-        &self.queued
     }
 
     /// The machine, unless it is lent.
@@ -432,7 +426,7 @@ impl Job {
     /// Takes the machine back and hands it what has arrived meanwhile.
     pub fn put_back(&mut self, mut machine: Box<Machine>) {
         for work in self.waiting.drain(..) {
-            machine.levels[self.task_levels[work.task]].push_back(work);
+            machine.enqueue(work);
         }
         self.machine = Some(machine);
     }
@@ -468,6 +462,18 @@ impl Machine {
 
     fn next_timer(&self) -> Option<i64> {
         self.tasks.iter().filter_map(|t| t.function.as_ref()).filter_map(|f| f.next_timer()).min()
+    }
+
+    /// Counts rows that go to a task on `slot` as waiting there.
+    pub fn count(&self, deployment: DeploymentId, slot: usize, task: usize, changes: &ChangeBatch) -> Counted {
+        let (level, bytes) = (self.tasks[task].level, changes.bytes());
+        self.queued.add(slot, level, bytes);
+        Counted { deployment, slot: SlotId(slot as u16), level: level as u16, bytes }
+    }
+
+    /// Puts work into its queue whose bytes are counted.
+    pub fn enqueue(&mut self, work: Work) {
+        self.levels[self.tasks[work.task].level].push_back(work);
     }
 
     fn rows_touched(&self) -> u64 {
@@ -689,30 +695,52 @@ pub fn partition(changes: &ChangeBatch, columns: &[usize], slots: usize) -> Resu
     let keys: Vec<ArrayRef> = columns.iter().map(|c| Arc::clone(changes.rows.column(*c))).collect();
     let hashes = hash_columns(&keys, changes.num_rows())?;
     let owners: Vec<u8> = hashes.iter().map(|hash| slot_of_vnode(vnode(*hash), slots) as u8).collect();
-    // A counting sort: the rows of one slot after those of another, each in their order.
-    let mut ends = vec![0usize; slots];
-    owners.iter().for_each(|owner| ends[*owner as usize] += 1);
-    if let Some(all) = ends.iter().position(|rows| *rows == owners.len()) {
-        return Ok(vec![(all, changes.clone())]);
+    let (indices, ends) = by_owner(&owners, slots);
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    let spans = starts.zip(&ends).map(|(start, end)| (start, end - start)).enumerate();
+    let spans: Vec<(usize, (usize, usize))> = spans.filter(|(_, (_, rows))| *rows > 0).collect();
+    if let [(slot, _)] = spans[..] {
+        return Ok(vec![(slot, changes.clone())]);
     }
+    let indices = UInt32Array::from(indices);
+    let part = |(slot, (start, rows))| Ok((slot, changes.take(&indices.slice(start, rows))?));
+    spans.into_iter().map(part).collect()
+}
+
+/// The numbers of rows by their owner, those of the first slot before those of the next, each in their order; and where those of each
+/// slot end.
+fn by_owner(owners: &[u8], slots: usize) -> (Vec<u32>, Vec<usize>) {
+    /// Up to so many slots one pass for each, in which no step waits for the one before it, is faster than a counting sort.
+    const PASSES_MAX: usize = 4;
+    let rows = owners.len();
+    let mut ends = vec![0usize; slots];
+    if slots <= PASSES_MAX {
+        // A row that is another slot's is overwritten by the next; the last one may be beyond the end.
+        let mut indices = vec![0u32; rows + 1];
+        let mut placed = 0;
+        for (slot, end) in ends.iter_mut().enumerate() {
+            for (row, owner) in owners.iter().enumerate() {
+                indices[placed] = row as u32;
+                placed += usize::from(*owner as usize == slot);
+            }
+            *end = placed;
+        }
+        indices.truncate(rows);
+        return (indices, ends);
+    }
+    owners.iter().for_each(|owner| ends[*owner as usize] += 1);
     let mut placed = 0;
     for end in &mut ends {
         let rows = std::mem::replace(end, placed);
         placed += rows;
     }
-    let starts = ends.clone();
-    let mut indices = vec![0u32; owners.len()];
+    let mut indices = vec![0u32; rows];
     for (row, owner) in owners.iter().enumerate() {
         let end = &mut ends[*owner as usize];
         indices[*end] = row as u32;
         *end += 1;
     }
-    let indices = UInt32Array::from(indices);
-    let mut parts = Vec::new();
-    for (slot, (start, end)) in starts.into_iter().zip(ends).enumerate().filter(|(_, (start, end))| end > start) {
-        parts.push((slot, changes.take(&indices.slice(start, end - start))?));
-    }
-    Ok(parts)
+    (indices, ends)
 }
 
 fn panic_error(panic: Box<dyn std::any::Any + Send>) -> Error {
@@ -728,4 +756,29 @@ fn panic_error(panic: Box<dyn std::any::Any + Send>) -> Error {
 /// The index of a task as the plan numbers it.
 pub fn task_id(task: usize) -> TaskId {
     TaskId(task as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stay_in_order_within_their_slot() {
+        for slots in 1..=9 {
+            for rows in [0u32, 1, 2, 100] {
+                let owners: Vec<u8> = (0..rows).map(|row| (row * 7 % 11) as u8 % slots as u8).collect();
+                let (indices, ends) = by_owner(&owners, slots);
+                let of = |slot: usize| (0..rows).filter(move |row| (row * 7 % 11) as usize % slots == slot);
+                assert_eq!(indices, (0..slots).flat_map(of).collect::<Vec<u32>>(), "{slots} slots");
+                let counts = (0..slots).map(|slot| of(slot).count());
+                let expected: Vec<usize> = counts
+                    .scan(0, |sum, rows| {
+                        *sum += rows;
+                        Some(*sum)
+                    })
+                    .collect();
+                assert_eq!(ends, expected, "{slots} slots");
+            }
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! [`message`] is everything that coordinator and slots say to each other; [`slot`] is one slot as a state machine that
 //! can be stepped without a thread; [`job`] is one job's tasks on one slot, with barrier alignment; [`ops`] are the
 //! operators; [`terminal`] is where a job ends; [`freeze`] takes a job's state at the end of an epoch, [`parts`] adds up its
-//! changes and [`depot`] stores them; [`background`] takes what may wait off the slot's thread; [`worker`] runs
+//! changes and [`depot`] stores them; [`exits`] are the ways from a machine to other slots and sinks,
+//! [`background`] takes what may wait off the slot's thread; [`worker`] runs
 //! slots as threads or hands them to a test to step, and [`service`] does the same for what works beside them.
 //!
 //! Law: a task finishes tick *t* only after every input channel has passed barrier *t*, and passes the barrier on only
@@ -12,6 +13,7 @@
 pub mod background;
 pub mod budget;
 pub mod depot;
+pub mod exits;
 pub mod freeze;
 pub mod job;
 pub mod message;

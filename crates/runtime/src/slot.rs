@@ -8,15 +8,15 @@ use crossbeam_channel::{Receiver, select};
 use flow::process::{WATERMARK_END, WATERMARK_START};
 use flow::{ChangeBatch, RelationId, Result, SlotId};
 use parking_lot::Mutex;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::background::{Background, Lent};
 use crate::budget::Budget;
 use crate::depot::Depot;
-use crate::job::{End, Job, Machine, Outgoing, QueueBytes, Start, Wiring, Work, WorkKind, task_id};
-use crate::message::{Counted, DeploymentId, FromSlot, Owed, Tick, ToSlot};
+use crate::exits::{Exits, ForSlot};
+use crate::job::{End, Job, Machine, QueueBytes, Start, Wiring, Work, WorkKind};
+use crate::message::{Counted, DeploymentId, FromSlot, Tick, ToSlot};
 use crate::terminal::Stores;
-use crate::worker::Outbox;
 
 /// Receives what slots report.
 pub type Reports = Arc<dyn Fn(FromSlot) + Send + Sync>;
@@ -69,11 +69,9 @@ impl Shared {
 
 /// One slot's state. [`step`](Slot::step) does a bounded piece of work; a thread, or a seeded test, calls it.
 pub struct Slot {
-    id: SlotId,
     shared: Shared,
     inbox: Receiver<ToSlot>,
-    peers: Vec<Outbox>,
-    reports: Reports,
+    exits: Exits,
     /// Works for detached jobs and takes what is thrown away. Slots that a test steps do it all themselves.
     background: Option<Background>,
     jobs: BTreeMap<DeploymentId, Job>,
@@ -92,20 +90,11 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub fn new(
-        id: SlotId,
-        shared: Shared,
-        inbox: Receiver<ToSlot>,
-        peers: Vec<Outbox>,
-        reports: Reports,
-        background: Option<Background>,
-    ) -> Slot {
+    pub fn new(shared: Shared, inbox: Receiver<ToSlot>, exits: Exits, background: Option<Background>) -> Slot {
         Slot {
-            id,
             shared,
             inbox,
-            peers,
-            reports,
+            exits,
             background,
             jobs: BTreeMap::new(),
             readers: HashMap::new(),
@@ -121,7 +110,7 @@ impl Slot {
     }
 
     pub fn id(&self) -> SlotId {
-        self.id
+        self.exits.slot
     }
 
     /// Whether the slot was told to shut down.
@@ -180,7 +169,7 @@ impl Slot {
         match self.jobs.get_mut(&lent.deployment) {
             Some(job) => {
                 job.put_back(lent.machine);
-                self.after_step(lent.deployment, lent.stepped, lent.out, lent.freed);
+                self.after_step(lent.deployment, lent.stepped, lent.left);
             }
             None => self.throw_away(lent.machine),
         }
@@ -197,7 +186,7 @@ impl Slot {
         match message {
             ToSlot::Deploy { deployment, plan, spread, first, kept, restore } => {
                 self.newest = Some(deployment);
-                let wiring = match Wiring::new(&plan, &spread, self.peers.len()) {
+                let wiring = match Wiring::new(&plan, &spread, self.exits.peers.len()) {
                     Ok(wiring) => wiring,
                     Err(error) => return self.cannot_deploy(deployment, error),
                 };
@@ -288,7 +277,7 @@ impl Slot {
     }
 
     fn deploy(&mut self, deployment: DeploymentId, plan: &plan::ProcessPlan, start: &Start<'_>) {
-        let slots = self.peers.len();
+        let slots = self.exits.peers.len();
         let queued = Arc::clone(self.shared.queues.lock().entry(deployment).or_insert_with(|| {
             let levels = start.wiring.levels(plan).into_iter().max().map_or(1, |l| l + 1);
             Arc::new(QueueBytes::new(slots, levels))
@@ -301,7 +290,7 @@ impl Slot {
                 End::Sink(_) => None,
             })
             .collect();
-        let job = Job::new(deployment, plan, start, self.id, slots, &self.shared, queued, |relation| {
+        let job = Job::new(deployment, plan, start, self.id(), slots, &self.shared, queued, |relation| {
             views.contains(&relation)
         });
         match job {
@@ -322,7 +311,7 @@ impl Slot {
 
     fn cannot_deploy(&mut self, deployment: DeploymentId, error: flow::Error) {
         self.early.remove(&deployment);
-        (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
+        (self.exits.reports)(FromSlot::Failed { slot: self.id(), deployment, error });
     }
 
     fn remove(&mut self, deployment: DeploymentId) {
@@ -338,7 +327,7 @@ impl Slot {
         self.touched.remove(&deployment);
         self.shared.queues.lock().remove(&deployment);
         if let Some(depot) = &self.shared.depot {
-            depot.close(deployment, self.id);
+            depot.close(deployment, self.id());
         }
         self.shared.touched.lock().remove(&deployment);
     }
@@ -346,7 +335,7 @@ impl Slot {
     fn fail(&mut self, deployment: DeploymentId, error: flow::Error) {
         debug!(%error, deployment = deployment.0, "job stops on this slot");
         self.remove(deployment);
-        (self.reports)(FromSlot::Failed { slot: self.id, deployment, error });
+        (self.exits.reports)(FromSlot::Failed { slot: self.id(), deployment, error });
     }
 
     /// Hands changes of a relation to every leaf that reads it.
@@ -410,29 +399,22 @@ impl Slot {
 
     fn run_job(&mut self, deployment: DeploymentId) -> bool {
         let Some(machine) = self.jobs.get_mut(&deployment).and_then(Job::machine) else { return false };
-        let mut out = Vec::new();
-        let mut freed = false;
-        let stepped = machine.step(&mut out, &mut freed);
-        self.after_step(deployment, stepped, out, freed)
+        let mut left = Vec::new();
+        let stepped = self.exits.step(deployment, machine, &mut left);
+        self.after_step(deployment, stepped, left)
     }
 
     /// Accounts for what a machine has done, on this thread or another. Returns whether it did something.
-    fn after_step(&mut self, deployment: DeploymentId, stepped: Result<bool>, out: Vec<Outgoing>, freed: bool) -> bool {
+    fn after_step(&mut self, deployment: DeploymentId, stepped: Result<bool>, left: Vec<ForSlot>) -> bool {
         let Some(job) = self.jobs.get_mut(&deployment) else { return false };
         let stepped = stepped.and_then(|worked| {
             let held = if worked { job.note() } else { job.charged };
             let before = std::mem::replace(&mut job.charged, held);
             self.shared.budget.change(before, held).map(|()| worked)
         });
-        if freed {
-            // Slots of other processes wait for what is given back to them.
-            for peer in self.peers.iter().filter(|peer| peer.is_here()) {
-                peer.send(ToSlot::Wake);
-            }
-        }
         match stepped {
             Ok(worked) => {
-                self.send_out(deployment, out);
+                left.into_iter().for_each(|left| self.take_over(deployment, left));
                 worked
             }
             Err(error) => {
@@ -442,62 +424,16 @@ impl Slot {
         }
     }
 
-    fn send_out(&mut self, deployment: DeploymentId, out: Vec<Outgoing>) {
-        for outgoing in out {
-            match outgoing {
-                Outgoing::Rows { slot, task, port, tick, changes } => {
-                    let Some(job) = self.jobs.get_mut(&deployment) else { return };
-                    let (level, bytes) = (job.level(task), changes.bytes());
-                    job.queue_bytes().add(slot, level, bytes);
-                    if slot == self.id.0 as usize {
-                        job.enqueue(Work { task, port, tick, kind: WorkKind::rows(changes) }, true);
-                    } else {
-                        let counted = Counted { deployment, slot: SlotId(slot as u16), level: level as u16, bytes };
-                        let (task, port) = (task_id(task), port as u16);
-                        let owed = Owed::default();
-                        let rows = ToSlot::Exchange { deployment, task, port, tick, changes, owed };
-                        match self.peers[slot].send_rows(rows, counted) {
-                            Ok(true) => {}
-                            Ok(false) => warn!(slot, "peer slot is gone"),
-                            Err(error) => return self.fail(deployment, error),
-                        }
-                    }
-                }
-                Outgoing::Barrier { slot, task, port, tick, now_us, watermark_us } => {
-                    if slot == self.id.0 as usize {
-                        let Some(job) = self.jobs.get_mut(&deployment) else { return };
-                        let kind = WorkKind::Barrier { then: None, now_us, watermark_us };
-                        job.enqueue(Work { task, port, tick, kind }, false);
-                    } else {
-                        let (task, port) = (task_id(task), port as u16);
-                        let barrier = ToSlot::ExchangeBarrier { deployment, task, port, tick, now_us, watermark_us };
-                        self.send(slot, barrier);
-                    }
-                }
-                Outgoing::Frozen(frozen) => {
-                    if let Some(depot) = &self.shared.depot {
-                        depot.take(deployment, self.id, frozen);
-                    }
-                }
-                Outgoing::Result { tick, changes } => self.result(deployment, tick, changes),
-                Outgoing::Finished { tick, now_us, watermark_us } => {
-                    self.finished(deployment, tick, now_us, watermark_us)
+    /// Does what a machine leaves to its slot.
+    fn take_over(&mut self, deployment: DeploymentId, left: ForSlot) {
+        match left {
+            ForSlot::Published { view, tick, changes } => self.publish(view, tick, changes),
+            ForSlot::Frozen(frozen) => {
+                if let Some(depot) = &self.shared.depot {
+                    depot.take(deployment, self.id(), frozen);
                 }
             }
-        }
-    }
-
-    /// A terminal task has emitted.
-    fn result(&mut self, deployment: DeploymentId, tick: Tick, changes: Vec<ChangeBatch>) {
-        let Some(job) = self.jobs.get(&deployment) else { return };
-        match job.end {
-            End::View(relation) => self.publish(relation, tick, changes),
-            End::Sink(sink) => {
-                for changes in changes {
-                    let changes = Some(changes);
-                    (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes });
-                }
-            }
+            ForSlot::Finished { tick, now_us, watermark_us } => self.finished(deployment, tick, now_us, watermark_us),
         }
     }
 
@@ -508,7 +444,7 @@ impl Slot {
             End::View(relation) if tick.is_end() => self.publish_barrier(relation, tick, now_us, watermark_us),
             End::View(_) => {}
             End::Sink(sink) => {
-                (self.reports)(FromSlot::Deliver { slot: self.id, deployment, sink, tick, changes: None });
+                (self.exits.reports)(FromSlot::Deliver { slot: self.id(), deployment, sink, tick, changes: None });
             }
         }
         self.finished.insert(deployment, tick);
@@ -523,12 +459,6 @@ impl Slot {
         }
     }
 
-    fn send(&self, slot: usize, message: ToSlot) {
-        if !self.peers[slot].send(message) {
-            warn!(slot, "peer slot is gone");
-        }
-    }
-
     fn report_progress(&mut self) {
         let next_timer_us = self.jobs.values().filter_map(Job::next_timer).min();
         if self.finished.is_empty() && next_timer_us == self.reported_timer {
@@ -536,6 +466,6 @@ impl Slot {
         }
         self.reported_timer = next_timer_us;
         let finished = std::mem::take(&mut self.finished).into_iter().collect();
-        (self.reports)(FromSlot::Progress { slot: self.id, finished, next_timer_us });
+        (self.exits.reports)(FromSlot::Progress { slot: self.id(), finished, next_timer_us });
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use state::RelationStore;
 
 use crate::background::Background;
+use crate::exits::Exits;
 use crate::message::{Counted, FromSlot, ToSlot};
 use crate::slot::{Reports, Shared, Slot};
 
@@ -251,7 +252,7 @@ fn make_slots(
     shared: &Shared,
     reports: &Reports,
     wire: Option<&Arc<dyn Wire>>,
-    mut background: impl FnMut(SlotId) -> Result<Option<Background>>,
+    mut background: impl FnMut(&Exits) -> Result<Option<Background>>,
 ) -> Result<(Vec<Outbox>, Vec<Slot>)> {
     let reports: Reports = match wire {
         Some(wire) => {
@@ -278,8 +279,9 @@ fn make_slots(
     let states = inboxes
         .into_iter()
         .map(|(slot, inbox)| {
-            let background = background(slot)?;
-            Ok(Slot::new(slot, shared.clone(), inbox, peers.clone(), Arc::clone(&reports), background))
+            let exits = Exits { slot, peers: peers.clone(), reports: Arc::clone(&reports) };
+            let background = background(&exits)?;
+            Ok(Slot::new(shared.clone(), inbox, exits, background))
         })
         .collect::<Result<Vec<Slot>>>()?;
     Ok((peers, states))
@@ -315,8 +317,8 @@ impl ThreadWorker {
         wire: Option<&Arc<dyn Wire>>,
     ) -> Result<ThreadWorker> {
         let mut threads = Vec::new();
-        let (peers, states) = make_slots(place, links, &shared, reports, wire, |slot| {
-            let (background, thread) = Background::start(slot, STACK_BYTES)?;
+        let (peers, states) = make_slots(place, links, &shared, reports, wire, |exits| {
+            let (background, thread) = Background::start(exits.clone(), STACK_BYTES)?;
             threads.push(thread);
             Ok(Some(background))
         })?;

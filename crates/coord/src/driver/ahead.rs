@@ -12,7 +12,7 @@ use runtime::service::wait_for_message;
 use runtime::{Service, Stepped};
 
 use crate::execution::Execution;
-use crate::sources::{READ_BYTES, READ_ROWS};
+use crate::sources::READ_BYTES;
 
 /// Portions of each thread that are read or wait for their turn.
 const PORTIONS_EACH: usize = 2;
@@ -48,12 +48,12 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Starts so many threads.
-    pub fn start(execution: &dyn Execution, relation: RelationId, threads: usize) -> Result<Ahead> {
+    /// Starts so many threads, for portions of so many rows.
+    pub fn start(execution: &dyn Execution, relation: RelationId, threads: usize, rows: usize) -> Result<Ahead> {
         let (errands, todo) = unbounded();
         let (done, read) = unbounded();
         for number in 0..threads {
-            let reader = Reading { relation, number, todo: todo.clone(), done: done.clone() };
+            let reader = Reading { relation, number, rows, todo: todo.clone(), done: done.clone() };
             // It ends when nobody asks any more; nobody waits for that.
             drop(execution.start_service(Box::new(reader))?);
         }
@@ -105,6 +105,7 @@ impl Ahead {
 struct Reading {
     relation: RelationId,
     number: usize,
+    rows: usize,
     todo: Receiver<Portion>,
     done: Sender<Read>,
 }
@@ -120,7 +121,7 @@ impl Service for Reading {
             Err(TryRecvError::Empty) => return Stepped::Idle,
             Err(TryRecvError::Disconnected) => return Stepped::Ended,
         };
-        let outcome = portion.reader.read(portion.from, READ_ROWS, READ_BYTES, None);
+        let outcome = portion.reader.read(portion.from, self.rows, READ_BYTES, None);
         match self.done.send((portion, outcome)) {
             Ok(()) => Stepped::Worked,
             Err(_) => Stepped::Ended,

@@ -412,13 +412,14 @@ impl TopN {
             let times = keys.get(closing.place).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
             let times = times.ok_or_else(|| Error::internal("a Top-N ends by a column that is no timestamp"))?;
             closing.times.resize(self.numbers.size(), GONE);
-            for i in &self.fresh {
+            let Closing { panes, times: of, .. } = closing;
+            panes.note(self.fresh.iter().map(|i| {
                 let (row, id) = (*i as usize, self.ids[*i as usize]);
                 // NULL is never final.
                 let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
-                closing.times[id as usize] = time;
-                closing.panes.at(time).push(id);
-            }
+                of[id as usize] = time;
+                (time, id)
+            }));
         }
         for id in &self.ids {
             if !self.is_changed.get(*id as usize) {

@@ -181,58 +181,52 @@ impl Aggregate {
             return Ok(());
         }
         let times = times_of(keys.get(closing.panes.time.column))?;
-        let mut last: Option<(i64, &mut Vec<u32>)> = None;
-        for i in &self.fresh {
-            let row = *i as usize;
-            let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
-            // Neighbours often share their pane.
-            let pane = match last {
-                Some((t, pane)) if t == time => pane,
-                _ => closing.panes.at(time),
-            };
-            pane.push(self.ids[row]);
-            last = Some((time, pane));
-        }
+        let (fresh, ids) = (&self.fresh, &self.ids);
+        closing.panes.note(fresh.iter().map(|i| (time_at(times, *i as usize), ids[*i as usize])));
         Ok(())
     }
 
     /// Emits and forgets the groups that the watermark has made final.
     fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
-        loop {
-            let Some(closing) = &mut self.closing else { return Ok(()) };
-            let Some((time, groups)) = closing.panes.take_due() else { return Ok(()) };
-            let (column, emits, holds_rows) = (closing.panes.time.column, closing.emits, closing.holds_rows);
-            let groups = self.still_there(column, time, groups)?;
-            for chunk in groups.chunks(self.batch_rows) {
-                if emits && holds_rows {
-                    let columns = self.groups.gather_all(chunk)?;
-                    let weights = chunk.iter().map(|g| self.rows.0[*g as usize]).collect();
-                    self.inserts.push(columns, chunk.len(), Diff::from_weights(weights), out)?;
-                } else if emits {
-                    self.emit_born(chunk, out)?;
-                }
-            }
-            self.inserts.flush(out)?;
-            groups.iter().for_each(|g| self.rows.0[*g as usize] = 0);
-            self.forget(&groups)?;
+        let Some(closing) = &mut self.closing else { return Ok(()) };
+        let (emits, holds_rows) = (closing.emits, closing.holds_rows);
+        // All panes together: times are often so fine that each has one group.
+        let mut due = Vec::new();
+        while let Some((time, groups)) = closing.panes.take_due() {
+            due.extend(groups.into_iter().map(|group| (time, group)));
         }
+        let groups = self.still_there(due)?;
+        for chunk in groups.chunks(self.batch_rows) {
+            if emits && holds_rows {
+                let columns = self.groups.gather_all(chunk)?;
+                let weights = chunk.iter().map(|g| self.rows.0[*g as usize]).collect();
+                self.inserts.push(columns, chunk.len(), Diff::from_weights(weights), out)?;
+            } else if emits {
+                self.emit_born(chunk, out)?;
+            }
+        }
+        self.inserts.flush(out)?;
+        groups.iter().for_each(|g| self.rows.0[*g as usize] = 0);
+        self.forget(&groups)
     }
 
-    /// Those of a pane's groups that have not gone before, each once.
-    fn still_there(&mut self, column: usize, time: i64, mut groups: Vec<u32>) -> Result<Vec<u32>> {
-        groups.retain(|g| self.rows.0[*g as usize] > 0);
-        if self.input_kind == ChangeKind::AppendOnly || groups.is_empty() {
-            return Ok(groups);
-        }
-        groups.sort_unstable();
-        groups.dedup();
-        let keys = self.groups.gather_all(&groups)?;
-        let times = times_of(keys.get(column))?;
+    /// Those of the groups, which were noted under these times, that have not gone before, each once, in order of time.
+    fn still_there(&self, mut due: Vec<(i64, u32)>) -> Result<Vec<u32>> {
+        due.retain(|(_, group)| self.rows.0[*group as usize] > 0);
+        let (Some(closing), ChangeKind::Retract) = (&self.closing, self.input_kind) else {
+            return Ok(due.into_iter().map(|(_, group)| group).collect());
+        };
+        // Groups may have gone and come again, and others taken their numbers.
+        due.sort_unstable();
+        due.dedup();
+        let (noted, mut groups): (Vec<i64>, Vec<u32>) = due.into_iter().unzip();
+        let times = self.groups.gather(closing.panes.time.column, &groups)?;
+        let times = times_of(Some(&times))?;
         let mut row = 0;
         groups.retain(|_| {
-            let now = if times.is_valid(row) { times.value(row) } else { i64::MAX };
+            let stays = time_at(times, row) == noted[row];
             row += 1;
-            now == time
+            stays
         });
         Ok(groups)
     }
@@ -435,6 +429,11 @@ pub struct Closes {
 fn times_of(column: Option<&ArrayRef>) -> Result<&PrimitiveArray<TimestampMicrosecondType>> {
     let times = column.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
     times.ok_or_else(|| Error::internal("a window is closed by a column that is no timestamp"))
+}
+
+/// NULL is never final.
+fn time_at(times: &PrimitiveArray<TimestampMicrosecondType>, row: usize) -> i64 {
+    if times.is_valid(row) { times.value(row) } else { i64::MAX }
 }
 
 /// Where two columns of one type differ as SQL groups values (NULL equals NULL).

@@ -433,11 +433,10 @@ impl Session {
 
     /// Emits and forgets the sessions that the watermark has made final.
     fn close(&mut self, out: &mut dyn Collector) -> Result<()> {
-        loop {
-            let Some(ending) = &mut self.ending else { return Ok(()) };
-            let Some((end, noted)) = ending.panes.take_due() else { return Ok(()) };
-            let emits = ending.emits;
-            let mut closed = Vec::with_capacity(noted.len());
+        let Some(ending) = &mut self.ending else { return Ok(()) };
+        // All ends together: nearly each has one session.
+        let mut closed = Vec::new();
+        while let Some((end, noted)) = ending.panes.take_due() {
             for session in noted {
                 let s = session as usize;
                 // One that was joined to another, or whose number has been given to another.
@@ -447,21 +446,22 @@ impl Session {
                 let now = self.table.last[s].saturating_add(self.gap_us);
                 if now > end {
                     self.table.noted[s] = now;
-                    ending.panes.at(now).push(session);
+                    ending.panes.note([(now, session)]);
                 } else {
                     self.table.noted[s] = UNNOTED;
                     closed.push(session);
                 }
             }
-            if emits {
-                for chunk in closed.chunks(self.batch_rows) {
-                    self.emit(chunk, out)?;
-                }
-                self.inserts.flush(out)?;
-            }
-            self.forget(&closed)?;
-            closed.iter().for_each(|session| self.leave_partition(*session));
         }
+        if ending.emits {
+            for chunk in closed.chunks(self.batch_rows) {
+                self.emit(chunk, out)?;
+            }
+            self.inserts.flush(out)?;
+        }
+        self.forget(&closed)?;
+        closed.iter().for_each(|session| self.leave_partition(*session));
+        Ok(())
     }
 
     fn leave_partition(&mut self, session: u32) {
@@ -556,7 +556,7 @@ fn note_end(table: &mut Table, panes: &mut Panes, session: u32, gap_us: i64) {
     // The least number stands for "not noted"; nothing so early is ever due later than the next one.
     let end = end.max(UNNOTED + 1);
     table.noted[s] = end;
-    panes.at(end).push(session);
+    panes.note([(end, session)]);
 }
 
 impl ProcessFunction for Session {

@@ -473,7 +473,7 @@ impl ProcessFunction for Join {
             if side.counts_degrees {
                 holds.push_str(", matches per row");
             }
-            let bounded_by = side.expires.map(|_| "the watermark".to_string());
+            let bounded_by = side.expires().then(|| "the watermark".to_string());
             StateDeclaration { name, key: self.key_types.clone(), holds, bounded_by }
         };
         Declaration { states: vec![side(0, "left"), side(1, "right")], timers: false }

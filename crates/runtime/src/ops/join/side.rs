@@ -1,9 +1,8 @@
 //! One input of a join as state: its rows with their weights, chained by join key.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::{Diff, Error, Result, SqlState};
@@ -12,6 +11,7 @@ use plan::stream::TimeColumn;
 
 use super::kept::Kept;
 use crate::ops::cells::{BatchColumn, Bits};
+use crate::ops::panes::Panes;
 use crate::ops::row_table::{NONE, RowTable};
 
 /// How an arriving change finds the row that it adds to or takes from.
@@ -80,9 +80,8 @@ pub struct Side {
     pub ids: Vec<u32>,
     pub is_fresh: Vec<bool>,
     fresh: Vec<u32>,
-    /// When rows can be forgotten, and the rows by 2^[`PANE_BITS`] microseconds of that time.
-    pub expires: Option<TimeColumn>,
-    panes: BTreeMap<i64, Vec<u32>>,
+    /// When rows can be forgotten, by 2^[`PANE_BITS`] microseconds of that time.
+    expiring: Option<Panes>,
     /// What checkpoints know.
     pub kept: Kept,
 }
@@ -92,6 +91,32 @@ const PANE_BITS: u32 = 16;
 
 pub fn out_of_range() -> Error {
     Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
+}
+
+/// A row without a time stays until the end.
+fn time_at(times: &PrimitiveArray<TimestampMicrosecondType>, row: usize) -> i64 {
+    if times.is_valid(row) { times.value(row) } else { i64::MAX }
+}
+
+/// Sorts numbers of which each is there once. They mostly lie close together, and then are read from a set of bits.
+fn sort_descending(numbers: &mut Vec<u32>) {
+    let (Some(least), Some(most)) = (numbers.iter().min().copied(), numbers.iter().max().copied()) else { return };
+    let words = (most - least) as usize / 64 + 1;
+    if words > numbers.len() {
+        return numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+    }
+    let mut bits = vec![0u64; words];
+    for number in numbers.drain(..) {
+        let at = number - least;
+        bits[at as usize / 64] |= 1 << (at % 64);
+    }
+    for (n, mut word) in bits.into_iter().enumerate().rev() {
+        while word != 0 {
+            let highest = 63 - word.leading_zeros();
+            numbers.push(least + n as u32 * 64 + highest);
+            word &= !(1 << highest);
+        }
+    }
 }
 
 impl Side {
@@ -138,69 +163,52 @@ impl Side {
             ids: Vec::new(),
             is_fresh: Vec::new(),
             fresh: Vec::new(),
-            expires,
-            panes: BTreeMap::new(),
+            expiring: expires.map(|time| Panes::coarse(time, PANE_BITS)),
             kept,
         }
     }
 
-    /// Notes when the rows that the batch last applied has made will be over. One without a time stays until the end.
+    /// Notes when the rows that the batch last applied has made will be over.
     pub fn note_times(&mut self, batch: &RecordBatch) -> Result<()> {
-        let Some(expires) = self.expires else { return Ok(()) };
-        let times = batch.columns().get(expires.column);
+        let Some(expiring) = &mut self.expiring else { return Ok(()) };
+        let times = batch.columns().get(expiring.time.column);
         let times = times.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
         let times = times.ok_or_else(|| Error::internal("rows expire by a column that is no timestamp"))?;
-        let mut open: Option<(i64, &mut Vec<u32>)> = None;
-        for (i, (id, fresh)) in self.ids.iter().zip(&self.is_fresh).enumerate() {
-            if *fresh {
-                let time = if times.is_valid(i) { times.value(i) } else { i64::MAX };
-                let number = time >> PANE_BITS;
-                // Most rows belong where the one before them does.
-                match &mut open {
-                    Some((pane, rows)) if *pane == number => rows.push(*id),
-                    _ => {
-                        let rows = self.panes.entry(number).or_default();
-                        rows.push(*id);
-                        open = Some((number, rows));
-                    }
-                }
-            }
-        }
+        let fresh = self.ids.iter().zip(&self.is_fresh).enumerate().filter(|(_, (_, fresh))| **fresh);
+        expiring.note(fresh.map(|(i, (id, _))| (time_at(times, i), *id)));
         Ok(())
+    }
+
+    /// Whether rows leave when the watermark says so.
+    pub fn expires(&self) -> bool {
+        self.expiring.is_some()
     }
 
     /// Takes out the rows whose time is over when the watermark is at `watermark_us`, for [`forget`](Self::forget); the highest number
     /// comes first.
     pub fn take_over(&mut self, watermark_us: i64) -> Result<Vec<u32>> {
         let mut over = Vec::new();
-        let Some(expires) = self.expires else { return Ok(over) };
-        while let Some(pane) = self.panes.first_entry() {
-            // The newest time of the pane; of the last one, the end of time.
-            let newest = pane.key().checked_add(1).and_then(|next| next.checked_mul(1 << PANE_BITS));
-            let newest = newest.map_or(i64::MAX, |next| next - 1);
-            if newest.saturating_add(expires.after_us) > watermark_us {
-                break;
-            }
-            let (number, mut rows) = pane.remove_entry();
+        let Some(expiring) = &mut self.expiring else { return Ok(over) };
+        while let Some((pane, mut rows)) = expiring.take_until(watermark_us) {
             if self.find != Find::New {
                 // Rows may have gone before, and others taken their numbers.
                 rows.sort_unstable();
                 rows.dedup();
                 rows.retain(|row| self.weights[*row as usize] != 0);
-                let times = self.rows.gather(expires.column, &rows)?;
+                let times = self.rows.gather(expiring.time.column, &rows)?;
                 let times = times.as_primitive::<TimestampMicrosecondType>();
                 let mut i = 0;
                 rows.retain(|_| {
-                    let time = if times.is_valid(i) { times.value(i) } else { i64::MAX };
+                    let time = time_at(times, i);
                     i += 1;
-                    time >> PANE_BITS == number
+                    expiring.pane_of(time) == pane
                 });
             }
             over.append(&mut rows);
         }
         // Numbers that become free are given again last first: so rows that come together lie beside each other, whatever
-        // order those before them came in. Panes are rows in order, which makes this cheap.
-        over.sort_by_key(|row| std::cmp::Reverse(*row));
+        // order those before them came in.
+        sort_descending(&mut over);
         Ok(over)
     }
 
@@ -481,7 +489,28 @@ impl Side {
         let per_row = self.weights.capacity() * 8
             + self.degrees.capacity() * 8
             + (self.keys.capacity() + self.next.capacity() + self.prev.capacity() + self.before_at.capacity()) * 4;
-        let panes = self.panes.values().map(|p| 64 + p.capacity() * 4).sum::<usize>();
+        let panes = self.expiring.as_ref().map_or(0, Panes::bytes);
         self.rows.bytes() + self.kept.bytes() + per_row + panes + self.heads.capacity() * 4 + self.totals.capacity() * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_sorted_close_together_and_far_apart() {
+        for step in [1, 3, 64, 65, 1000, 4_000_000] {
+            for count in [0u32, 1, 2, 63, 64, 65, 1000] {
+                let offset = u32::MAX - step * 1000;
+                let descending: Vec<u32> = (0..count).rev().map(|n| offset + n * step).collect();
+                let mut numbers: Vec<u32> = (0..count).map(|n| offset + (n * 7 % count) * step).collect();
+                if count % 7 == 0 {
+                    numbers = descending.iter().rev().copied().collect();
+                }
+                sort_descending(&mut numbers);
+                assert_eq!(numbers, descending, "{count} numbers {step} apart");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::DataType;
 use flow::{ChangeBatch, Epoch, SlotId, SqlState};
-use plan::stream::{AggCall, AggFunction};
+use plan::stream::{AggCall, AggFunction, TimeClock, TimeColumn};
 use plan::{ChangeKind, TaskOp};
 
 use super::*;
@@ -393,4 +393,48 @@ fn state_is_freed_with_the_rows() {
         sizes.push(function.state_bytes());
     }
     assert!(sizes[11] <= sizes[1] * 2 + (4 << 20), "{sizes:?}");
+}
+
+/// Times are often so fine that hardly two windows end together; what is final at once must come out together all the same.
+#[test]
+fn what_is_final_at_once_comes_out_in_batches_in_order_of_time() {
+    let time = DataType::Timestamp(TimeUnit::Microsecond, None);
+    let final_at = |column, after_us| TimeColumn { column, after_us, clock: TimeClock::Event };
+    let input = schema(&[DataType::Int64, time.clone()]);
+    let group = vec![0, 1];
+    let held = TaskOp::EmitOnClose { time: final_at(1, 1) };
+    let grouped = |input_kind| {
+        let closes = Some(final_at(1, 1));
+        TaskOp::Aggregate { group: group.clone(), calls: vec![], input_kind, closes, on_close: true }
+    };
+    let closes = Some(final_at(2, 0));
+    let session = TaskOp::Session { keys: vec![0], time: 1, gap_us: 5, calls: vec![], closes, on_close: true };
+    let cases = [
+        (grouped(ChangeKind::AppendOnly), input.clone()),
+        (grouped(ChangeKind::Retract), input.clone()),
+        (held, input.clone()),
+        (session, schema(&[DataType::Int64, time.clone(), time])),
+    ];
+    for (op, output) in cases {
+        let task = Task {
+            id: TaskId(1),
+            op: op.clone(),
+            inputs: Vec::new(),
+            schema: output,
+            change_kind: ChangeKind::AppendOnly,
+        };
+        let mut function =
+            instantiate(&task, std::slice::from_ref(&input), &OpContext { batch_rows: 64, ..context() }).unwrap();
+        // A thousand keys, each with a time of its own; the latest come first.
+        let rows: Vec<(Row, i64)> = (0..1000).rev().map(|n| (vec![int(n), int(10 * n)], 1)).collect();
+        let mut out: Vec<ChangeBatch> = Vec::new();
+        function.process(0, batch(&input, &rows), &mut out).unwrap();
+        function.finish_epoch(Epoch(1), &mut out).unwrap();
+        assert!(out.is_empty(), "{op:?}");
+        function.on_watermark(0, 6400).unwrap();
+        function.finish_epoch(Epoch(2), &mut out).unwrap();
+        let emitted: Vec<i128> = out.iter().flat_map(rows_of).map(|(row, _)| row[0].as_int()).collect();
+        assert_eq!(emitted, (0..640).collect::<Vec<i128>>(), "{op:?}");
+        assert!(out.len() <= 10, "{} batches by {op:?}", out.len());
+    }
 }
