@@ -18,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Ticks of a second in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--workers N[,N]] [--splits N] [--runs N] [--cores all|slots] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
+pub const USAGE: &str = "cargo xtask bench nexmark [--query q0,q1,…] [--events N] [--event-rate N[,N]] [--slots N[,N]] [--workers N[,N]] [--splits N] [--runs N] [--cores all|slots] [--copies N] [--rows full|pruned] [--input generator|ndjson|csv|parquet] [--binary PATH] [--csv FILE]";
 
 /// What the command line chooses.
 struct Choice {
@@ -35,6 +35,8 @@ struct Choice {
     /// The process gets as many cores as it has slots, so that one slot and two are compared as two machines would be; else it
     /// gets all, and with one slot its readers, clock and sinks have the others.
     core_per_slot: bool,
+    /// So many processes with one slot each side by side, each on a core of its own and with all events: how far the machine itself goes.
+    copies: u64,
     /// Every event of every kind with all of its columns, whatever the query reads; or only what it reads.
     full_rows: bool,
     input: Input,
@@ -89,6 +91,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
         splits: None,
         runs: RUNS,
         core_per_slot: false,
+        copies: 0,
         full_rows: true,
         input: Input::Generator,
         binary: None,
@@ -107,6 +110,7 @@ pub fn run(args: impl Iterator<Item = String>) -> std::result::Result<(), String
             "--splits" => choice.splits = Some(number(&value)?),
             "--runs" => choice.runs = number(&value)?.max(1),
             "--cores" if value == "all" || value == "slots" => choice.core_per_slot = value == "slots",
+            "--copies" => choice.copies = number(&value)?,
             "--rows" if value == "full" || value == "pruned" => choice.full_rows = value == "full",
             "--input" => {
                 let known = Input::ALL.into_iter().find(|input| input.name() == value);
@@ -167,7 +171,9 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
         let files = files(choice, *event_rate)?;
         for query in &choice.queries {
             let pairs = choice.slots.iter().flat_map(|slots| choice.workers.iter().map(|workers| (*slots, *workers)));
-            let places = pairs.map(|(slots, workers)| Slots::new(slots, workers)).collect::<Result<Vec<Slots>>>()?;
+            let mut places =
+                pairs.map(|(slots, workers)| Slots::new(slots, workers)).collect::<Result<Vec<Slots>>>()?;
+            places.extend((choice.copies > 0).then_some(Slots { slots: 1, workers: 0, copies: choice.copies }));
             let scripts = places.iter().map(|place| {
                 let splits = choice.splits.unwrap_or(place.slots);
                 script(query, folder, choice, splits, *event_rate, files.as_deref())
@@ -180,12 +186,13 @@ fn measure(choice: &Choice, binary: &Path, folder: &Path) -> Result<String> {
                     runs.push(one(binary, script, *place, choice.core_per_slot)?);
                 }
             }
-            for (mut runs, Slots { slots, workers }) in all.into_iter().zip(places) {
+            for (mut runs, Slots { slots, workers, copies }) in all.into_iter().zip(places) {
                 runs.sort_by(|a, b| a.wall_s.total_cmp(&b.wall_s));
                 let wall_s = runs[runs.len() / 2].wall_s;
                 runs.sort_by(|a, b| a.cpu_s.total_cmp(&b.cpu_s));
                 let (best, median, worst) = (runs[0], runs[runs.len() / 2], runs[runs.len() - 1]);
-                let events = choice.events as f64;
+                let events = (choice.events * copies.max(1)) as f64;
+                let slots = if copies > 0 { format!("{copies} x {slots}") } else { slots.to_string() };
                 let range = format!("{:.0} – {:.0}", events / worst.cpu_s, events / best.cpu_s);
                 println!(
                     "{query:<10} {event_rate:>10} {slots:>5} {workers:>7} {:>12.0} {:>14.0} {range:>29} {:>8.2} {:>8} {:>10.1}",
@@ -320,6 +327,8 @@ fn columns(table: &str) -> &'static str {
 struct Slots {
     slots: u64,
     workers: u64,
+    /// So many processes with these slots, each on cores of its own; 0: one, where it likes.
+    copies: u64,
 }
 
 impl Slots {
@@ -328,7 +337,7 @@ impl Slots {
         if workers > 0 && !slots.is_multiple_of(workers) {
             return Err(format!("{slots} slots cannot be divided among {workers} workers").into());
         }
-        Ok(Slots { slots, workers })
+        Ok(Slots { slots, workers, copies: 0 })
     }
 }
 
@@ -349,6 +358,7 @@ pub fn side_by_side(options: &super::Options, report: &mut super::measure::Repor
         splits: None,
         runs: options.rounds_or(RUNS).max(1),
         core_per_slot: false,
+        copies: 0,
         full_rows: false,
         input: Input::Generator,
         binary: None,
@@ -376,16 +386,36 @@ pub fn side_by_side(options: &super::Options, report: &mut super::measure::Repor
 }
 
 fn one(binary: &Path, script: &str, place: Slots, core_per_slot: bool) -> Result<Run> {
-    let Slots { slots, workers } = place;
+    if place.copies == 0 {
+        return one_process(binary, script, place, core_per_slot.then_some(0));
+    }
+    let run = |copy: u64| one_process(binary, script, place, Some(copy * place.slots)).map_err(|e| e.to_string());
+    let runs = std::thread::scope(|scope| {
+        let copies: Vec<_> = (0..place.copies).map(|copy| scope.spawn(move || run(copy))).collect();
+        let ended = copies.into_iter().map(|copy| copy.join().map_err(|_| "a copy has panicked".to_string()).flatten());
+        ended.collect::<std::result::Result<Vec<Run>, String>>()
+    })?;
+    let together = |a: Run, b: Run| Run {
+        wall_s: a.wall_s.max(b.wall_s),
+        cpu_s: a.cpu_s + b.cpu_s,
+        peak_mb: a.peak_mb + b.peak_mb,
+        written_mb: a.written_mb + b.written_mb,
+    };
+    runs.into_iter().reduce(together).ok_or_else(|| "no copy".into())
+}
+
+/// `core`: the first of as many cores as it has slots; it gets no others.
+fn one_process(binary: &Path, script: &str, place: Slots, core: Option<u64>) -> Result<Run> {
+    let Slots { slots, workers, .. } = place;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("query.sql");
     std::fs::write(&file, script)?;
     let log = std::fs::File::create(folder.path().join("log"))?;
     let start = now();
     let mut command = Command::new(binary);
-    if core_per_slot {
+    if let Some(core) = core {
         command = Command::new("taskset");
-        command.args(["--cpu-list", &format!("0-{}", slots.max(1) - 1)]).arg(binary);
+        command.args(["--cpu-list", &format!("{core}-{}", core + slots.max(1) - 1)]).arg(binary);
     }
     command.args(["run", "--quiet"]);
     if workers > 0 {
