@@ -171,6 +171,9 @@ pub struct Clock {
     sink_backlogs: RwLock<HashMap<RelationId, Arc<AtomicUsize>>>,
     /// Bytes of input that jobs which no epoch waits for have before them; nothing for those that have none.
     ahead_of: RwLock<HashMap<RelationId, usize>>,
+    /// Views that catch up and that their sources wait for; see [`set_catch_up_max`](Clock::set_catch_up_max).
+    waited_for: RwLock<HashSet<RelationId>>,
+    catch_up_max: AtomicUsize,
     /// Whether sources wait for sinks whoever else reads them: where one script owns everything.
     sources_wait: AtomicBool,
     open: RwLock<Epoch>,
@@ -209,6 +212,8 @@ impl Clock {
             sink_backlog: Arc::default(),
             sink_backlogs: RwLock::default(),
             ahead_of: RwLock::default(),
+            waited_for: RwLock::default(),
+            catch_up_max: AtomicUsize::new(usize::MAX),
             sources_wait: AtomicBool::new(false),
             open: RwLock::new(first),
             pending: Mutex::default(),
@@ -311,8 +316,12 @@ impl Clock {
         self.sink_backlogs.write().remove(&sink);
     }
 
-    /// Whether none of these jobs keeps up, and no epoch waits for any: nobody else sees it when what they read comes later.
+    /// Whether a source that these jobs read should wait: none of them keeps up, and no epoch waits for any, so that nobody else sees it
+    /// when what they read comes later; or what waits for one that catches up would take too much memory.
     pub fn are_behind(&self, jobs: &HashSet<RelationId>) -> bool {
+        if !self.waited_for.read().is_disjoint(jobs) {
+            return true;
+        }
         let ahead_of = self.ahead_of.read();
         if ahead_of.is_empty() && self.sink_backlog.load(Ordering::Relaxed) <= BACKLOG_BYTES_MAX {
             return false;

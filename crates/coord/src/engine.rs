@@ -74,6 +74,9 @@ pub struct EngineConfig {
 }
 
 /// The shortest time between two checkpoints.
+/// So much of the memory may be taken by input that waits for views which catch up, or at least this; then their sources wait for them.
+const CATCH_UP_SHARE: usize = 4;
+const CATCH_UP_MIN: usize = 64 << 20;
 const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(250);
 
 /// Reads how often checkpoints are taken. Errors: `22023`.
@@ -260,6 +263,7 @@ impl Engine {
         let worker = execution.start_slots(config.slots, shared.clone(), reports)?;
         let (pins, tables) = (Pins::new(), Arc::new(RwLock::new(recovered.tables)));
         let compaction = Compaction::new(&log, &pins, &tables, &locks, &execution, config.log_bytes_min);
+        clock.set_catch_up_max((budget.limit() / CATCH_UP_SHARE).max(CATCH_UP_MIN));
         let sources = Sources::new(Arc::clone(&execution), Arc::clone(&clock), shared.clone(), config.slots);
         let sources = Arc::new(sources);
         let sinks = Sinks::new(Arc::clone(&execution), Arc::clone(&clock), config.time.clone(), config.slots);

@@ -1,8 +1,11 @@
 //! How much input lies before the jobs that no epoch waits for: those that catch up, and sinks.
 //!
-//! An epoch is not held up by them, so nothing else would keep a fast source from laying all that it has before a slow job.
+//! An epoch is not held up by them, so nothing else would keep a fast source from laying all that it has before a slow job. A source
+//! that all of them lag behind waits; one that others read too waits only if views that catch up would take too much memory, and then
+//! until they have caught up: to fail them, or others with them, would be worse than to come later for once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
 
 use flow::{Epoch, RelationId};
 
@@ -47,6 +50,7 @@ impl ClockLoop {
     pub(super) fn note_lags(&mut self) {
         let mut oldest = self.cut;
         let mut ahead_of = HashMap::new();
+        let (mut catching_up, mut before_views) = (HashSet::new(), 0);
         for job in self.jobs.values().filter(|job| !job.attached) {
             // While it back-fills, all that has come since its start waits.
             let done = job.finished_epoch().unwrap_or(Epoch(job.first.0 - 1));
@@ -54,10 +58,15 @@ impl ClockLoop {
             if bytes > 0 {
                 ahead_of.insert(job.relation, bytes);
             }
+            if job.is_view {
+                catching_up.insert(job.relation);
+                before_views += bytes;
+            }
             oldest = oldest.min(done);
         }
         self.sent.forget(oldest);
         self.clock.set_ahead_of(ahead_of);
+        self.clock.set_catching_up(catching_up, before_views);
     }
 }
 
@@ -65,6 +74,20 @@ impl super::Clock {
     fn set_ahead_of(&self, ahead_of: HashMap<RelationId, usize>) {
         if *self.ahead_of.read() != ahead_of {
             *self.ahead_of.write() = ahead_of;
+        }
+    }
+
+    /// How many bytes of input may lie before all views that catch up until the sources that they read wait for them.
+    pub fn set_catch_up_max(&self, bytes: usize) {
+        self.catch_up_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// These views catch up, with so much input before them all.
+    fn set_catching_up(&self, views: HashSet<RelationId>, bytes: usize) {
+        if bytes > self.catch_up_max.load(Ordering::Relaxed) {
+            *self.waited_for.write() = views;
+        } else if !self.waited_for.read().is_subset(&views) {
+            self.waited_for.write().retain(|view| views.contains(view));
         }
     }
 }

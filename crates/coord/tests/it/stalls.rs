@@ -405,6 +405,37 @@ async fn a_source_waits_for_the_slow_query_of_a_sink() {
     instance.close().await;
 }
 
+/// What comes while a new view back-fills waits for it in memory. A source that others read too goes on for them, but not until there
+/// is no memory left for anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_waits_for_a_new_view_before_the_memory_is_full() {
+    let folder = scratch();
+    let instance = Instance::with_memory(folder.path(), 2, 1024, 256 << 20);
+    let mut s = instance.session();
+    let long = "x".repeat(4000);
+    ok(
+        &mut s,
+        &format!(
+            "CREATE SOURCE g (n bigint, x text) WITH (connector = 'datagen', fields.n.kind = 'sequence', fields.x.values = '{long}')"
+        ),
+    )
+    .await;
+    ok(&mut s, "CREATE MATERIALIZED VIEW fast AS SELECT count(*) AS n, max(x) AS x FROM g").await;
+    let before = wait_for_source(&mut s, "g", "running", 20_000).await;
+    let create = "CREATE MATERIALIZED VIEW slow AS SELECT n % 7 AS k, max(md5(x || n)) AS m FROM g GROUP BY n % 7";
+    // 64 MiB at 4 kB a row come before it is waited for, of the 256 that there are.
+    let mut other = instance.session();
+    tokio::join!(ok(&mut s, create), wait_for_source(&mut other, "g", "backpressured", before));
+    // Then it goes on for both.
+    let after = wait_for_source(&mut s, "g", "running", 0).await;
+    wait_for_source(&mut s, "g", "running", after + 1).await;
+    for view in [".fast", ".slow"] {
+        assert_eq!(job(&mut s, view).await[1..], ["NULL", "NULL"], "{view}");
+    }
+    drop((s, other));
+    instance.close().await;
+}
+
 /// Two servers that were given one bucket: the second has no effect on the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_of_another_data_directory_are_refused() {
