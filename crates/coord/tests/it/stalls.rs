@@ -377,20 +377,20 @@ async fn a_source_waits_for_the_sink_that_alone_reads_it() {
     instance.close().await;
 }
 
+/// A source `g` of rows of 4 kB, as fast as they are read.
+async fn create_long_rows(s: &mut Session) {
+    let columns = "fields.n.kind = 'sequence', fields.x.values";
+    let long = "x".repeat(4000);
+    ok(s, &format!("CREATE SOURCE g (n bigint, x text) WITH (connector = 'datagen', {columns} = '{long}')")).await;
+}
+
 /// A sink is no reason to hold up epochs, so a fast source that nobody else reads has to wait for what computes the sink's rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_waits_for_the_slow_query_of_a_sink() {
     let folder = scratch();
     let instance = Instance::with_memory(folder.path(), 2, 1024, 384 << 20);
     let mut s = instance.session();
-    let long = "x".repeat(4000);
-    ok(
-        &mut s,
-        &format!(
-            "CREATE SOURCE g (n bigint, x text) WITH (connector = 'datagen', fields.n.kind = 'sequence', fields.x.values = '{long}')"
-        ),
-    )
-    .await;
+    create_long_rows(&mut s).await;
     let slow = (0..2).map(|n| format!("max(md5(x || n || '{n}')) AS m{n}")).collect::<Vec<_>>().join(", ");
     let sink =
         format!("CREATE SINK k AS SELECT n % 7 AS k, {slow} FROM g GROUP BY n % 7 WITH (connector = 'blackhole')");
@@ -412,14 +412,7 @@ async fn a_source_waits_for_a_new_view_before_the_memory_is_full() {
     let folder = scratch();
     let instance = Instance::with_memory(folder.path(), 2, 1024, 256 << 20);
     let mut s = instance.session();
-    let long = "x".repeat(4000);
-    ok(
-        &mut s,
-        &format!(
-            "CREATE SOURCE g (n bigint, x text) WITH (connector = 'datagen', fields.n.kind = 'sequence', fields.x.values = '{long}')"
-        ),
-    )
-    .await;
+    create_long_rows(&mut s).await;
     ok(&mut s, "CREATE MATERIALIZED VIEW fast AS SELECT count(*) AS n, max(x) AS x FROM g").await;
     let before = wait_for_source(&mut s, "g", "running", 20_000).await;
     let create = "CREATE MATERIALIZED VIEW slow AS SELECT n % 7 AS k, max(md5(x || n)) AS m FROM g GROUP BY n % 7";

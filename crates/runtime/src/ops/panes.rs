@@ -5,11 +5,19 @@
 
 use std::collections::BTreeMap;
 
+use arrow::array::{Array, PrimitiveArray};
+use arrow::datatypes::TimestampMicrosecondType;
 use flow::process::WATERMARK_START;
 use plan::stream::{TimeClock, TimeColumn};
 
 /// Bytes that a pane is reckoned at beside its pieces.
 const PANE_BYTES: usize = 64;
+
+/// The value of a time column by which a row is noted: NULL is never final.
+#[inline(always)]
+pub fn time_at(times: &PrimitiveArray<TimestampMicrosecondType>, row: usize) -> i64 {
+    if times.is_valid(row) { times.value(row) } else { i64::MAX }
+}
 
 pub struct Panes {
     pub time: TimeColumn,

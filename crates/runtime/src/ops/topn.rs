@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, PrimitiveArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortOptions, take};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use flow::hash::hash_columns;
@@ -27,7 +27,7 @@ use super::aggregate::check_append_only;
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types, record};
 use super::multiset::Multiset;
-use super::panes::Panes;
+use super::panes::{Panes, time_at};
 use super::row_table::RowTable;
 use super::tracked::{Tracked, check_restored};
 use super::{OpContext, changelog_violation};
@@ -415,8 +415,7 @@ impl TopN {
             let Closing { panes, times: of, .. } = closing;
             panes.note(self.fresh.iter().map(|i| {
                 let (row, id) = (*i as usize, self.ids[*i as usize]);
-                // NULL is never final.
-                let time = if times.is_valid(row) { times.value(row) } else { i64::MAX };
+                let time = time_at(times, row);
                 of[id as usize] = time;
                 (time, id)
             }));

@@ -31,7 +31,7 @@ use plan::stream::{AggCall, AggFunction, TimeClock, TimeColumn};
 
 use super::cells::{BatchColumn, Bits};
 use super::emit::{Outbox, check_types};
-use super::panes::Panes;
+use super::panes::{Panes, time_at};
 use super::row_table::RowTable;
 use super::{OpContext, changelog_violation};
 use accumulate::{Accumulator, Counts, accumulator};
@@ -429,11 +429,6 @@ pub struct Closes {
 fn times_of(column: Option<&ArrayRef>) -> Result<&PrimitiveArray<TimestampMicrosecondType>> {
     let times = column.and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
     times.ok_or_else(|| Error::internal("a window is closed by a column that is no timestamp"))
-}
-
-/// NULL is never final.
-fn time_at(times: &PrimitiveArray<TimestampMicrosecondType>, row: usize) -> i64 {
-    if times.is_valid(row) { times.value(row) } else { i64::MAX }
 }
 
 /// Where two columns of one type differ as SQL groups values (NULL equals NULL).

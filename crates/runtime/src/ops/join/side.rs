@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use flow::hash::hash_columns;
 use flow::{Diff, Error, Result, SqlState};
@@ -11,7 +11,7 @@ use plan::stream::TimeColumn;
 
 use super::kept::Kept;
 use crate::ops::cells::{BatchColumn, Bits};
-use crate::ops::panes::Panes;
+use crate::ops::panes::{Panes, time_at};
 use crate::ops::row_table::{NONE, RowTable};
 
 /// How an arriving change finds the row that it adds to or takes from.
@@ -91,11 +91,6 @@ const PANE_BITS: u32 = 16;
 
 pub fn out_of_range() -> Error {
     Error::new(SqlState::NumericValueOutOfRange, "the multiplicity of a row is out of range")
-}
-
-/// A row without a time stays until the end.
-fn time_at(times: &PrimitiveArray<TimestampMicrosecondType>, row: usize) -> i64 {
-    if times.is_valid(row) { times.value(row) } else { i64::MAX }
 }
 
 /// Sorts numbers of which each is there once. They mostly lie close together, and then are read from a set of bits.
